@@ -1,0 +1,58 @@
+"""The platform class: CPU tensors, gloo, torch_native attention, no kernels."""
+
+import os
+
+import psutil
+import torch
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+
+class ExtCpuPlatform(SRTPlatform):
+    """Runs the unmodified engine on a plain CPU, without sgl-kernel.
+
+    It is an out-of-tree platform rather than SGLang's own CPU one because that
+    one requires the AMX operators of sgl-kernel.
+    """
+
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+    capabilities = PlatformCapabilities()
+
+    def get_default_attention_backend(self) -> str:
+        """The only attention backend that is pure torch."""
+        return "torch_native"
+
+    def get_device_total_memory(self, device_id: int = 0) -> int:
+        """Total machine memory in bytes."""
+        return int(psutil.virtual_memory().total)
+
+    def get_current_memory_usage(self, device: torch.device | None = None) -> float:
+        """Machine memory in use, in bytes."""
+        memory = psutil.virtual_memory()
+        return float(memory.total - memory.available)
+
+    def get_device(self, device_id: int = 0) -> str:
+        """All ranks share the one CPU device."""
+        return "cpu"
+
+    def set_device(self, device: torch.device) -> None:
+        """Nothing to select."""
+
+    def get_device_name(self, device_id: int = 0) -> str:
+        """Name shown in logs."""
+        return "cpu"
+
+    def get_device_uuid(self, device_id: int = 0) -> str:
+        """A CPU has no uuid; the host name is stable and unique enough."""
+        return os.uname().nodename
+
+    def get_available_memory(self, device_id: int = 0) -> tuple[int, int]:
+        """(free, total) bytes."""
+        memory = psutil.virtual_memory()
+        return memory.available, memory.total
+
+    def get_torch_distributed_backend_str(self) -> str:
+        """Collectives between CPU ranks."""
+        return "gloo"

@@ -1,0 +1,1 @@
+"""The only package that imports sglang (besides the entry points in ``plugin``)."""

@@ -1,0 +1,123 @@
+"""The core's device pool over SGLang's hybrid sliding-window allocator."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import ABSENT, Slots
+from sglang_ext.core.geometry import Geometry
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+
+
+class SlotIndices:
+    """Translates between slots of the table and token indices of the engine.
+
+    A slot is one device page; the token indices of slot s are
+    ``[s * device_page, (s + 1) * device_page)``.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._page = geometry.device_page
+        self._slots_per_page = geometry.slots_per_page
+        self._offsets = np.arange(self._page, dtype=np.int64)
+
+    def tokens(self, slots: Slots) -> torch.Tensor:
+        """All token indices, int64 on the CPU, in page order."""
+        first = slots.reshape(-1, 1).astype(np.int64) * self._page
+        return torch.from_numpy((first + self._offsets).reshape(-1))
+
+    def first_tokens(self, slots: Slots) -> torch.Tensor:
+        """The first token index of each slot, int64 on the CPU."""
+        return torch.from_numpy(slots.reshape(-1).astype(np.int64) * self._page)
+
+    def slots(self, tokens: torch.Tensor) -> Slots:
+        """Slots (pages, slots_per_page) of whole pages of token indices."""
+        first: NDArray[np.int64] = tokens[:: self._page].cpu().numpy() // self._page
+        return first.reshape(-1, self._slots_per_page).astype(np.int32)
+
+
+class EngineDevicePool:
+    """DevicePool (see ``core.ports``) over ``SWATokenToKVPoolAllocator``."""
+
+    def __init__(self, allocator: "SWATokenToKVPoolAllocator", geometry: Geometry) -> None:
+        self._allocator = allocator
+        self._device = allocator.device
+        self._page_tokens = geometry.page_tokens
+        self._indices = SlotIndices(geometry)
+
+    def free_pages(self) -> int:
+        """See DevicePool."""
+        return int(self._allocator.full_available_size()) // self._page_tokens
+
+    def free_window_pages(self) -> int:
+        """See DevicePool."""
+        return int(self._allocator.swa_available_size()) // self._page_tokens
+
+    def allocate(self, pages: int) -> Slots | None:
+        """See DevicePool."""
+        tokens = self._allocator.full_attn_allocator.alloc(pages * self._page_tokens)
+        return None if tokens is None else self._indices.slots(tokens)
+
+    def allocate_window(self, pages: int) -> Slots | None:
+        """See DevicePool."""
+        tokens = self._allocator.swa_attn_allocator.alloc(pages * self._page_tokens)
+        return None if tokens is None else self._indices.slots(tokens)
+
+    def bind_window(self, full: Slots, swa: Slots) -> None:
+        """See DevicePool."""
+        self._allocator.set_full_to_swa_mapping(self._tokens(full), self._tokens(swa))
+
+    def move_window(self, source: Slots, target: Slots, swa: Slots) -> None:
+        """See DevicePool."""
+        self._allocator.clear_full_to_swa_mapping(self._tokens(source))
+        self.bind_window(target, swa)
+
+    def release(self, full: Slots) -> None:
+        """See DevicePool."""
+        self._allocator.free_full(self._first_tokens(full))
+
+    def release_window(self, full: Slots, swa: Slots) -> None:
+        """See DevicePool. The engine finds the peers through its map."""
+        self._allocator.free_swa(self._first_tokens(full))
+
+    def owned_slots(self, tokens: torch.Tensor) -> tuple[Slots, Slots]:
+        """Slots of whole pages that a request owns, and their peers.
+
+        A page whose window has moved on in part gives back the rest of its peers:
+        half of a page's window is of no use.
+
+        Args:
+            tokens: token indices of whole pages, on the device.
+
+        Returns:
+            (full, swa), each (pages, slots_per_page); swa is ABSENT where a page has
+            no peer.
+        """
+        full = self._indices.slots(tokens)
+        peers = self._allocator.full_to_swa_index_mapping[tokens.to(torch.int64)]
+        swa = self._indices.slots(peers)
+        # slot 0 is the engine's padding: a peer of 0 means none
+        lost = (swa == 0).any(axis=1)
+        partial = lost & (swa != 0).any(axis=1)
+        if partial.any():
+            self._free_peers(full[partial], swa[partial])
+        swa[lost] = ABSENT
+        return full, swa
+
+    def _free_peers(self, full: Slots, swa: Slots) -> None:
+        live = full.reshape(-1)[swa.reshape(-1) != 0]
+        self._allocator.free_swa(self._first_tokens(live))
+
+    def tokens(self, slots: Slots) -> torch.Tensor:
+        """All token indices of ``slots``, int64 on the device."""
+        return self._tokens(slots)
+
+    def _tokens(self, slots: Slots) -> torch.Tensor:
+        return self._indices.tokens(slots).to(self._device)
+
+    def _first_tokens(self, slots: Slots) -> torch.Tensor:
+        return self._indices.first_tokens(slots).to(self._device)

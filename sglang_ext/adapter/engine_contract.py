@@ -1,0 +1,95 @@
+"""What the adapter relies on in the engine, pinned and checked at start.
+
+SGLang's internals change with every 0.5.x release, so a version window without a
+signature check is not safe. Parameter names are compared, not annotations.
+"""
+
+import inspect
+import pkgutil
+
+ENGINE_VERSION = "0.5.23"
+
+SIGNATURES: dict[str, str] = {
+    "sglang.srt.mem_cache.registry.register_radix_cache_backend": "name factory",
+    "sglang.srt.mem_cache.registry.default_radix_cache_factory": "ctx",
+    "sglang.srt.server_args.ServerArgs.resolve_once": "self",
+    "sglang.srt.arg_groups.overrides.resolving_view": "server_args",
+    # calls of the engine into a tree cache, as its base class declares them
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.match_prefix": "self params",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.checkpoint": "self req up_to kwargs",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.evict": "self params",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.inc_lock_ref": "self node",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.dec_lock_ref": "self node params",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.path_device_indices": "self node",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.init_load_back": "self params",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.dfs_weight_order": "self node_handles",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.root_node_handle": "self extra_key",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.touch_prefix": "self key",
+    # calls of ours into the engine
+    "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.free_full": "self free_index",
+    "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.free_swa": "self free_index",
+    "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.set_full_to_swa_mapping": (
+        "self full_indices swa_indices"
+    ),
+    "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.clear_full_to_swa_mapping": (
+        "self full_indices"
+    ),
+    "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler.build_hybrid_swa_group": (
+        "page_size full_kv_pool swa_kv_pool full_layer_mapping swa_layer_mapping use_mla "
+        "kv_host_size swa_host_size host_full_evict_fn host_swa_evict_fn device_swa_evict_fn "
+        "swa_attn_allocator mtp_full_device_pools mtp_swa_device_pools "
+        "mtp_swa_full_device_pools transfer_layer_id_max"
+    ),
+    "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler._split_hicache_size": (
+        "hicache_size kv_pools"
+    ),
+    "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.load_to_device_per_layer": (
+        "self device_pool host_indices device_indices layer_id io_backend is_draft"
+    ),
+    "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.backup_from_device_all_layer": (
+        "self device_pool host_indices device_indices io_backend"
+    ),
+    "sglang.srt.mem_cache.pool_host.base.HostKVCache.alloc": "self need_size",
+    "sglang.srt.mem_cache.pool_host.base.HostKVCache.free": "self indices",
+    "sglang.srt.managers.tp_worker.TpModelWorker.register_hicache_layer_transfer_counter": (
+        "self counter"
+    ),
+}
+
+
+def version_problem() -> str | None:
+    """Why this engine version does not fit, or None. Cheap."""
+    import sglang
+
+    if sglang.__version__ != ENGINE_VERSION:
+        return (
+            f"this release works with sglang {ENGINE_VERSION}, "
+            f"but sglang {sglang.__version__} is installed"
+        )
+    return None
+
+
+def problem() -> str | None:
+    """Why this engine does not fit, signatures included, or None. Imports much of it."""
+    if (problem := version_problem()) is not None:
+        return problem
+    differences = [
+        difference
+        for path, expected in SIGNATURES.items()
+        if (difference := _compare(path, expected)) is not None
+    ]
+    if differences:
+        return "the engine differs from what this release expects: " + "; ".join(differences)
+    return None
+
+
+def _compare(path: str, expected: str) -> str | None:
+    try:
+        # unwrap: a hook of another plugin may wrap the function, decorators too
+        function = inspect.unwrap(pkgutil.resolve_name(path))
+    except (ImportError, AttributeError) as error:
+        return f"{path} is missing ({error})"
+    actual = " ".join(inspect.signature(function).parameters)
+    if actual != expected:
+        return f"{path} takes ({actual}), expected ({expected})"
+    return None

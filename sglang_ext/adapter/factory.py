@@ -1,0 +1,149 @@
+"""Builds the cache from the engine's context."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.device_pool import EngineDevicePool
+from sglang_ext.adapter.host_pools import (
+    EngineCopies,
+    EngineHostPool,
+    build_host_group,
+    layers_by_component,
+)
+from sglang_ext.adapter.prefix_cache import SwaHiCache
+from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.config import BACKEND
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.index import CacheIndex, HostTier, Limits
+from sglang_ext.errors import StartupError
+from sglang_ext.transfer.cpu import CpuTransferEngine
+from sglang_ext.transfer.cuda import CudaTransferEngine
+from sglang_ext.transfer.job import TransferEngine
+from sglang_ext.transfer.layer_counter import LayerDoneCounter
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
+    from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+_PINNED_SHARE = 4
+"""Backups in flight may pin one in this many device pages."""
+
+
+def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
+    """The cache for this model; the engine's own disabled one if caching is off.
+
+    Raises:
+        StartupError: the model's KV pools are of a kind that is not supported.
+    """
+    if ctx.disable_radix_cache:
+        from sglang.srt.mem_cache.registry import default_radix_cache_factory
+
+        return default_radix_cache_factory(ctx)
+    params = ctx.params
+    kv_pool = _hybrid_pool(ctx)
+    assert params.sliding_window_size is not None
+    geometry = Geometry(device_page=params.page_size, window=params.sliding_window_size)
+    allocator = params.token_to_kv_pool_allocator
+    device_pool = EngineDevicePool(allocator, geometry)
+    device_pages = allocator.size_full // geometry.page_tokens
+    window_pages = allocator.size_swa // geometry.page_tokens
+    limits = Limits(device_pages // _PINNED_SHARE, window_pages // _PINNED_SHARE)
+
+    group = build_host_group(params, kv_pool) if ctx.enable_hierarchical_cache else None
+    host, host_pages = (None, 0) if group is None else _host_tier(group, geometry)
+    index = CacheIndex(geometry, device_pages + host_pages, device_pool, host, limits)
+    cache = SwaHiCache(params, index, device_pool)
+    if group is not None:
+        controller = _controller(ctx, kv_pool, group, index)
+        cache.attach_host_tier(controller, group)
+        kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
+        ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
+    if params.enable_metrics:
+        _attach_metrics(cache)
+    return cache
+
+
+def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    pool: Any = ctx.params.token_to_kv_pool_allocator.get_kvcache()
+    if ctx.is_hybrid_ssm or not ctx.is_hybrid_swa:
+        raise StartupError(
+            f"--radix-cache-backend {BACKEND} serves models with full and sliding-window "
+            f"attention; this model's pool is {type(pool).__name__}"
+        )
+    if ctx.full_tokens_per_layer == 0:
+        raise StartupError(f"{BACKEND}: models without a full-attention layer are not supported")
+    kinds = [type(pool)]
+    if type(pool) is SWAKVPool:
+        kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
+        if all(issubclass(kind, MHATokenToKVPool) for kind in kinds):
+            return pool
+    names = ", ".join(kind.__name__ for kind in kinds)
+    raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
+
+
+def _host_tier(group: "HostPoolGroup", geometry: Geometry) -> tuple[HostTier, int]:
+    full, swa = (EngineHostPool(entry.host_pool, geometry) for entry in _components(group))
+    return HostTier(full, swa), full.total_pages
+
+
+def _components(group: "HostPoolGroup") -> tuple[Any, Any]:
+    """(full, sliding-window) entries of a host pool group."""
+    from sglang.srt.mem_cache.hicache_storage import PoolName
+
+    return group.get_entry(PoolName.KV), group.get_entry(PoolName.SWA)
+
+
+def _controller(
+    ctx: "TreeCacheBuildContext",
+    kv_pool: "SWAKVPool",
+    group: "HostPoolGroup",
+    index: CacheIndex,
+) -> HostTierController:
+    from sglang.srt.runtime_context import get_memory
+
+    device = torch.device(kv_pool.device)
+    components = [
+        EngineCopies(entry.host_pool, entry.device_pool, get_memory().hicache_io_backend, device)
+        for entry in _components(group)
+    ]
+    layers = _layer_schedule(kv_pool)
+    engine: TransferEngine
+    if device.type == "cuda":
+        engine = CudaTransferEngine(components, layers)
+    elif device.type == "cpu":
+        engine = CpuTransferEngine(components, layers)
+    else:
+        raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")
+    counter = LayerDoneCounter(len(layers))
+    return HostTierController(index, engine, counter, RankAgreement(ctx.params.tp_cache_group))
+
+
+def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
+    """(component, layer of the component) for each layer of the model."""
+    schedule: list[tuple[int, int] | None] = []
+    for component, layers in enumerate(layers_by_component(kv_pool)):
+        for layer, local in layers.items():
+            schedule.extend([None] * (layer + 1 - len(schedule)))
+            schedule[layer] = (component, local)
+    return schedule
+
+
+def _attach_metrics(cache: SwaHiCache) -> None:
+    from sglang.srt.layers.dp_attention import is_dp_attention_enabled
+    from sglang.srt.observability.metrics_collector import radix_cache_metric_labels
+    from sglang.srt.runtime_context import get_parallel
+
+    from sglang_ext.adapter.metrics import IndexMetrics
+
+    cache.init_metrics_collector()
+    labels = radix_cache_metric_labels(
+        type(cache).__name__, get_parallel(), is_dp_attention_enabled()
+    )
+    cache.metrics = IndexMetrics(cache.index, labels)

@@ -1,0 +1,80 @@
+"""Which engine options the cache honours, and which it refuses by name."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from sglang_ext.config import BACKEND
+from sglang_ext.errors import StartupError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refusal:
+    """An engine option that is not supported (yet)."""
+
+    option: str
+    field: str
+    refused: Callable[[Any], bool]
+    allowed: str
+
+
+def _is_set(value: Any) -> bool:
+    return bool(value)
+
+
+def _above_one(value: Any) -> bool:
+    return value is not None and value > 1
+
+
+REFUSALS = (
+    Refusal("--speculative-algorithm", "speculative_algorithm", _is_set, "no value"),
+    Refusal("--pp-size", "pp_size", _above_one, "1"),
+    Refusal("--enable-dp-attention", "enable_dp_attention", _is_set, "off"),
+    Refusal("--attn-cp-size", "attn_cp_size", _above_one, "1"),
+    Refusal("--dcp-size", "dcp_size", _above_one, "1"),
+    Refusal("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "null"),
+    Refusal("--hicache-storage-backend", "hicache_storage_backend", _is_set, "no value"),
+    Refusal(
+        "--hicache-write-policy",
+        "hicache_write_policy",
+        lambda v: v != "write_through",
+        "write_through",
+    ),
+    Refusal(
+        "--hicache-host-memory-mode", "hicache_host_memory_mode", lambda v: v != "cache", "cache"
+    ),
+    Refusal("--radix-eviction-policy", "radix_eviction_policy", lambda v: v != "lru", "lru"),
+    Refusal("--kv-events-config", "kv_events_config", _is_set, "no value"),
+    Refusal("--enable-session-radix-cache", "enable_session_radix_cache", _is_set, "off"),
+    Refusal("--enable-streaming-session", "enable_streaming_session", _is_set, "off"),
+    Refusal("--enable-unified-memory", "enable_unified_memory", _is_set, "off"),
+    Refusal("--enable-lmcache", "enable_lmcache", _is_set, "off"),
+    Refusal("--enable-flexkv", "enable_flexkv", _is_set, "off"),
+    Refusal("--enable-hisparse", "enable_hisparse", _is_set, "off"),
+    Refusal("--disable-hybrid-swa-memory", "disable_hybrid_swa_memory", _is_set, "off"),
+    Refusal(
+        "--enable-unified-cache-external-linker",
+        "enable_unified_cache_external_linker",
+        _is_set,
+        "off",
+    ),
+)
+
+
+def refuse_unsupported(options: Any) -> None:
+    """Check the engine's resolved options.
+
+    Args:
+        options: an object with the engine's option names as attributes.
+
+    Raises:
+        StartupError: an option is set to a value that the cache does not support;
+            the message names the option, the value and what is allowed.
+    """
+    for refusal in REFUSALS:
+        value = getattr(options, refusal.field)
+        if refusal.refused(value):
+            raise StartupError(
+                f"{refusal.option} {value} is not supported by "
+                f"--radix-cache-backend {BACKEND}; allowed: {refusal.allowed}"
+            )

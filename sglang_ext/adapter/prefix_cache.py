@@ -1,0 +1,342 @@
+"""SGLang's view of the cache: translate, call the index, translate back."""
+
+import logging
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
+    DecLockRefParams,
+    DecLockRefResult,
+    EvictParams,
+    EvictResult,
+    IncLockRefResult,
+    InitLoadBackParams,
+    MatchPrefixParams,
+    MatchResult,
+)
+
+from sglang_ext.adapter.batch_order import heaviest_first
+from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.device_pool import EngineDevicePool
+from sglang_ext.core import invariants
+from sglang_ext.core.columns import Rows
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.plan import Hold, TransferKind
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    from sglang_ext.adapter.metrics import IndexMetrics
+
+logger = logging.getLogger(__name__)
+
+
+class Prefix:
+    """A prefix in the table: what the engine keeps as a node handle."""
+
+    __slots__ = ("generation", "rows")
+
+    def __init__(self, rows: Rows, generation: int) -> None:
+        self.rows = rows
+        self.generation = generation
+
+
+class SwaHiCache(BasePrefixCache):
+    """Tiered prefix cache for hybrid sliding-window models.
+
+    Attributes that the engine reads:
+        sliding_window_size: tokens behind a sequence whose sliding-window KV the
+            engine must keep, and count in its budgets.
+        cache_controller: None without a host tier.
+        ongoing_write_through, ongoing_load_back: transfers in flight.
+    """
+
+    def __init__(
+        self,
+        params: "CacheInitParams",
+        index: CacheIndex,
+        device_pool: EngineDevicePool,
+    ) -> None:
+        self.disable = False
+        self.req_to_token_pool = params.req_to_token_pool
+        self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
+        self.page_size = params.page_size
+        self.sliding_window_size = index.geometry.retained_tokens
+        self.index = index
+        self._device_pool = device_pool
+        self._page_tokens = index.geometry.page_tokens
+        self._locks: dict[int, Hold] = {}
+        self._next_lock = 0
+        self._root = Prefix(np.empty(0, dtype=np.int64), 0)
+        self._checked: tuple[int, ...] | None = None
+        # the host tier, see attach_host_tier
+        self.cache_controller: HostTierController | None = None  # type: ignore[assignment]
+        self.full_kv_pool_host: Any = None
+        self._host_group: HostPoolGroup | None = None
+        self.enable_storage = False
+        self.metrics: IndexMetrics | None = None
+
+    def attach_host_tier(self, controller: HostTierController, group: "HostPoolGroup") -> None:
+        """Give the cache its host tier; at start, before any request."""
+        self.cache_controller = controller
+        self._host_group = group
+        self.full_kv_pool_host = group.anchor_entry.host_pool
+
+    # ---- capabilities --------------------------------------------------------
+
+    def supports_swa(self) -> bool:
+        """Sliding-window slots are freed separately."""
+        return True
+
+    def supports_prefix_sharing(self) -> bool:
+        """Prefixes outlive their requests."""
+        return True
+
+    # ---- match ---------------------------------------------------------------
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Best resume point for a prompt: what is on the device, and what a load adds."""
+        match = self.index.match(*self._key(params.key))
+        self.index.use(match.rows)
+        on_device = self._prefix(match.rows[: match.device_pages])
+        best = self._prefix(match.rows)
+        return MatchResult(
+            device_prefix_len=match.device_pages * self._page_tokens,
+            last_device_node=on_device,
+            last_host_node=best,
+            best_match_node=best,
+            host_hit_length=(len(match.rows) - match.device_pages) * self._page_tokens,
+            swa_host_hit_length=match.window_pages_to_pin * self._page_tokens,
+        )
+
+    def touch_prefix(self, key: "RadixKey") -> None:
+        """Refresh the recency of a waiting request's prefix."""
+        self.index.use(self.index.match(*self._key(key)).rows)
+
+    def root_node_handle(self, extra_key: str | None = None) -> Prefix:
+        """Handle of the empty prefix."""
+        return self._root
+
+    def dfs_weight_order(self, node_handles: Sequence[Prefix]) -> list[int]:
+        """Requests in depth-first order, the prefix shared by most first."""
+        return heaviest_first([handle.rows for handle in node_handles])
+
+    def path_device_indices(self, node: Prefix) -> torch.Tensor:
+        """Token indices (full-attention pool) of a prefix, int64 on the device."""
+        return self._device_pool.tokens(self.index.table.device.slots[node.rows])
+
+    def _key(self, key: "RadixKey") -> tuple[Pages, Hashable]:
+        length = len(key)
+        return self._pages(key.token_ids, length), (key.extra_key, key.cache_salt)
+
+    def _pages(self, token_ids: Any, length: int) -> Pages:
+        """The whole pages of the first ``length`` tokens; a view where possible."""
+        count = length // self._page_tokens
+        if count == 0:
+            return np.empty((0, self._page_tokens), dtype=np.int64)
+        tokens: NDArray[np.int64] = np.frombuffer(token_ids, dtype=np.int64)
+        return tokens[: count * self._page_tokens].reshape(count, self._page_tokens)
+
+    def _prefix(self, rows: Rows) -> Prefix:
+        if len(rows) == 0:
+            return self._root
+        return Prefix(rows, int(self.index.table.generation[rows[-1]]))
+
+    # ---- lock ----------------------------------------------------------------
+
+    def inc_lock_ref(self, node: Prefix) -> IncLockRefResult:
+        """Lock a prefix. The receipt's ``node_id`` names the lock."""
+        if len(node.rows):
+            last = int(node.rows[-1])
+            assert self.index.table.is_current(last, node.generation), "lock on an evicted prefix"
+        number = self._next_lock
+        self._next_lock += 1
+        self._locks[number] = self.index.hold(node.rows)
+        return IncLockRefResult(node_id=number)
+
+    def dec_lock_ref(self, node: Prefix, params: DecLockRefParams | None = None) -> DecLockRefResult:
+        """Release the lock that the receipt names."""
+        assert params is not None and params.node_id is not None, "release without a receipt"
+        self._locks.pop(params.node_id).release()
+        return DecLockRefResult()
+
+    # ---- insert --------------------------------------------------------------
+
+    def checkpoint(self, req: "Req", *, up_to: int, **kwargs: Any) -> None:
+        """Take over the whole pages of a request's row up to ``up_to`` and lock them."""
+        kv = req.kv
+        first, count = kv.cache_protected_len // self._page_tokens, up_to // self._page_tokens
+        if count <= first:
+            return
+        # row positions [owned, end) are whole pages that still belong to the request
+        owned, end = first * self._page_tokens, count * self._page_tokens
+        row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
+        full, swa = self._device_pool.owned_slots(row[owned:end])
+        pages = self._pages(req.full_untruncated_fill_ids, end)
+        rows = self.index.insert(pages, (req.extra_key, req.cache_salt), first, full, swa)
+        protected = len(rows) * self._page_tokens
+        slots = self.index.table.device.slots[rows[first:]]
+        row[owned:protected] = self._device_pool.tokens(slots).to(row.dtype)
+
+        node = self._prefix(rows)
+        old_lock, req.lock = req.lock, self.lock(node)
+        self.unlock(old_lock)
+        req.last_node = node
+        kv.cache_protected_len = protected
+        kv.cache_inserted_len = max(kv.cache_inserted_len, protected)
+        if self.cache_controller is not None:
+            self.cache_controller.queue_backup(rows)
+
+    # ---- evict ---------------------------------------------------------------
+
+    def evict(self, params: EvictParams) -> EvictResult:
+        """Free device slots; the numbers are shortfalls in tokens."""
+        pages = -(-params.num_tokens // self._page_tokens)
+        windows = -(-params.swa_num_tokens // self._page_tokens)
+        freed, freed_windows = self.index.evict_device(pages, windows)
+        short = freed < pages or freed_windows < windows
+        if short and self.cache_controller is not None and self.cache_controller.wait_for_backups():
+            more, more_windows = self.index.evict_device(pages - freed, windows - freed_windows)
+            freed, freed_windows = freed + more, freed_windows + more_windows
+        return EvictResult(
+            num_tokens_evicted=freed * self._page_tokens,
+            swa_num_tokens_evicted=freed_windows * self._page_tokens,
+        )
+
+    def full_evictable_size(self) -> int:
+        """Tokens of full-attention KV that ``evict`` can free."""
+        return self.index.table.device.n_evictable * self._page_tokens
+
+    def full_protected_size(self) -> int:
+        """Tokens of full-attention KV that are locked."""
+        return self.index.table.device.n_locked * self._page_tokens
+
+    def swa_evictable_size(self) -> int:
+        """Tokens of sliding-window KV that ``evict`` can free."""
+        return self.index.table.swa_device.n_evictable * self._page_tokens
+
+    def swa_protected_size(self) -> int:
+        """Tokens of sliding-window KV that are locked."""
+        return self.index.table.swa_device.n_locked * self._page_tokens
+
+    def evictable_size(self) -> int:
+        """As ``full_evictable_size``."""
+        return self.full_evictable_size()
+
+    def protected_size(self) -> int:
+        """As ``full_protected_size``."""
+        return self.full_protected_size()
+
+    # ---- host tier -----------------------------------------------------------
+
+    @property
+    def ongoing_write_through(self) -> dict[int, Any]:
+        """Backups in flight."""
+        return self.index.pending[TransferKind.BACKUP]
+
+    @property
+    def ongoing_load_back(self) -> dict[int, Any]:
+        """Loads in flight."""
+        return self.index.pending[TransferKind.LOAD]
+
+    def init_load_back(self, params: InitLoadBackParams) -> tuple[int, Prefix]:
+        """Begin to load the matched prefix; (0, device prefix) means recompute."""
+        assert params.req is not None
+        node: Prefix = params.best_match_node
+        if self.cache_controller is None or not self._load(node):
+            return 0, params.req.last_node
+        return len(node.rows) * self._page_tokens - params.req.prefix_len, node
+
+    def _load(self, node: Prefix) -> bool:
+        assert self.cache_controller is not None
+        last = int(node.rows[-1])
+        if not self.index.table.is_current(last, node.generation):
+            return False
+        return self.cache_controller.queue_load(node.rows)
+
+    def ready_to_load_host_cache(self) -> int:
+        """Submit the queued loads; the number the batch waits for, or -1."""
+        return -1 if self.cache_controller is None else self.cache_controller.submit_loads()
+
+    def check_hicache_events(self) -> None:
+        """Commit what has ended; once in every scheduler step, on every rank."""
+        if self.cache_controller is not None:
+            self.cache_controller.submit_backups()
+            self.cache_controller.commit_finished()
+            if self.metrics is not None:
+                self.metrics.publish()
+
+    def flush_pending_backups(self) -> None:
+        """Submit the backups queued by the last batch."""
+        if self.cache_controller is not None:
+            self.cache_controller.submit_backups()
+
+    # ---- life cycle ----------------------------------------------------------
+
+    def reset(self) -> None:
+        """Drop everything; the engine clears its allocator right after."""
+        if self.cache_controller is not None:
+            self.cache_controller.reset()
+        if self._host_group is not None:
+            self._host_group.clear()
+        self.index.reset()
+        self._locks.clear()
+
+    def release_host_resources(self) -> None:
+        """At shutdown: end transfers, unpin host memory."""
+        if self.cache_controller is not None:
+            self.cache_controller.close()
+        if self._host_group is not None:
+            self._host_group.destroy()
+
+    # ---- checks --------------------------------------------------------------
+
+    def sanity_check(self) -> None:
+        """All invariants, at idle. The engine calls it in every spin of its idle loop,
+        so a state that was checked is not checked again.
+        """
+        table = self.index.table
+        state = (table.tick, table.n_rows, table.device.n_locked, table.host.n_present)
+        if self.ongoing_write_through or self.ongoing_load_back or state == self._checked:
+            return
+        invariants.check_idle(self.index)
+        assert not self._locks, f"{len(self._locks)} locks are left at idle"
+        self._check_host_pools()
+        self._checked = state
+
+    def _check_host_pools(self) -> None:
+        tier = self.index.host_tier
+        if tier is None:
+            return
+        table = self.index.table
+        for pool, column in ((tier.full, table.host), (tier.window, table.swa_host)):
+            used = pool.total_pages - pool.free_pages()  # type: ignore[attr-defined]
+            assert used == column.n_present, f"host pages: {used} used, {column.n_present} known"
+
+    def available_and_evictable_str(self) -> str:
+        """One line for out-of-memory messages."""
+        allocator = self.token_to_kv_pool_allocator
+        return (
+            f"full: {allocator.full_available_size()} available + "
+            f"{self.full_evictable_size()} evictable, {self.full_protected_size()} protected; "
+            f"sliding window: {allocator.swa_available_size()} available + "
+            f"{self.swa_evictable_size()} evictable, {self.swa_protected_size()} protected; "
+            f"in flight: {len(self.ongoing_write_through)} backups, "
+            f"{len(self.ongoing_load_back)} loads\n"
+        )
+
+    def pretty_print(self) -> None:
+        """Log the state; the engine calls it before it gives up on an allocation."""
+        logger.error("%s", self.available_and_evictable_str())
+
+    def total_size(self) -> int:
+        """Tokens of full-attention KV on the device."""
+        return self.index.table.device.n_present * self._page_tokens

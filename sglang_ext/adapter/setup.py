@@ -1,0 +1,102 @@
+"""Installation in one engine process: contract check, selection, hook, backend."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sglang_ext import config
+from sglang_ext.adapter import engine_contract
+from sglang_ext.errors import StartupError
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+    from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+
+RESOLVE = "sglang.srt.server_args.ServerArgs.resolve_once"
+
+
+def install() -> None:
+    """Register the backend and the hook on option resolution.
+
+    On an engine of another version a registered factory refuses instead, so that
+    a server which never asks for the backend is left alone.
+
+    Raises:
+        StartupError: the backend is asked for and the engine does not fit, or the
+            configuration is wrong.
+    """
+    settings = config.from_environment()
+    asked_for = settings.selected or _named_on_command_line()
+    check = engine_contract.problem if asked_for else engine_contract.version_problem
+    problem = check()
+    if problem is not None and asked_for:
+        raise StartupError(problem)
+
+    from sglang.srt.mem_cache.registry import (
+        get_radix_cache_factory,
+        register_radix_cache_backend,
+    )
+
+    if get_radix_cache_factory(config.BACKEND) is not None:
+        return
+    if problem is None:
+        _hook_option_resolution(settings)
+    else:
+        logger.warning("sglang-ext is inactive: %s", problem)
+    register_radix_cache_backend(config.BACKEND, _build)
+    logger.info("sglang-ext: radix cache backend %r registered", config.BACKEND)
+
+
+def _named_on_command_line() -> bool:
+    return any(config.BACKEND in argument for argument in sys.argv[1:])
+
+
+def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
+    if (problem := engine_contract.problem()) is not None:
+        raise StartupError(problem)
+    verify_hook()
+
+    from sglang_ext.adapter.factory import build_tree_cache
+
+    return build_tree_cache(ctx)
+
+
+def _hook_option_resolution(settings: config.ExtConfig) -> None:
+    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from sglang_ext.adapter.options import refuse_unsupported
+
+    def resolve(original: Any, server_args: "ServerArgs") -> None:
+        if settings.selected and not getattr(server_args, "_resolution_finished", False):
+            select(server_args)
+        original(server_args)
+        view = resolving_view(server_args)
+        if view.radix_cache_backend == config.BACKEND and not view.disable_radix_cache:
+            refuse_unsupported(view)
+
+    HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
+
+
+def select(server_args: "ServerArgs") -> None:
+    """Turn the toggle into engine options; what the user set himself wins."""
+    if server_args.radix_cache_backend is None:
+        server_args.radix_cache_backend = config.BACKEND
+    if not server_args.disable_radix_cache:
+        server_args.enable_hierarchical_cache = True
+
+
+def verify_hook() -> None:
+    """Prove that the hook took: SGLang only logs when applying one fails.
+
+    Raises:
+        StartupError: it did not.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    from sglang.srt.server_args import ServerArgs
+
+    if RESOLVE not in HookRegistry._patched or not hasattr(ServerArgs.resolve_once, "__wrapped__"):
+        raise StartupError(f"the hook on {RESOLVE} did not take effect; see the log above")

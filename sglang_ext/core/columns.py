@@ -1,0 +1,77 @@
+"""One column of slots: the copies of one component in one tier."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+ABSENT = -1
+
+Rows = NDArray[np.int64]
+Slots = NDArray[np.int32]
+Selector = slice | Rows
+"""How rows are addressed: a slice where they are consecutive (a view, no gather)."""
+
+
+class SlotColumn:
+    """Which rows have a copy here, in which slots, and who holds it.
+
+    A copy is ABSENT, RESERVED (``present`` and not ``ready``: a transfer is writing
+    it) or READY. A copy with a positive lock count is never evicted.
+
+    Attributes:
+        slots: (rows, slots_per_page) int32, ABSENT where there is no copy.
+        present: (rows,) bool, RESERVED or READY.
+        ready: (rows,) bool, READY.
+        locks: (rows,) int32, holders of this copy. A row may be locked before it
+            has a copy here; the copy is protected from the moment it appears.
+        n_present: rows with a copy.
+        n_locked: rows with a copy and a positive lock count.
+    """
+
+    def __init__(self, capacity: int, slots_per_page: int) -> None:
+        self.slots: Slots = np.full((capacity, slots_per_page), ABSENT, dtype=np.int32)
+        self.present = np.zeros(capacity, dtype=bool)
+        self.ready = np.zeros(capacity, dtype=bool)
+        self.locks = np.zeros(capacity, dtype=np.int32)
+        self.n_present = 0
+        self.n_locked = 0
+
+    @property
+    def n_evictable(self) -> int:
+        """Rows whose copy can be taken away now."""
+        return self.n_present - self.n_locked
+
+    def put(self, rows: Selector, slots: Slots, *, ready: bool) -> None:
+        """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer."""
+        locked = int(np.count_nonzero(self.locks[rows]))
+        self.slots[rows] = slots
+        self.present[rows] = True
+        self.ready[rows] = ready
+        self.n_present += len(slots)
+        self.n_locked += locked
+
+    def make_ready(self, rows: Selector) -> None:
+        """RESERVED to READY: the transfer that wrote the copies is committed."""
+        self.ready[rows] = True
+
+    def take(self, rows: Selector) -> Slots:
+        """Remove copies and return their slots (n, slots_per_page)."""
+        slots = self.slots[rows].copy()
+        self.n_present -= len(slots)
+        self.n_locked -= int(np.count_nonzero(self.locks[rows]))
+        self.slots[rows] = ABSENT
+        self.present[rows] = False
+        self.ready[rows] = False
+        return slots
+
+    def lock(self, rows: Selector) -> None:
+        """Add one holder to each row; rows are distinct."""
+        locks = self.locks[rows]
+        self.n_locked += int(np.count_nonzero(self.present[rows] & (locks == 0)))
+        self.locks[rows] = locks + 1
+
+    def unlock(self, rows: Selector) -> None:
+        """Remove one holder from each row."""
+        locks = self.locks[rows] - 1
+        assert locks.size == 0 or locks.min() >= 0, "unlock without a lock"
+        self.n_locked -= int(np.count_nonzero(self.present[rows] & (locks == 0)))
+        self.locks[rows] = locks

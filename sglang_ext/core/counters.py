@@ -1,0 +1,37 @@
+"""What happened, counted. Plain numbers; the adapter turns them into metrics."""
+
+import collections
+import dataclasses
+
+from sglang_ext.core.plan import DeclineReason
+
+
+@dataclasses.dataclass(slots=True)
+class Counters:
+    """Pages are table pages; ``window`` means sliding-window copies."""
+
+    backed_up_pages: int = 0
+    backed_up_window_pages: int = 0
+    loaded_pages: int = 0
+    loaded_window_pages: int = 0
+    demoted_pages: int = 0
+    dropped_pages: int = 0
+    dropped_window_pages: int = 0
+    evicted_host_pages: int = 0
+    evicted_host_window_pages: int = 0
+    failed_transfers: int = 0
+    collisions: int = 0
+    declined: collections.Counter[DeclineReason] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+
+    def as_dict(self) -> dict[str, int]:
+        """Flat name to number; refusals as ``declined_<reason>``."""
+        numbers = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "declined"
+        }
+        for reason in DeclineReason:
+            numbers[f"declined_{reason.value}"] = self.declined[reason]
+        return numbers

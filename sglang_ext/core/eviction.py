@@ -1,0 +1,68 @@
+"""Victim selection: least recently used, leaf first, in batches."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Rows, SlotColumn
+
+_BATCH = 512
+
+
+class VictimQueue:
+    """Evictable rows of one column in age order.
+
+    One pass over the column selects and sorts a batch; later calls consume it and
+    skip every row that was locked, evicted or used since (its age changed). A row
+    that is still valid here is older than everything outside the batch that was
+    evictable at the pass. Order stays leaf-first: a descendant is older than its
+    ancestor, and a lock that hides a descendant hides the ancestor too.
+    """
+
+    def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
+        self._column = column
+        self._age = age
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the batch, for instance after a reset of the table."""
+        self._rows: Rows = np.empty(0, dtype=np.int64)
+        self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def pop(self, count: int) -> Rows:
+        """The next ``count`` victims, oldest first; fewer if there are not as many.
+
+        The caller must evict them: they leave the queue.
+        """
+        count = min(count, self._column.n_evictable)
+        rows = self._take(count)
+        if len(rows) < count:
+            self._refill(count)
+            rows = self._take(count)
+            assert len(rows) == count, "the column has fewer victims than it counts"
+        return rows
+
+    def _take(self, count: int) -> Rows:
+        """``count`` valid rows off the front; fewer, taking none, if the batch is short."""
+        column = self._column
+        size = max(2 * count, 64)
+        while True:
+            rows, ages = self._rows[:size], self._ages[:size]
+            valid = column.present[rows] & (column.locks[rows] == 0) & (self._age[rows] == ages)
+            where = np.flatnonzero(valid)
+            if len(where) >= count:
+                used = int(where[count - 1]) + 1 if count else 0
+                self._rows, self._ages = self._rows[used:], self._ages[used:]
+                return rows[where[:count]]
+            if size >= len(self._rows):
+                return rows[where]
+            size *= 4
+
+    def _refill(self, count: int) -> None:
+        rows = np.flatnonzero(self._column.present & (self._column.locks == 0))
+        ages = self._age[rows]
+        batch = max(_BATCH, 4 * count, len(rows) // 16)
+        if batch < len(rows):
+            oldest = np.argpartition(ages, batch)[:batch]
+            rows, ages = rows[oldest], ages[oldest]
+        order = np.argsort(ages)
+        self._rows, self._ages = rows[order], ages[order]

@@ -1,0 +1,52 @@
+"""Sizes of pages, slots and windows, fixed for the life of a cache."""
+
+import dataclasses
+
+MIN_PAGE_TOKENS = 16
+"""Smallest page of the table, in tokens; device pages below it are grouped."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Geometry:
+    """Page and window sizes.
+
+    Attributes:
+        device_page: tokens in one page of the engine's allocator.
+        window: tokens before a position that its sliding-window layers read, at
+            least 1 (a Hugging Face ``sliding_window`` of 128 is 127 here).
+    """
+
+    device_page: int
+    window: int
+
+    def __post_init__(self) -> None:
+        if self.device_page < 1:
+            raise ValueError(f"device_page must be at least 1, got {self.device_page}")
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+
+    @property
+    def slots_per_page(self) -> int:
+        """Device (and host) slots of one table page; a slot is one device page."""
+        return -(-MIN_PAGE_TOKENS // self.device_page)
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of one table page: a multiple of the device page, at least 16."""
+        return self.slots_per_page * self.device_page
+
+    @property
+    def window_pages(self) -> int:
+        """Pages before a page boundary that a request resuming there must have."""
+        return -(-self.window // self.page_tokens)
+
+    @property
+    def retained_tokens(self) -> int:
+        """Sliding-window tokens the engine must keep behind a running sequence.
+
+        With table pages larger than device pages the last boundary can lie almost
+        a page behind the sequence, and its whole window must still be live.
+        """
+        if self.slots_per_page == 1:
+            return self.window
+        return (self.window_pages + 1) * self.page_tokens

@@ -1,0 +1,465 @@
+"""The cache index: match, insert, lock, evict, and transfers in two phases.
+
+A transfer is *begun* (slots reserved, rows held), executed elsewhere, and
+*committed*; nothing is published before its commit. The index decides and
+accounts, it never copies a byte.
+"""
+
+import dataclasses
+from collections.abc import Hashable
+
+import numpy as np
+
+from sglang_ext.core.columns import ABSENT, Rows, SlotColumn, Slots
+from sglang_ext.core.counters import Counters
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.plan import (
+    Copies,
+    Declined,
+    DeclineReason,
+    Hold,
+    PrefixMatch,
+    Transfer,
+    TransferKind,
+)
+from sglang_ext.core.ports import DevicePool, HostPool
+from sglang_ext.core.table import PageTable, selector
+from sglang_ext.core.window import deepest_resume
+
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostTier:
+    """The two host pools of a cache with a host tier."""
+
+    full: HostPool
+    window: HostPool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what transfers in flight may hold.
+
+    Attributes:
+        pinned_pages: device pages that pending backups may pin.
+        pinned_window_pages: the same for sliding-window copies.
+    """
+
+    pinned_pages: int
+    pinned_window_pages: int
+
+
+class CacheIndex:
+    """The table, its victims and its transfers behind one facade."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        capacity: int,
+        device: DevicePool,
+        host: HostTier | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.geometry = geometry
+        self.device_pool = device
+        self.host_tier = host
+        self.limits = limits or Limits(capacity, capacity)
+        self.counters = Counters()
+        self._capacity = capacity
+        # operation numbers go on across a reset: they identify transfers for good
+        self._next_op = dict.fromkeys(TransferKind, 0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and free nothing; the pools are reset by their owners.
+
+        No transfer may be in flight.
+        """
+        self.table = table = PageTable(self.geometry, self._capacity)
+        self._device_victims = VictimQueue(table.device, table.age)
+        self._swa_device_victims = VictimQueue(table.swa_device, table.swa_age)
+        self._host_victims = VictimQueue(table.host, table.age)
+        self._swa_host_victims = VictimQueue(table.swa_host, table.swa_age)
+        self.pending: dict[TransferKind, dict[int, Transfer]] = {
+            TransferKind.BACKUP: {},
+            TransferKind.LOAD: {},
+        }
+        self._pinned_pages = 0
+        self._pinned_window_pages = 0
+
+    # ---- match ---------------------------------------------------------------
+
+    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""
+        table = self.table
+        rows = table.lookup(pages, namespace)
+        on_device = table.device.present[rows]
+        device_pages = len(rows) if on_device.all() else int(on_device.argmin())
+        swa_on_device = table.swa_device.present[rows]
+        usable = swa_on_device | table.swa_host.ready[rows]
+        best = deepest_resume(usable, self.geometry.window_pages)
+        ready = deepest_resume(swa_on_device[:device_pages], self.geometry.window_pages)
+        if ready >= best:
+            return PrefixMatch(rows[:ready], ready, 0)
+        window = rows[max(0, best - self.geometry.window_pages) : best]
+        pinned = table.swa_device.present[window] & (table.swa_device.locks[window] > 0)
+        return PrefixMatch(rows[:best], ready, len(window) - int(np.count_nonzero(pinned)))
+
+    def use(self, rows: Rows) -> None:
+        """Record that a request uses the prefix ``rows`` and the window at its end."""
+        if len(rows) == 0:
+            return
+        self.table.advance()
+        self.table.touch(selector(rows))
+        self.table.touch_window(selector(self.window_of(rows)))
+
+    def window_of(self, rows: Rows) -> Rows:
+        """The last window of a path: what resuming at its end reads."""
+        return rows[max(0, len(rows) - self.geometry.window_pages) :]
+
+    # ---- lock ----------------------------------------------------------------
+
+    def hold(self, rows: Rows) -> Hold:
+        """Lock a path: full attention to the root, sliding window for its end."""
+        table = self.table
+        return Hold(
+            (table.device, selector(rows)),
+            (table.swa_device, selector(self.window_of(rows))),
+        )
+
+    # ---- insert --------------------------------------------------------------
+
+    def insert(
+        self,
+        pages: Pages,
+        namespace: Hashable,
+        first_owned: int,
+        full: Slots,
+        swa: Slots,
+    ) -> Rows:
+        """Take over what a request computed and return the path of its prefix.
+
+        Args:
+            pages: (n, page_tokens) tokens of the request's whole prefix.
+            namespace: what separates this prefix from equal tokens elsewhere.
+            first_owned: pages ``[0, first_owned)`` already belong to the table, and
+                the request holds a lock on them.
+            full: device slots of pages ``[first_owned, n)``.
+            swa: their sliding-window peers, ABSENT where the window has moved on.
+
+        Returns:
+            The rows of pages ``[0, k)``. k is n except after a digest collision;
+            slots of pages ``[k, n)`` stay with the request. Slots of pages that the
+            table already has on the device are given back here; the request must
+            use the table's slots from now on.
+        """
+        table = self.table
+        known = table.lookup(pages, namespace)
+        assert len(known) >= first_owned, "a locked prefix left the table"
+        table.advance()
+        shared = known[first_owned:]
+        self._adopt(shared, full[: len(shared)], swa[: len(shared)])
+        added = _NO_ROWS
+        if len(known) < len(pages):
+            added = table.add_rows(known, pages[len(known) :], namespace)
+            start = len(shared)
+            stop = start + len(added)
+            if stop < len(full):
+                self.counters.collisions += 1
+            self._give_device(added, full[start:stop], swa[start:stop])
+        rows = np.concatenate((known, added)) if len(added) else known
+        table.touch(selector(rows))
+        table.touch_window(selector(self.window_of(rows)))
+        return rows
+
+    def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
+        """Merge a request's slots into rows that exist."""
+        table = self.table
+        missing = ~table.device.present[rows]
+        if missing.any():
+            self._give_device(rows[missing], full[missing], swa[missing])
+            rows, full, swa = rows[~missing], full[~missing], swa[~missing]
+        if len(rows) == 0:
+            return
+        # The rows keep their own full-attention slots: other requests may use
+        # them. Only a missing sliding-window peer is taken from the request.
+        live = swa[:, 0] != ABSENT
+        revived = live & ~table.swa_device.present[rows]
+        duplicate = live & ~revived
+        if revived.any():
+            where = rows[revived]
+            self.device_pool.move_window(full[revived], table.device.slots[where], swa[revived])
+            table.swa_device.put(where, swa[revived], ready=True)
+        if duplicate.any():
+            self.device_pool.release_window(full[duplicate], swa[duplicate])
+        self.device_pool.release(full)
+
+    def _give_device(self, rows: Rows, full: Slots, swa: Slots) -> None:
+        table = self.table
+        table.device.put(selector(rows), full, ready=True)
+        live = swa[:, 0] != ABSENT
+        if live.all():
+            table.swa_device.put(selector(rows), swa, ready=True)
+        elif live.any():
+            table.swa_device.put(rows[live], swa[live], ready=True)
+
+    # ---- evict ---------------------------------------------------------------
+
+    def evict_device(self, pages: int, window_pages: int) -> tuple[int, int]:
+        """Free device pages. A page with a host copy stays matchable from there.
+
+        Args:
+            pages: full-attention pages wanted (their peers go with them).
+            window_pages: sliding-window pages wanted, those peers included.
+
+        Returns:
+            (pages, window pages) freed; fewer than wanted when the rest is locked.
+        """
+        freed = freed_windows = 0
+        if pages > 0:
+            freed, freed_windows = self._demote(self._device_victims.pop(pages))
+        if window_pages > freed_windows:
+            rows = self._swa_device_victims.pop(window_pages - freed_windows)
+            freed_windows += self._drop_device_windows(rows)
+        return freed, freed_windows
+
+    def _demote(self, rows: Rows) -> tuple[int, int]:
+        table = self.table
+        windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
+        self.device_pool.release(table.device.take(rows))
+        on_host = table.host.present[rows]
+        lost = rows[~on_host]
+        self.counters.demoted_pages += int(np.count_nonzero(on_host))
+        extra, extra_windows = self._remove(lost) if len(lost) else (0, 0)
+        return len(rows) + extra, windows + extra_windows
+
+    def _drop_device_windows(self, rows: Rows) -> int:
+        table = self.table
+        if len(rows):
+            lost = ~table.swa_host.present[rows]
+            self.counters.dropped_window_pages += int(np.count_nonzero(lost))
+            swa = table.swa_device.take(rows)
+            self.device_pool.release_window(table.device.slots[rows], swa)
+        return len(rows)
+
+    def _remove(self, rows: Rows) -> tuple[int, int]:
+        """Forget rows without a full copy, and everything below them.
+
+        Returns:
+            Device (pages, window pages) freed below ``rows``.
+        """
+        table = self.table
+        rows = table.subtree(rows)
+        assert not table.device.locks[rows].any(), "removed a locked page"
+        device = rows[table.device.present[rows]]
+        windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
+        if len(device):
+            self.device_pool.release(table.device.take(device))
+        if self.host_tier is not None:
+            host = rows[table.host.present[rows]]
+            swa_host = rows[table.swa_host.present[rows]]
+            self.host_tier.full.release(table.host.take(host))
+            self.host_tier.window.release(table.swa_host.take(swa_host))
+        table.remove_rows(rows)
+        self.counters.dropped_pages += len(rows)
+        return len(device), windows
+
+    def _evict_host(self, pages: int) -> None:
+        assert self.host_tier is not None
+        rows = self._host_victims.pop(pages)
+        self.host_tier.full.release(self.table.host.take(rows))
+        self.counters.evicted_host_pages += len(rows)
+        lost = rows[~self.table.device.present[rows]]
+        if len(lost):
+            self._remove(lost)
+
+    def _evict_host_windows(self, pages: int) -> None:
+        assert self.host_tier is not None
+        rows = self._swa_host_victims.pop(pages)
+        self.host_tier.window.release(self.table.swa_host.take(rows))
+        self.counters.evicted_host_window_pages += len(rows)
+
+    # ---- backup --------------------------------------------------------------
+
+    def begin_backup(self, rows: Rows) -> Transfer | Declined | None:
+        """Start to copy a path to the host: its pages, and its last window.
+
+        Pages are backed up from the root on, so the host copies of a path are a
+        prefix of it. The window is copied whole or not at all. None: there is
+        nothing to copy.
+        """
+        table, tier = self.table, self.host_tier
+        assert tier is not None
+        full = rows[~table.host.present[rows] & table.device.ready[rows]]
+        window = self._window_to_back_up(rows)
+        if len(full) == 0 and len(window) == 0:
+            return None
+        if not self._backlog_allows(len(rows), len(window)):
+            return self._decline(DeclineReason.BACKLOG)
+        # While room is made on the host, the path itself must not be its victim.
+        guard = Hold(
+            (table.host, selector(rows)), (table.swa_host, selector(self.window_of(rows)))
+        )
+        wanted = len(full)
+        full_slots = self._allocate_host(wanted)
+        full = full[: len(full_slots)]
+        if len(full) < wanted:
+            self.counters.declined[DeclineReason.HOST_FULL] += 1
+            window = _NO_ROWS
+        window_slots = self._allocate_host_window(len(window))
+        window = window[: len(window_slots)]
+        guard.release()
+        if len(full) == 0 and len(window) == 0:
+            return Declined(DeclineReason.HOST_FULL)
+        table.host.put(full, full_slots, ready=False)
+        table.swa_host.put(window, window_slots, ready=False)
+        hold = Hold(
+            (table.device, selector(rows)),
+            (table.swa_device, window),
+            (table.host, full),
+            (table.swa_host, window),
+        )
+        self._pinned_pages += len(rows)
+        self._pinned_window_pages += len(window)
+        return self._begin(
+            TransferKind.BACKUP,
+            Copies(full, table.device.slots[full], full_slots),
+            Copies(window, table.swa_device.slots[window], window_slots),
+            hold,
+            len(rows),
+        )
+
+    def _window_to_back_up(self, rows: Rows) -> Rows:
+        table = self.table
+        window = self.window_of(rows)
+        on_host = table.swa_host.present[window]
+        if (on_host | table.swa_device.ready[window]).all():
+            return window[~on_host]
+        return _NO_ROWS
+
+    def _backlog_allows(self, pages: int, window_pages: int) -> bool:
+        if not self.pending[TransferKind.BACKUP]:
+            return True
+        return (
+            self._pinned_pages + pages <= self.limits.pinned_pages
+            and self._pinned_window_pages + window_pages <= self.limits.pinned_window_pages
+        )
+
+    def _allocate_host(self, pages: int) -> Slots:
+        """Host slots for as many of ``pages`` as there is room for."""
+        assert self.host_tier is not None
+        pool = self.host_tier.full
+        if pool.free_pages() < pages:
+            self._evict_host(pages - pool.free_pages())
+        slots = pool.allocate(min(pages, pool.free_pages()))
+        assert slots is not None
+        return slots
+
+    def _allocate_host_window(self, pages: int) -> Slots:
+        """Host slots for a whole window, or none."""
+        assert self.host_tier is not None
+        pool = self.host_tier.window
+        if pool.free_pages() < pages:
+            self._evict_host_windows(pages - pool.free_pages())
+        if pool.free_pages() < pages:
+            self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
+            pages = 0
+        slots = pool.allocate(pages)
+        assert slots is not None
+        return slots
+
+    def commit_backup(self, op: int, *, ok: bool) -> None:
+        """End a backup: its host copies become READY, or go away if it failed."""
+        transfer = self.pending[TransferKind.BACKUP].pop(op)
+        transfer.hold.release()
+        table, tier = self.table, self.host_tier
+        assert tier is not None
+        self._pinned_pages -= transfer.path_pages
+        self._pinned_window_pages -= len(transfer.window)
+        if ok:
+            table.host.make_ready(transfer.full.rows)
+            table.swa_host.make_ready(transfer.window.rows)
+            self.counters.backed_up_pages += len(transfer.full)
+            self.counters.backed_up_window_pages += len(transfer.window)
+        else:
+            tier.full.release(table.host.take(transfer.full.rows))
+            tier.window.release(table.swa_host.take(transfer.window.rows))
+            self.counters.failed_transfers += 1
+
+    # ---- load back -----------------------------------------------------------
+
+    def begin_load(self, rows: Rows) -> Transfer | Declined:
+        """Start to bring a matched path to the device: what is missing of its pages
+        and of its last window.
+
+        The device slots are in the table at once (RESERVED): the engine orders
+        every reader behind the load that it submitted.
+        """
+        table, pool = self.table, self.device_pool
+        full = rows[~table.device.present[rows]]
+        window = self.window_of(rows)
+        window = window[~table.swa_device.present[window]]
+        if not (table.host.ready[full].all() and table.swa_host.ready[window].all()):
+            return self._decline(DeclineReason.STALE)
+        hold = Hold(
+            (table.device, selector(rows)),
+            (table.swa_device, selector(self.window_of(rows))),
+            (table.host, full),
+            (table.swa_host, window),
+        )
+        full_slots, window_slots = self._allocate_device(len(full), len(window))
+        if full_slots is None or window_slots is None:
+            hold.release()
+            return self._decline(DeclineReason.DEVICE_FULL)
+        table.device.put(full, full_slots, ready=False)
+        table.swa_device.put(window, window_slots, ready=False)
+        pool.bind_window(table.device.slots[window], window_slots)
+        self.use(rows)
+        return self._begin(
+            TransferKind.LOAD,
+            Copies(full, full_slots, table.host.slots[full]),
+            Copies(window, window_slots, table.swa_host.slots[window]),
+            hold,
+            len(rows),
+        )
+
+    def _allocate_device(self, pages: int, window_pages: int) -> tuple[Slots | None, Slots | None]:
+        pool = self.device_pool
+        self.evict_device(
+            max(0, pages - pool.free_pages()),
+            max(0, window_pages - pool.free_window_pages()),
+        )
+        if pool.free_pages() < pages or pool.free_window_pages() < window_pages:
+            return None, None
+        return pool.allocate(pages), pool.allocate_window(window_pages)
+
+    def commit_load(self, op: int) -> None:
+        """End a load: its device copies are READY."""
+        transfer = self.pending[TransferKind.LOAD].pop(op)
+        transfer.hold.release()
+        self.table.device.make_ready(transfer.full.rows)
+        self.table.swa_device.make_ready(transfer.window.rows)
+        self.counters.loaded_pages += len(transfer.full)
+        self.counters.loaded_window_pages += len(transfer.window)
+
+    # ---- shared --------------------------------------------------------------
+
+    def last_op(self, kind: TransferKind) -> int:
+        """Number of the last transfer begun in a direction, -1 before the first."""
+        return self._next_op[kind] - 1
+
+    def _begin(
+        self, kind: TransferKind, full: Copies, window: Copies, hold: Hold, path_pages: int
+    ) -> Transfer:
+        op = self._next_op[kind]
+        self._next_op[kind] = op + 1
+        transfer = Transfer(op, kind, full, window, hold, path_pages)
+        self.pending[kind][op] = transfer
+        return transfer
+
+    def _decline(self, reason: DeclineReason) -> Declined:
+        self.counters.declined[reason] += 1
+        return Declined(reason)

@@ -1,0 +1,112 @@
+"""Every invariant of the index, in one place. O(rows); called by tests and at idle."""
+
+import numpy as np
+
+from sglang_ext.core.columns import ABSENT, SlotColumn
+from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.table import FREE, PageTable
+
+
+class InvariantError(AssertionError):
+    """The table contradicts itself."""
+
+
+def check(index: CacheIndex) -> None:
+    """Raise InvariantError with the first contradiction found."""
+    table = index.table
+    for name in ("device", "host", "swa_device", "swa_host"):
+        _check_column(name, getattr(table, name))
+    _check_rows(table)
+    _check_copies(table)
+    _check_transfers(index)
+
+
+def check_idle(index: CacheIndex) -> None:
+    """``check``, and that nothing holds a page: no request, no transfer."""
+    check(index)
+    table = index.table
+    for name in ("device", "host", "swa_device", "swa_host"):
+        _require(not getattr(table, name).locks.any(), f"{name}: a lock is left at idle")
+    for kind in TransferKind:
+        _require(not index.pending[kind], f"a {kind.value} is pending at idle")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvariantError(message)
+
+
+def _check_column(name: str, column: SlotColumn) -> None:
+    has_slots = (column.slots != ABSENT).all(axis=1)
+    has_none = (column.slots == ABSENT).all(axis=1)
+    _require(bool((has_slots | has_none).all()), f"{name}: a page has half of its slots")
+    _require(bool((has_slots == column.present).all()), f"{name}: slots and presence differ")
+    _require(not (column.ready & ~column.present).any(), f"{name}: READY without slots")
+    _require(bool((column.locks >= 0).all()), f"{name}: negative lock count")
+    _require(column.n_present == np.count_nonzero(column.present), f"{name}: n_present")
+    locked = np.count_nonzero(column.present & (column.locks > 0))
+    _require(column.n_locked == locked, f"{name}: n_locked is {column.n_locked}, not {locked}")
+    used = column.slots[column.present].ravel()
+    _require(len(np.unique(used)) == len(used), f"{name}: two pages share a slot")
+
+
+def _check_rows(table: PageTable) -> None:
+    used = np.flatnonzero(table.parent != FREE)
+    _require(len(used) == table.n_rows, "row count")
+    _require(len(table._index) == table.n_rows, "index size")
+    for row in used.tolist():
+        _require(table._index.get(int(table.digest[row])) == row, f"row {row} not in the index")
+    inner = used[table.parent[used] >= 0]
+    parents = table.parent[inner]
+    _require(bool((table.parent[parents] != FREE).all()), "a row's parent is not in use")
+    _require(bool((table.depth[inner] == table.depth[parents] + 1).all()), "depth")
+    first = used[table.parent[used] < 0]
+    _require(not table.depth[first].any(), "depth of a first page")
+    counted = np.bincount(parents, minlength=table.capacity)
+    _require(bool((counted[used] == table.children[used]).all()), "children count")
+    _require(sum(table._root_rows.values()) == len(first), "rows of the namespaces")
+    _require(bool((table.age[inner] < table.age[parents]).all()), "a page is newer than its parent")
+
+
+def _check_copies(table: PageTable) -> None:
+    used = table.parent != FREE
+    device, host = table.device, table.host
+    for name in ("device", "host", "swa_device", "swa_host"):
+        column: SlotColumn = getattr(table, name)
+        _require(not (column.present & ~used).any(), f"{name}: copy of a row not in use")
+        _require(not ((column.locks > 0) & ~used).any(), f"{name}: lock on a row not in use")
+    _require(bool((device.present | host.present)[used].all()), "a row without a full copy")
+    _require(not (table.swa_device.present & ~device.present).any(), "a window without its page")
+    inner = np.flatnonzero(table.parent >= 0)
+    parents = table.parent[inner]
+    orphan = device.present[inner] & ~device.present[parents]
+    _require(not orphan.any(), "device pages of a path are not a prefix of it")
+    open_lock = device.locks[inner] > device.locks[parents]
+    _require(not open_lock.any(), "a page is locked more often than its parent")
+    _require(
+        not ((table.swa_device.locks > 0) & (device.locks == 0)).any(),
+        "a window is locked without its page",
+    )
+
+
+def _check_transfers(index: CacheIndex) -> None:
+    table = index.table
+    loading = np.zeros(table.capacity, dtype=bool)
+    loading_window = loading.copy()
+    saving, saving_window = loading.copy(), loading.copy()
+    for transfer in index.pending[TransferKind.LOAD].values():
+        loading[transfer.full.rows] = True
+        loading_window[transfer.window.rows] = True
+    for transfer in index.pending[TransferKind.BACKUP].values():
+        saving[transfer.full.rows] = True
+        saving_window[transfer.window.rows] = True
+    for name, column, busy in (
+        ("device", table.device, loading),
+        ("swa_device", table.swa_device, loading_window),
+        ("host", table.host, saving),
+        ("swa_host", table.swa_host, saving_window),
+    ):
+        reserved = column.present & ~column.ready
+        _require(bool((reserved == busy).all()), f"{name}: RESERVED without a transfer")
+        _require(not (reserved & (column.locks == 0)).any(), f"{name}: RESERVED and not held")

@@ -1,0 +1,102 @@
+"""Values that cross the border of the core: matches, transfers, refusals."""
+
+import dataclasses
+import enum
+
+from sglang_ext.core.columns import Rows, Selector, SlotColumn, Slots
+
+
+class DeclineReason(enum.Enum):
+    """Why a transfer was not started. Each is an expected answer, never an error."""
+
+    HOST_FULL = "host_full"
+    HOST_WINDOW_FULL = "host_window_full"
+    DEVICE_FULL = "device_full"
+    BACKLOG = "backlog"
+    STALE = "stale"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Declined:
+    """An expected no."""
+
+    reason: DeclineReason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """The best point at which a request can resume.
+
+    Attributes:
+        rows: path of the resume point, first page first. Every page has full
+            KV on some tier, and the last window sliding-window KV on some tier.
+        device_pages: pages of a resume point that needs no load; at most
+            ``len(rows)``.
+        window_pages_to_pin: sliding-window pages that a load to ``rows`` turns
+            from free or evictable into protected. An upper bound.
+    """
+
+    rows: Rows
+    device_pages: int
+    window_pages_to_pin: int
+
+
+class Hold:
+    """Locks taken together, to be released exactly once."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: tuple[SlotColumn, Selector]) -> None:
+        for column, rows in parts:
+            column.lock(rows)
+        self._parts: tuple[tuple[SlotColumn, Selector], ...] | None = parts
+
+    def release(self) -> None:
+        """Drop the locks."""
+        assert self._parts is not None, "hold released twice"
+        for column, rows in self._parts:
+            column.unlock(rows)
+        self._parts = None
+
+
+class TransferKind(enum.Enum):
+    """Direction of a transfer."""
+
+    BACKUP = "backup"
+    LOAD = "load"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Copies:
+    """Pages of one component to copy between tiers.
+
+    Attributes:
+        rows: table rows, for the commit.
+        device: (n, slots_per_page) device slots.
+        host: (n, slots_per_page) host slots.
+    """
+
+    rows: Rows
+    device: Slots
+    host: Slots
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transfer:
+    """A begun transfer: slots reserved, rows held. Ends with exactly one commit.
+
+    Attributes:
+        op: number of the operation, counted separately for each direction; commits
+            happen in this order on every rank.
+        path_pages: pages of the path that ``hold`` locks.
+    """
+
+    op: int
+    kind: TransferKind
+    full: Copies
+    window: Copies
+    hold: Hold
+    path_pages: int

@@ -1,0 +1,64 @@
+"""What the core needs from outside: slots. Implemented by the adapter and by tests.
+
+All arrays of slots are int32 of shape (rows, slots_per_page).
+"""
+
+from typing import Protocol
+
+from sglang_ext.core.columns import Slots
+
+
+class DevicePool(Protocol):
+    """Device slots, owned by the engine's allocator.
+
+    A sliding-window slot is the *peer* of a full-attention slot: the engine finds
+    it through a map from full slots, so it cannot outlive its full slot.
+    """
+
+    def free_pages(self) -> int:
+        """Table pages that ``allocate`` could hand out now."""
+        ...
+
+    def free_window_pages(self) -> int:
+        """Table pages that ``allocate_window`` could hand out now."""
+        ...
+
+    def allocate(self, pages: int) -> Slots | None:
+        """Full-attention slots without a peer, all or nothing."""
+        ...
+
+    def allocate_window(self, pages: int) -> Slots | None:
+        """Sliding-window slots, not yet the peer of anything, all or nothing."""
+        ...
+
+    def bind_window(self, full: Slots, swa: Slots) -> None:
+        """Make ``swa`` the peers of ``full``."""
+        ...
+
+    def move_window(self, source: Slots, target: Slots, swa: Slots) -> None:
+        """The peers ``swa`` of ``source`` become the peers of ``target``."""
+        ...
+
+    def release(self, full: Slots) -> None:
+        """Give back full-attention slots that have no peer."""
+        ...
+
+    def release_window(self, full: Slots, swa: Slots) -> None:
+        """Give back the peers ``swa`` of ``full``; ``full`` stays allocated."""
+        ...
+
+
+class HostPool(Protocol):
+    """Host slots of one component."""
+
+    def free_pages(self) -> int:
+        """Table pages that ``allocate`` could hand out now."""
+        ...
+
+    def allocate(self, pages: int) -> Slots | None:
+        """Slots, all or nothing."""
+        ...
+
+    def release(self, slots: Slots) -> None:
+        """Give back slots."""
+        ...

@@ -1,0 +1,286 @@
+"""The page table: one row is one page of one prefix, all state in columns.
+
+A row never splits, merges or changes its parent, so the path of a row is fixed
+for the row's life. That is why a lock, a transfer or a request may keep row
+numbers across any number of inserts.
+"""
+
+from collections.abc import Hashable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Rows, Selector, SlotColumn
+from sglang_ext.core.digest import PageHasher, Pages
+from sglang_ext.core.geometry import Geometry
+
+FREE = np.int32(-1)
+"""Parent of a row that is not in use."""
+_FIRST_ROOT = -2
+"""Parent of a first page is ``_FIRST_ROOT - namespace id``."""
+_DEPTH_BITS = 24
+_MAX_DEPTH = (1 << _DEPTH_BITS) - 1
+UNUSED_BAND = -(1 << 62)
+"""Offset of the ages of window pages that no request has resumed from yet."""
+_GALLOP = 32
+
+
+def consecutive(first: int, count: int) -> Rows:
+    """Rows ``[first, first + count)``."""
+    return np.arange(first, first + count, dtype=np.int64)
+
+
+def selector(rows: Rows) -> Selector:
+    """The same rows as a slice where they are consecutive, else unchanged."""
+    if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+        if len(rows) < 3 or bool((rows[1:] - rows[:-1] == 1).all()):
+            return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
+class PageTable:
+    """Rows, the digest index over them, and four slot columns.
+
+    Attributes:
+        parent: (rows,) int32, parent row; FREE, or the root of a namespace.
+        depth: (rows,) int32, pages before this one.
+        tokens: (rows, page_tokens) int64; multimodal placeholders do not fit int32.
+        children: (rows,) int32, rows whose parent this is.
+        age: (rows,) int64, orders full-attention eviction: smaller goes first.
+            Later access is larger, and on one path deeper is smaller, so a
+            selection by age is leaf-first.
+        swa_age: (rows,) int64, the same for sliding-window copies.
+        device, host: the columns of full-attention copies.
+        swa_device, swa_host: the columns of sliding-window copies.
+    """
+
+    def __init__(self, geometry: Geometry, capacity: int) -> None:
+        self.geometry = geometry
+        self.capacity = capacity
+        self.parent: NDArray[np.int32] = np.full(capacity, FREE, dtype=np.int32)
+        self.depth = np.zeros(capacity, dtype=np.int32)
+        self.digest = np.zeros(capacity, dtype=np.uint64)
+        self.tokens: Pages = np.zeros((capacity, geometry.page_tokens), dtype=np.int64)
+        self.children = np.zeros(capacity, dtype=np.int32)
+        self.generation = np.zeros(capacity, dtype=np.int32)
+        self.age = np.zeros(capacity, dtype=np.int64)
+        self.swa_age = np.zeros(capacity, dtype=np.int64)
+        slots = geometry.slots_per_page
+        self.device = SlotColumn(capacity, slots)
+        self.host = SlotColumn(capacity, slots)
+        self.swa_device = SlotColumn(capacity, slots)
+        self.swa_host = SlotColumn(capacity, slots)
+        self.n_rows = 0
+        self.tick = 0
+        self._hasher = PageHasher(geometry.page_tokens)
+        self._index: dict[int, int] = {}
+        self._roots: dict[Hashable, int] = {}
+        self._namespaces: dict[int, Hashable] = {}
+        self._root_rows: dict[int, int] = {}
+        self._next_root = 0
+        self._cursor = 0
+        self._mark = np.zeros(capacity, dtype=bool)
+        self._ascending = consecutive(0, capacity + 1)
+
+    # ---- lookup --------------------------------------------------------------
+
+    def lookup(self, pages: Pages, namespace: Hashable) -> Rows:
+        """Rows of the longest stored prefix of ``pages`` (n, page_tokens). Read-only.
+
+        Rows of one insert are consecutive, so a run of rows is compared with the
+        prompt in one statement; the digest index is asked only where a run ends.
+        """
+        root = self._roots.get(namespace)
+        if root is None:
+            return consecutive(0, 0)
+        parent, digest, depth = root, self._hasher.seed(root), 0
+        runs: list[Rows] = []
+        while depth < len(pages):
+            row = self._index.get(self._hasher.one(digest, pages[depth], depth))
+            if row is None or self.parent[row] != parent:
+                break
+            count = self._common_run(row, pages[depth:])
+            if count == 0:
+                break
+            runs.append(self._ascending[row : row + count])
+            depth += count
+            parent = row + count - 1
+            digest = int(self.digest[parent])
+        if len(runs) == 1:
+            return runs[0]
+        return np.concatenate(runs) if runs else consecutive(0, 0)
+
+    def _common_run(self, row: int, pages: Pages) -> int:
+        """Pages shared by ``pages`` and the run of consecutive rows from ``row``."""
+        total, step = 0, _GALLOP
+        limit = min(len(pages), self.capacity - row)
+        while total < limit:
+            stop = min(limit, total + step)
+            # rows [row + total, row + stop) continue the run while each one's
+            # parent is the row before it; the first row is known to fit
+            low = max(total, 1)
+            above = self._ascending[row + low - 1 : row + stop - 1]
+            chained = self.parent[row + low : row + stop] == above
+            if not chained.all():
+                stop = low + int(chained.argmin())
+                limit = stop
+            differs = self.tokens[row + total : row + stop] != pages[total:stop]
+            if differs.any():
+                return total + int(differs.argmax()) // self.geometry.page_tokens
+            total, step = stop, step * 8
+        return total
+
+    def is_current(self, row: int, generation: int) -> bool:
+        """Whether ``row`` still is the page it was when ``generation`` was read."""
+        return bool(self.parent[row] != FREE) and int(self.generation[row]) == generation
+
+    def path(self, row: int) -> Rows:
+        """Rows from the first page to ``row``, by walking up. For checks and tests."""
+        rows = []
+        while row >= 0:
+            rows.append(row)
+            row = int(self.parent[row])
+        return np.array(rows[::-1], dtype=np.int64)
+
+    # ---- rows ----------------------------------------------------------------
+
+    def add_rows(self, above: Rows, pages: Pages, namespace: Hashable) -> Rows:
+        """Append ``pages`` (n, page_tokens) as new rows below the path ``above``.
+
+        Returns the new rows, fewer than n where a digest is already taken by
+        another prefix (a collision) or the table has no free row. New rows have
+        no copy yet; the caller must give each one.
+        """
+        root = self._root_of(namespace)
+        parent = int(above[-1]) if len(above) else root
+        digest = int(self.digest[parent]) if len(above) else self._hasher.seed(root)
+        depth = len(above)
+        digests = self._hasher.many(digest, pages, depth)
+        keys = digests.tolist()
+        count = len(keys)
+        if not self._index.keys().isdisjoint(keys) or len(set(keys)) < count:
+            count = self._first_taken(keys)
+        rows = self._free_rows(count)
+        count = len(rows)
+        if count == 0:
+            self._drop_empty_root(namespace)
+            return rows
+        self._index.update(zip(keys[:count], rows.tolist(), strict=True))
+        where = selector(rows)
+        self.parent[where] = np.concatenate(([parent], rows[:-1]))
+        self.depth[where] = self._ascending[depth : depth + count]
+        self.digest[where] = digests[:count]
+        self.tokens[where] = pages[:count]
+        self.children[where] = 1
+        self.children[rows[-1]] = 0
+        self.swa_age[where] = UNUSED_BAND + self._ages(where)
+        self.n_rows += count
+        if len(above):
+            self.children[parent] += 1
+        else:
+            self._root_rows[root] += 1
+        return rows
+
+    def remove_rows(self, rows: Rows) -> None:
+        """Forget rows that have no full-attention copy and no child left outside.
+
+        A child inside ``rows`` is fine. Copies must have been taken before.
+        """
+        for key in self.digest[rows].tolist():
+            del self._index[key]
+        parents = self.parent[rows]
+        inner = parents[parents >= 0]
+        np.subtract.at(self.children, inner, 1)
+        for parent in parents[parents < 0].tolist():
+            self._root_rows[parent] -= 1
+            if self._root_rows[parent] == 0:
+                self._forget_root(parent)
+        assert not self.children[rows].any(), "removed a row that still has children"
+        self.parent[rows] = FREE
+        self.generation[rows] += 1
+        self.n_rows -= len(rows)
+
+    def subtree(self, rows: Rows) -> Rows:
+        """``rows`` and all their descendants."""
+        inside = self._mark
+        inside[rows] = True
+        parents = self.parent[rows]
+        children_inside = int(np.count_nonzero(inside[parents[parents >= 0]]))
+        if int(self.children[rows].sum()) > children_inside:
+            rows = self._close_downwards(inside)
+        inside[rows] = False
+        return rows
+
+    def _close_downwards(self, inside: NDArray[np.bool_]) -> Rows:
+        while True:
+            outside = np.flatnonzero((self.parent >= 0) & ~inside)
+            below = outside[inside[self.parent[outside]]]
+            if len(below) == 0:
+                return np.flatnonzero(inside)
+            inside[below] = True
+
+    def _first_taken(self, keys: list[int]) -> int:
+        seen: set[int] = set()
+        for i, key in enumerate(keys):
+            if key in self._index or key in seen:
+                return i
+            seen.add(key)
+        return len(keys)
+
+    def _free_rows(self, count: int) -> Rows:
+        """Up to ``count`` unused rows, ascending where possible: next fit."""
+        found: list[Rows] = []
+        missing, start = count, self._cursor
+        scanned, step = 0, max(4 * count, 1024)
+        while missing > 0 and scanned < self.capacity:
+            stop = min(start + step, self.capacity, start + self.capacity - scanned)
+            rows = np.flatnonzero(self.parent[start:stop] == FREE)[:missing] + start
+            scanned += stop - start
+            if len(rows):
+                found.append(rows)
+                missing -= len(rows)
+                self._cursor = int(rows[-1]) + 1
+            start = 0 if stop == self.capacity else stop
+        if self._cursor >= self.capacity:
+            self._cursor = 0
+        return np.concatenate(found) if found else consecutive(0, 0)
+
+    # ---- namespaces ----------------------------------------------------------
+
+    def _root_of(self, namespace: Hashable) -> int:
+        root = self._roots.get(namespace)
+        if root is None:
+            root = _FIRST_ROOT - self._next_root
+            self._next_root += 1
+            self._roots[namespace] = root
+            self._namespaces[root] = namespace
+            self._root_rows[root] = 0
+        return root
+
+    def _drop_empty_root(self, namespace: Hashable) -> None:
+        root = self._roots[namespace]
+        if self._root_rows[root] == 0:
+            self._forget_root(root)
+
+    def _forget_root(self, root: int) -> None:
+        # a namespace lives as long as it has pages: salts must not pile up
+        del self._roots[self._namespaces.pop(root)]
+        del self._root_rows[root]
+
+    # ---- recency -------------------------------------------------------------
+
+    def advance(self) -> int:
+        """Next tick of the logical clock."""
+        self.tick += 1
+        return self.tick
+
+    def touch(self, rows: Selector) -> None:
+        """Make pages of one path the most recently used ones for full attention."""
+        self.age[rows] = self._ages(rows)
+
+    def touch_window(self, rows: Selector) -> None:
+        """The same for sliding-window copies; only the window that is used."""
+        self.swa_age[rows] = self._ages(rows)
+
+    def _ages(self, rows: Selector) -> NDArray[np.int64]:
+        return (self.tick << _DEPTH_BITS) + (_MAX_DEPTH - self.depth[rows].astype(np.int64))

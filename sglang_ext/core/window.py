@@ -1,0 +1,25 @@
+"""The resume rule of sliding-window attention."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
+    """Deepest page boundary j at which the window before j is complete.
+
+    Args:
+        has_window: (pages,) bool, whether each page of a prefix has its
+            sliding-window KV.
+        window_pages: pages of one window; all pages before j if j is smaller.
+
+    Returns:
+        j with ``has_window[max(0, j - window_pages):j].all()``; 0 if none.
+    """
+    n = len(has_window)
+    if has_window[max(0, n - window_pages) :].all():
+        return n
+    position = np.arange(n)
+    last_missing = np.maximum.accumulate(np.where(has_window, -1, position))
+    complete = (position - last_missing >= window_pages) | (last_missing < 0)
+    ends = np.flatnonzero(complete)
+    return int(ends[-1]) + 1 if len(ends) else 0

@@ -1,0 +1,1 @@
+"""Executes transfers: knows devices, streams and threads, and no tree."""

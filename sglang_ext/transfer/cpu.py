@@ -1,0 +1,168 @@
+"""Transfers on the CPU: one worker thread for each direction.
+
+Real asynchrony: a copy is not done when it was submitted, and a reader that does
+not wait at its layer gate reads what was in the slot before.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from sglang_ext.transfer.job import ComponentCopies, Job
+
+
+class ThreadLayerGate:
+    """A flag for each layer, set by the worker thread."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._loaded = [threading.Event() for _ in range(num_layers)]
+        self._error: BaseException | None = None
+
+    def open(self, layer: int) -> None:
+        """Let readers of ``layer`` pass."""
+        self._loaded[layer].set()
+
+    def fail(self, error: BaseException) -> None:
+        """Let every reader pass into an exception."""
+        self._error = error
+        for event in self._loaded:
+            event.set()
+
+    def wait(self, layer: int) -> None:
+        """Block until ``layer`` is loaded.
+
+        Raises:
+            RuntimeError: the load failed.
+        """
+        self._loaded[layer].wait()
+        if self._error is not None:
+            raise RuntimeError("load of KV pages from the host failed") from self._error
+
+    def is_open(self) -> bool:
+        """Whether every layer has been loaded."""
+        return all(event.is_set() for event in self._loaded)
+
+
+class _Task:
+    """One job in a lane."""
+
+    def __init__(self, last_op: int, run: Callable[[], None]) -> None:
+        self.last_op = last_op
+        self.run = run
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
+
+
+class _Lane:
+    """A worker thread and the tasks it has not reported yet, oldest first."""
+
+    def __init__(self, name: str) -> None:
+        self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks: deque[_Task] = deque()
+        self._last_op = -1
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, task: _Task) -> None:
+        self._tasks.append(task)
+        self._inbox.put(task)
+
+    def poll(self) -> tuple[int, _Task | None]:
+        """Last op ended in order, and the failed task the poll stopped at, if any."""
+        while self._tasks and self._tasks[0].ended.is_set():
+            task = self._tasks.popleft()
+            self._last_op = task.last_op
+            if task.error is not None:
+                return self._last_op, task
+        return self._last_op, None
+
+    def drain(self) -> None:
+        for task in self._tasks:
+            task.ended.wait()
+
+    def close(self) -> None:
+        self.drain()
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (task := self._inbox.get()) is not None:
+            try:
+                task.run()
+            except Exception as error:  # the root of a worker thread
+                task.error = error
+            task.ended.set()
+
+
+class CpuTransferEngine:
+    """TransferEngine for tensors in CPU memory.
+
+    Args:
+        components: copies of each component.
+        layers: for each global layer, (component, layer of the component), or None
+            for a layer without KV.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[ComponentCopies],
+        layers: Sequence[tuple[int, int] | None],
+    ) -> None:
+        self._components = components
+        self._layers = layers
+        self._backups = _Lane("kv-backup")
+        self._loads = _Lane("kv-load")
+
+    def submit_backup(self, job: Job, fence: object | None) -> None:
+        """Copy on the backup thread. The forward pass on a CPU has ended by now."""
+
+        def run() -> None:
+            for part in job.parts:
+                self._components[part.component].backup(part.host, part.device)
+
+        self._backups.submit(_Task(job.last_op, run))
+
+    def submit_load(self, job: Job, fence: object | None) -> ThreadLayerGate:
+        """Copy on the load thread, opening the gate layer by layer."""
+        gate = ThreadLayerGate(len(self._layers))
+
+        def run() -> None:
+            try:
+                for number, layer in enumerate(self._layers):
+                    if layer is not None:
+                        self._load_layer(job, *layer)
+                    gate.open(number)
+            except BaseException as error:
+                gate.fail(error)
+                raise
+
+        self._loads.submit(_Task(job.last_op, run))
+        return gate
+
+    def _load_layer(self, job: Job, component: int, layer: int) -> None:
+        for part in job.parts:
+            if part.component == component:
+                self._components[component].load_layer(layer, part.host, part.device)
+
+    def backed_up(self) -> tuple[int, int | None]:
+        """See TransferEngine."""
+        last_op, failed = self._backups.poll()
+        return last_op, failed.last_op if failed else None
+
+    def loaded(self) -> int:
+        """See TransferEngine."""
+        last_op, failed = self._loads.poll()
+        if failed is not None:
+            raise RuntimeError("load of KV pages from the host failed") from failed.error
+        return last_op
+
+    def drain(self) -> None:
+        """See TransferEngine."""
+        self._loads.drain()
+        self._backups.drain()
+
+    def close(self) -> None:
+        """See TransferEngine."""
+        self._loads.close()
+        self._backups.close()

@@ -1,0 +1,111 @@
+"""Transfers on CUDA: one stream for each direction, events for completion.
+
+The same plans as on the CPU. Copies are SGLang's own kernels behind
+``ComponentCopies``; this module only orders them.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from sglang_ext.transfer.job import ComponentCopies, Job
+
+
+class EventLayerGate:
+    """An event for each layer, recorded on the load stream."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._events = [torch.cuda.Event() for _ in range(num_layers)]
+
+    def record(self, layer: int) -> None:
+        """Mark the end of the copies of ``layer`` on the current (load) stream."""
+        self._events[layer].record()
+
+    def wait(self, layer: int) -> None:
+        """Make the current stream wait for ``layer``; the host does not block."""
+        torch.cuda.current_stream().wait_event(self._events[layer])
+
+    def is_open(self) -> bool:
+        """Whether every layer has been loaded."""
+        return self._events[-1].query()
+
+
+class CudaTransferEngine:
+    """TransferEngine on two CUDA streams. Arguments as for CpuTransferEngine."""
+
+    def __init__(
+        self,
+        components: Sequence[ComponentCopies],
+        layers: Sequence[tuple[int, int] | None],
+    ) -> None:
+        self._components = components
+        self._layers = layers
+        self._backup_stream = torch.cuda.Stream()
+        self._load_stream = torch.cuda.Stream()
+        # (last op, event, job): the job keeps its index tensors alive meanwhile
+        self._backups: deque[tuple[int, torch.cuda.Event, Job]] = deque()
+        self._loads: deque[tuple[int, torch.cuda.Event, Job]] = deque()
+        self._backed_up = -1
+        self._loaded = -1
+
+    def submit_backup(self, job: Job, fence: torch.cuda.Stream | None) -> None:
+        """Copy on the backup stream, behind the forward pass that wrote the pages."""
+        _order_behind(self._backup_stream, fence)
+        with torch.cuda.stream(self._backup_stream):
+            for part in job.parts:
+                self._components[part.component].backup(part.host, part.device)
+            done = torch.cuda.Event()
+            done.record()
+        self._backups.append((job.last_op, done, job))
+
+    def submit_load(self, job: Job, fence: torch.cuda.Stream | None) -> EventLayerGate:
+        """Copy on the load stream, behind readers of the slots' former contents."""
+        gate = EventLayerGate(len(self._layers))
+        _order_behind(self._load_stream, fence)
+        with torch.cuda.stream(self._load_stream):
+            for number, layer in enumerate(self._layers):
+                if layer is not None:
+                    self._load_layer(job, *layer)
+                gate.record(number)
+            done = torch.cuda.Event()
+            done.record()
+        self._loads.append((job.last_op, done, job))
+        return gate
+
+    def _load_layer(self, job: Job, component: int, layer: int) -> None:
+        for part in job.parts:
+            if part.component == component:
+                self._components[component].load_layer(layer, part.host, part.device)
+
+    def backed_up(self) -> tuple[int, int | None]:
+        """See TransferEngine. A failed CUDA copy raises in ``query``: it is fatal."""
+        self._backed_up = _last_done(self._backups, self._backed_up)
+        return self._backed_up, None
+
+    def loaded(self) -> int:
+        """See TransferEngine."""
+        self._loaded = _last_done(self._loads, self._loaded)
+        return self._loaded
+
+    def drain(self) -> None:
+        """See TransferEngine."""
+        self._load_stream.synchronize()
+        self._backup_stream.synchronize()
+
+    def close(self) -> None:
+        """See TransferEngine."""
+        self.drain()
+
+
+def _order_behind(stream: torch.cuda.Stream, fence: torch.cuda.Stream | None) -> None:
+    # the caller's stream made the index tensors, the fence ran the forward pass
+    stream.wait_stream(torch.cuda.current_stream())
+    if fence is not None:
+        stream.wait_stream(fence)
+
+
+def _last_done(lane: deque[tuple[int, torch.cuda.Event, Job]], last: int) -> int:
+    while lane and lane[0][1].query():
+        last = lane.popleft()[0]
+    return last
