@@ -16,7 +16,7 @@ from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.config import BACKEND
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.index import CacheIndex, HostTier, Limits
+from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CpuTransferEngine
 from sglang_ext.transfer.cuda import CudaTransferEngine
@@ -51,11 +51,18 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     device_pool = EngineDevicePool(allocator, geometry)
     device_pages = allocator.size_full // geometry.page_tokens
     window_pages = allocator.size_swa // geometry.page_tokens
-    limits = Limits(device_pages // _PINNED_SHARE, window_pages // _PINNED_SHARE)
-
     group = build_host_group(params, kv_pool) if ctx.enable_hierarchical_cache else None
-    host, host_pages = (None, 0) if group is None else _host_tier(group, geometry)
-    index = CacheIndex(geometry, device_pages + host_pages, device_pool, host, limits)
+    if group is None:
+        index = CacheIndex(geometry, device_pages, device_pool)
+    else:
+        full, swa = (EngineHostPool(entry.host_pool, geometry) for entry in _components(group))
+        policy = BackupPolicy(
+            checkpoint_pages=_checkpoint_pages(geometry, full.total_pages, swa.total_pages),
+            pinned_pages=device_pages // _PINNED_SHARE,
+            pinned_window_pages=window_pages // _PINNED_SHARE,
+        )
+        rows = device_pages + full.total_pages
+        index = CacheIndex(geometry, rows, device_pool, HostTier(full, swa), policy)
     cache = SwaHiCache(params, index, device_pool)
     if group is not None:
         controller = _controller(ctx, kv_pool, group, index)
@@ -88,9 +95,10 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
     raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
 
 
-def _host_tier(group: "HostPoolGroup", geometry: Geometry) -> tuple[HostTier, int]:
-    full, swa = (EngineHostPool(entry.host_pool, geometry) for entry in _components(group))
-    return HostTier(full, swa), full.total_pages
+def _checkpoint_pages(geometry: Geometry, full_pages: int, window_pages: int) -> int:
+    """Distance of windows inside a prompt: the closest at which they do not outgrow the
+    host's sliding-window pool before its full-attention pool is full."""
+    return max(1, -(-geometry.window_pages * full_pages // max(1, window_pages)))
 
 
 def _components(group: "HostPoolGroup") -> tuple[Any, Any]:

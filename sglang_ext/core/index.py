@@ -26,9 +26,10 @@ from sglang_ext.core.plan import (
 )
 from sglang_ext.core.ports import DevicePool, HostPool
 from sglang_ext.core.table import PageTable, selector
-from sglang_ext.core.window import deepest_resume
+from sglang_ext.core.window import checkpoint_windows, deepest_resume
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_NO_SLOTS: Slots = np.empty(0, dtype=np.int32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,14 +41,16 @@ class HostTier:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on what transfers in flight may hold.
+class BackupPolicy:
+    """What is backed up, and how much of the device that may hold up.
 
     Attributes:
+        checkpoint_pages: distance of the windows kept inside a prompt.
         pinned_pages: device pages that pending backups may pin.
         pinned_window_pages: the same for sliding-window copies.
     """
 
+    checkpoint_pages: int
     pinned_pages: int
     pinned_window_pages: int
 
@@ -61,12 +64,12 @@ class CacheIndex:
         capacity: int,
         device: DevicePool,
         host: HostTier | None = None,
-        limits: Limits | None = None,
+        policy: BackupPolicy | None = None,
     ) -> None:
         self.geometry = geometry
         self.device_pool = device
         self.host_tier = host
-        self.limits = limits or Limits(capacity, capacity)
+        self.policy = policy or BackupPolicy(capacity, capacity, capacity)
         self.counters = Counters()
         self._capacity = capacity
         # operation numbers go on across a reset: they identify transfers for good
@@ -285,33 +288,21 @@ class CacheIndex:
     # ---- backup --------------------------------------------------------------
 
     def begin_backup(self, rows: Rows) -> Transfer | Declined | None:
-        """Start to copy a path to the host: its pages, and its last window.
+        """Start to copy a path to the host: its pages, and the windows worth keeping.
 
         Pages are backed up from the root on, so the host copies of a path are a
-        prefix of it. The window is copied whole or not at all. None: there is
+        prefix of it. A window is copied whole or not at all. None: there is
         nothing to copy.
         """
         table, tier = self.table, self.host_tier
         assert tier is not None
         full = rows[~table.host.present[rows] & table.device.ready[rows]]
-        window = self._window_to_back_up(rows)
-        if len(full) == 0 and len(window) == 0:
+        windows = self._windows_to_back_up(rows, len(full))
+        if len(full) == 0 and not windows:
             return None
-        if not self._backlog_allows(len(rows), len(window)):
+        if not self._backlog_allows(len(rows), sum(map(len, windows[:1]))):
             return self._decline(DeclineReason.BACKLOG)
-        # While room is made on the host, the path itself must not be its victim.
-        guard = Hold(
-            (table.host, selector(rows)), (table.swa_host, selector(self.window_of(rows)))
-        )
-        wanted = len(full)
-        full_slots = self._allocate_host(wanted)
-        full = full[: len(full_slots)]
-        if len(full) < wanted:
-            self.counters.declined[DeclineReason.HOST_FULL] += 1
-            window = _NO_ROWS
-        window_slots = self._allocate_host_window(len(window))
-        window = window[: len(window_slots)]
-        guard.release()
+        full, full_slots, window, window_slots = self._make_host_room(rows, full, windows)
         if len(full) == 0 and len(window) == 0:
             return Declined(DeclineReason.HOST_FULL)
         table.host.put(full, full_slots, ready=False)
@@ -332,21 +323,60 @@ class CacheIndex:
             len(rows),
         )
 
-    def _window_to_back_up(self, rows: Rows) -> Rows:
+    def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[Rows]:
+        """Window pages to copy, one array for each window, the last window first."""
         table = self.table
-        window = self.window_of(rows)
-        on_host = table.swa_host.present[window]
-        if (on_host | table.swa_device.ready[window]).all():
-            return window[~on_host]
-        return _NO_ROWS
+        on_host = table.swa_host.present[rows]
+        kept = on_host.copy()
+        usable = on_host | table.swa_device.ready[rows]
+        windows = []
+        first = len(rows) - max(new_pages, 1)
+        for start, end in checkpoint_windows(
+            first, len(rows), self.policy.checkpoint_pages, self.geometry.window_pages
+        ):
+            missing = ~kept[start:end]
+            if usable[start:end].all() and missing.any():
+                windows.append(rows[start:end][missing])
+                kept[start:end] = True
+        return windows
 
     def _backlog_allows(self, pages: int, window_pages: int) -> bool:
         if not self.pending[TransferKind.BACKUP]:
             return True
         return (
-            self._pinned_pages + pages <= self.limits.pinned_pages
-            and self._pinned_window_pages + window_pages <= self.limits.pinned_window_pages
+            self._pinned_pages + pages <= self.policy.pinned_pages
+            and self._pinned_window_pages + window_pages <= self.policy.pinned_window_pages
         )
+
+    def _make_host_room(
+        self, rows: Rows, full: Rows, windows: list[Rows]
+    ) -> tuple[Rows, Slots, Rows, Slots]:
+        """Host slots for as much of a backup as there is room for.
+
+        Returns:
+            (full rows, their slots, window rows, their slots).
+        """
+        table = self.table
+        # While room is made, the path itself must not be its victim.
+        guard = Hold((table.host, selector(rows)), (table.swa_host, selector(rows)))
+        full_slots = self._allocate_host(len(full))
+        if len(full_slots) < len(full):
+            self.counters.declined[DeclineReason.HOST_FULL] += 1
+            full, windows = full[: len(full_slots)], []
+        kept, slots = [_NO_ROWS], [_NO_SLOTS.reshape(0, self.geometry.slots_per_page)]
+        pinned = self._pinned_window_pages
+        for number, window in enumerate(windows):
+            pinned += len(window)
+            if number > 0 and pinned > self.policy.pinned_window_pages:
+                break
+            window_slots = self._allocate_host_window(len(window))
+            if window_slots is None:
+                self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
+                break
+            kept.append(window)
+            slots.append(window_slots)
+        guard.release()
+        return full, full_slots, np.concatenate(kept), np.concatenate(slots)
 
     def _allocate_host(self, pages: int) -> Slots:
         """Host slots for as many of ``pages`` as there is room for."""
@@ -358,18 +388,13 @@ class CacheIndex:
         assert slots is not None
         return slots
 
-    def _allocate_host_window(self, pages: int) -> Slots:
-        """Host slots for a whole window, or none."""
+    def _allocate_host_window(self, pages: int) -> Slots | None:
+        """Host slots for a whole window."""
         assert self.host_tier is not None
         pool = self.host_tier.window
         if pool.free_pages() < pages:
             self._evict_host_windows(pages - pool.free_pages())
-        if pool.free_pages() < pages:
-            self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
-            pages = 0
-        slots = pool.allocate(pages)
-        assert slots is not None
-        return slots
+        return pool.allocate(pages) if pool.free_pages() >= pages else None
 
     def commit_backup(self, op: int, *, ok: bool) -> None:
         """End a backup: its host copies become READY, or go away if it failed."""

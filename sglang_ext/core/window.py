@@ -1,4 +1,6 @@
-"""The resume rule of sliding-window attention."""
+"""Sliding windows: where a request can resume, and which windows are kept for that."""
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,3 +25,20 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
     complete = (position - last_missing >= window_pages) | (last_missing < 0)
     ends = np.flatnonzero(complete)
     return int(ends[-1]) + 1 if len(ends) else 0
+
+
+def checkpoint_windows(
+    first: int, end: int, interval: int, window_pages: int
+) -> Iterator[tuple[int, int]]:
+    """Windows worth keeping for a prefix that has just grown from ``first`` to ``end``.
+
+    The window at the end comes first: that is where the conversation goes on. Then,
+    deepest first, one at every multiple of ``interval`` pages in between, where
+    another request may branch off; recompute after a branch is then bounded.
+
+    Yields:
+        Half-open page ranges ``[max(0, j - window_pages), j)``; they may overlap.
+    """
+    yield max(0, end - window_pages), end
+    for boundary in range((end - 1) // interval * interval, first, -interval):
+        yield max(0, boundary - window_pages), boundary

@@ -1,0 +1,1 @@
+"""Public test machinery: simulated pools, a simulated engine, an independent model."""

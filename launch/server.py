@@ -1,0 +1,161 @@
+"""Start and stop a real SGLang server on this machine; shared by demo, bench and tests."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STRICT_CHECKS = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_INVARIANT_CHECK": "2",
+    "SGLANG_DEBUG_MEMORY_POOL": "1",
+}
+"""Every check the engine offers: page conservation at busy and at idle, double
+frees, allocator invariants."""
+
+CPU = {"SGLANG_PLATFORM": "ext_cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Environment of the CPU reference platform."""
+
+OURS = ("--radix-cache-backend", "swa_hicache")
+"""Options that select our cache."""
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or died."""
+
+
+class Server:
+    """A running server process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.log = log
+
+    @property
+    def url(self) -> str:
+        """Base address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, path: str, body: Mapping[str, Any], timeout_s: float = 600.0) -> Any:
+        """POST JSON and return the decoded answer."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            text = response.read().decode()
+        return json.loads(text) if text.startswith(("{", "[")) else text
+
+    def get(self, path: str, timeout_s: float = 30.0) -> str:
+        """GET and return the text."""
+        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as response:
+            return str(response.read().decode())
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    def healthy(self) -> bool:
+        """Whether the server answers its health check."""
+        try:
+            self.get("/health", timeout_s=5.0)
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
+    def stop(self) -> int:
+        """Stop the server's process group and wait; returns the exit status."""
+        if self.is_alive():
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        status = self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return status
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def start(
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    port: int | None = None,
+) -> Server:
+    """Start ``sglang.launch_server`` without waiting for it.
+
+    Args:
+        arguments: engine options, without host and port.
+        log: file for its output.
+        environment: variables on top of this process's.
+        port: TCP port, a free one if None.
+    """
+    port = free_port() if port is None else port
+    command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {})},
+            # a group of its own, so that the scheduler and the detokenizer end with it
+            start_new_session=True,
+        )
+    return Server(process, port, log)
+
+
+def wait_until_healthy(server: Server, timeout_s: float = 180.0) -> None:
+    """Block until the server answers.
+
+    Raises:
+        ServerError: it exited or did not answer in time; with the end of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not server.healthy():
+        if not server.is_alive():
+            raise ServerError(f"server exited with {server.process.poll()}:\n{server.tail()}")
+        if time.monotonic() > deadline:
+            server.stop()
+            raise ServerError(f"server not healthy after {timeout_s:.0f} s:\n{server.tail()}")
+        time.sleep(0.25)
+
+
+@contextlib.contextmanager
+def running(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """A healthy server for the length of a with-block."""
+    server = start(arguments, log, environment)
+    try:
+        wait_until_healthy(server)
+        yield server
+    finally:
+        server.stop()
