@@ -9,6 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import torch
+
 from sglang_ext.transfer.job import ComponentCopies, Job
 
 
@@ -87,6 +89,9 @@ class _Lane:
         self._thread.join()
 
     def _work(self) -> None:
+        # A thread that runs torch ops gets an OpenMP team of its own, whose spinning
+        # members slow the forward pass. The setting is per thread.
+        torch.set_num_threads(1)
         while (task := self._inbox.get()) is not None:
             try:
                 task.run()
