@@ -39,6 +39,4 @@ def install_fixes() -> None:
         attention.install()
         host_copies.install()
     except Exception as error:
-        raise SystemExit(
-            f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}"
-        ) from error
+        raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error

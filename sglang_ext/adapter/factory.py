@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-_PINNED_SHARE = 4
+_PINNED_SHARE = 2
 """Backups in flight may pin one in this many device pages."""
 
 

@@ -162,9 +162,12 @@ class SwaHiCache(BasePrefixCache):
         self._locks[number] = self.index.hold(node.rows)
         return IncLockRefResult(node_id=number)
 
-    def dec_lock_ref(self, node: Prefix, params: DecLockRefParams | None = None) -> DecLockRefResult:
+    def dec_lock_ref(
+        self, node: Prefix, params: DecLockRefParams | None = None
+    ) -> DecLockRefResult:
         """Release the lock that the receipt names."""
-        assert params is not None and params.node_id is not None, "release without a receipt"
+        assert params is not None, "release without a receipt"
+        assert params.node_id is not None, "release without a receipt"
         self._locks.pop(params.node_id).release()
         return DecLockRefResult()
 

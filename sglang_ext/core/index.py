@@ -10,7 +10,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from sglang_ext.core.columns import ABSENT, Rows, SlotColumn, Slots
+from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue

@@ -32,9 +32,9 @@ def consecutive(first: int, count: int) -> Rows:
 
 def selector(rows: Rows) -> Selector:
     """The same rows as a slice where they are consecutive, else unchanged."""
-    if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
-        if len(rows) < 3 or bool((rows[1:] - rows[:-1] == 1).all()):
-            return slice(int(rows[0]), int(rows[-1]) + 1)
+    span = len(rows) - 1
+    if span >= 0 and int(rows[-1]) - int(rows[0]) == span and bool((np.diff(rows) == 1).all()):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows
 
 

@@ -19,11 +19,11 @@ from sglang_ext.core.plan import Copies, Hold, Transfer, TransferKind
 from sglang_ext.testing.pools import SimDevicePool, SimSlots, Tags, prefix_tags
 
 
-class OutOfMemory(Exception):
+class DeviceFullError(Exception):
     """The device has no room; a real engine retracts a request."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class SimRequest:
     """A running request. Pages ``[0, protected)`` belong to the table."""
 
@@ -116,7 +116,7 @@ class SimEngine:
         """Prefill or decode up to ``count`` more tokens and checkpoint whole pages.
 
         Raises:
-            OutOfMemory: nothing left to evict; the request is unchanged.
+            DeviceFullError: nothing left to evict; the request is unchanged.
         """
         self._check_contents(request)
         stop = min(len(request.tokens), request.computed + count)
@@ -145,10 +145,11 @@ class SimEngine:
             pages - self.device.free_pages(), pages - self.device.free_window_pages()
         )
         if min(self.device.free_pages(), self.device.free_window_pages()) < pages:
-            raise OutOfMemory
+            raise DeviceFullError
         full = self.device.allocate(pages)
         swa = self.device.allocate_window(pages)
-        assert full is not None and swa is not None
+        assert full is not None
+        assert swa is not None
         self.device.bind_window(full, swa)
         request.full = np.concatenate((request.full, full))
         request.swa = np.concatenate((request.swa, swa))

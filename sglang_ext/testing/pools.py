@@ -5,6 +5,8 @@ so "this page holds the KV of that prefix" is a comparison of integers. A slot t
 was given back holds ``STALE``.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -118,5 +120,5 @@ class SimDevicePool:
             assert self.peer.pop(slot) == peer, "released a peer of another slot"
 
 
-def _pairs(full: Slots, swa: Slots) -> zip[tuple[int, int]]:
+def _pairs(full: Slots, swa: Slots) -> Iterator[tuple[int, int]]:
     return zip(full.reshape(-1).tolist(), swa.reshape(-1).tolist(), strict=True)

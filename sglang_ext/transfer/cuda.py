@@ -6,6 +6,7 @@ The same plans as on the CPU. Copies are SGLang's own kernels behind
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class EventLayerGate:
 
     def is_open(self) -> bool:
         """Whether every layer has been loaded."""
-        return self._events[-1].query()
+        return bool(self._events[-1].query())
 
 
 class CudaTransferEngine:
@@ -49,7 +50,7 @@ class CudaTransferEngine:
         self._backed_up = -1
         self._loaded = -1
 
-    def submit_backup(self, job: Job, fence: torch.cuda.Stream | None) -> None:
+    def submit_backup(self, job: Job, fence: Any) -> None:
         """Copy on the backup stream, behind the forward pass that wrote the pages."""
         _order_behind(self._backup_stream, fence)
         with torch.cuda.stream(self._backup_stream):
@@ -59,7 +60,7 @@ class CudaTransferEngine:
             done.record()
         self._backups.append((job.last_op, done, job))
 
-    def submit_load(self, job: Job, fence: torch.cuda.Stream | None) -> EventLayerGate:
+    def submit_load(self, job: Job, fence: Any) -> EventLayerGate:
         """Copy on the load stream, behind readers of the slots' former contents."""
         gate = EventLayerGate(len(self._layers))
         _order_behind(self._load_stream, fence)
@@ -98,7 +99,7 @@ class CudaTransferEngine:
         self.drain()
 
 
-def _order_behind(stream: torch.cuda.Stream, fence: torch.cuda.Stream | None) -> None:
+def _order_behind(stream: torch.cuda.Stream, fence: Any) -> None:
     # the caller's stream made the index tensors, the fence ran the forward pass
     stream.wait_stream(torch.cuda.current_stream())
     if fence is not None:

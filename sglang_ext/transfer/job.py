@@ -92,5 +92,3 @@ class TransferEngine(Protocol):
     def close(self) -> None:
         """Drain and release threads or streams."""
         ...
-
-

@@ -99,7 +99,9 @@ def converse(server: Server, traffic: Traffic) -> list[Answer]:
             raise
 
     with ThreadPoolExecutor(traffic.conversations) as pool:
-        return [answer for answers in pool.map(one, range(traffic.conversations)) for answer in answers]
+        return [
+            answer for answers in pool.map(one, range(traffic.conversations)) for answer in answers
+        ]
 
 
 class _Throttled:

@@ -1,0 +1,33 @@
+# Everything runs in its own .venv on a machine without an accelerator.
+PYTHON ?= python3.11
+BIN := .venv/bin
+ENGINE := 0.5.23
+
+.PHONY: demo test check bench-core clean
+
+demo: .venv/ready
+	$(BIN)/python -m launch.demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-core: .venv/ready
+	$(BIN)/python -m launch.bench_core --out out/bench_core.json
+
+# torch first: SGLang pins it, and nothing else may pull another build.
+.venv/ready: requirements/engine.txt requirements/cpu.txt pyproject.toml cpu_platform/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements/engine.txt
+	$(BIN)/pip install -q -r requirements/cpu.txt
+	$(BIN)/pip install -q --no-deps sglang==$(ENGINE)
+	$(BIN)/pip install -q --no-deps -e . -e cpu_platform
+	touch $@
+
+clean:
+	rm -rf .venv out .models
