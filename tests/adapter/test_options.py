@@ -1,0 +1,55 @@
+"""Configuration is refused by name: option, value, what is allowed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sglang_ext import config
+from sglang_ext.adapter.options import REFUSALS, refuse_unsupported
+from sglang_ext.errors import StartupError
+
+GOOD = {
+    "speculative_algorithm": None,
+    "pp_size": 1,
+    "enable_dp_attention": False,
+    "attn_cp_size": 1,
+    "dcp_size": 1,
+    "disaggregation_mode": "null",
+    "hicache_storage_backend": None,
+    "hicache_write_policy": "write_through",
+    "hicache_host_memory_mode": "cache",
+    "radix_eviction_policy": "lru",
+    "kv_events_config": None,
+    "enable_session_radix_cache": False,
+    "enable_streaming_session": False,
+    "enable_unified_memory": False,
+    "enable_lmcache": False,
+    "enable_flexkv": False,
+    "enable_hisparse": False,
+    "disable_hybrid_swa_memory": False,
+    "enable_unified_cache_external_linker": False,
+}
+
+
+def test_supported_options_pass() -> None:
+    refuse_unsupported(SimpleNamespace(**GOOD))
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda r: r.field)
+def test_each_refusal_names_option_value_and_what_is_allowed(refusal) -> None:  # noqa: ANN001
+    bad = 2 if isinstance(GOOD[refusal.field], int) else "other"
+    bad = True if isinstance(GOOD[refusal.field], bool) else bad
+    with pytest.raises(StartupError) as caught:
+        refuse_unsupported(SimpleNamespace(**{**GOOD, refusal.field: bad}))
+    message = str(caught.value)
+    assert f"{refusal.option} {bad} " in message
+    assert f"allowed: {refusal.allowed}" in message
+
+
+def test_the_toggle_selects_and_unknown_variables_are_refused() -> None:
+    assert config.from_environment({config.TOGGLE: "1"}).selected
+    assert not config.from_environment({}).selected
+    with pytest.raises(StartupError, match="SGLANG_EXT_SWA_HICACHE='maybe' is not allowed"):
+        config.from_environment({config.TOGGLE: "maybe"})
+    with pytest.raises(StartupError, match="unknown environment variable SGLANG_EXT_TYPO"):
+        config.from_environment({"SGLANG_EXT_TYPO": "1"})

@@ -1,0 +1,72 @@
+"""Models and servers for end-to-end tests."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.server import CPU, STRICT_CHECKS, Server, running
+from tests.conftest import ROOT
+from tests.e2e.conversations import Answer, Traffic, converse
+
+COMMON = [
+    "--dtype",
+    "float32",
+    "--mem-fraction-static",
+    "0.5",
+    "--max-running-requests",
+    "8",
+    "--skip-server-warmup",
+    "--hicache-io-backend",
+    "direct",
+]
+
+
+@pytest.fixture(scope="session")
+def model() -> Callable[[int], Path]:
+    """Tiny model by window size; kept between runs."""
+
+    def make(window: int) -> Path:
+        out = ROOT / ".models" / f"tiny-{window}"
+        if not (out / "model.safetensors").exists():
+            command = [sys.executable, "-m", "launch.tiny_model", "--out", str(out)]
+            subprocess.run([*command, "--window", str(window)], check=True, cwd=ROOT)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def serve(
+    model: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., "running"]:
+    """A strict server: ``with serve(window, *options) as server``."""
+
+    def start(window: int, *options: str, tokens: int = 3072) -> "running":
+        log = tmp_path_factory.mktemp("server") / "server.log"
+        arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
+        return running([*arguments, *COMMON, *options], log, {**CPU, **STRICT_CHECKS})
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def reference(serve) -> Callable[[int, Traffic], list[Answer]]:  # noqa: ANN001
+    """Answers of a server without any prefix cache."""
+    known: dict[tuple[int, Traffic], list[Answer]] = {}
+
+    def answers(window: int, traffic: Traffic) -> list[Answer]:
+        if (window, traffic) not in known:
+            with serve(window, "--disable-radix-cache", tokens=16384) as server:
+                known[window, traffic] = converse(server, traffic)
+        return known[window, traffic]
+
+    return answers
+
+
+def assert_idle_and_alive(server: Server) -> None:
+    """The server passed its strict checks at idle and still answers."""
+    assert server.healthy(), server.tail()
+    assert "memory leak detected" not in server.log.read_text(errors="replace")

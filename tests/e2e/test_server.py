@@ -1,0 +1,147 @@
+"""Behaviour of the real server around the cache."""
+
+import concurrent.futures
+import contextlib
+import random
+import threading
+import time
+
+import pytest
+
+from launch.server import CPU, OURS, start
+from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conversations import Traffic, converse, differences, generate
+
+HOST = ["--enable-hierarchical-cache", "--hicache-ratio", "2"]
+
+
+def prompt(seed: int, length: int = 300) -> list[int]:
+    """A random prompt."""
+    rng = random.Random(seed)
+    return [rng.randrange(2, 512) for _ in range(length)]
+
+
+def cached(result: dict) -> dict[str, int]:
+    """Cached tokens by tier."""
+    return result["meta_info"]["cached_tokens_details"] or {"device": 0, "host": 0}
+
+
+def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
+    """One server: metrics on, dfs-weight order, flush, and the cache works again."""
+    options = ["--enable-metrics", "--schedule-policy", "dfs-weight", "--page-size", "16"]
+    with serve(128, *OURS, *HOST, *options) as server:
+        first = generate(server, prompt(1), 8)
+        again = generate(server, prompt(1), 8)
+        assert again["output_ids"] == first["output_ids"]
+        assert cached(again) == {"device": 288, "host": 0}
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda seed: generate(server, prompt(seed), 8), range(2, 18)))
+        evicted = generate(server, prompt(1), 8)
+        assert evicted["output_ids"] == first["output_ids"]
+        assert cached(evicted)["host"] > 0
+        metrics = server.get("/metrics")
+        assert 'event="backed_up_pages"' in metrics
+        assert 'component="swa",engine_type' in metrics or 'component="swa"' in metrics
+        assert "sglang:hicache_host_used_tokens" in metrics
+        time.sleep(1.0)
+        server.post("/flush_cache", {})
+        empty = generate(server, prompt(1), 8)
+        assert cached(empty) == {"device": 0, "host": 0}
+        assert empty["output_ids"] == first["output_ids"]
+        assert cached(generate(server, prompt(1), 8))["device"] == 288
+        assert_idle_and_alive(server)
+
+
+def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
+    """Clients that go away, and a device pool that cannot hold the running requests."""
+    traffic = Traffic(conversations=8, rounds=4, answer=(40, 120), parallel=8, seed=7)
+    expected = reference(128, traffic)
+    options = ["--page-size", "1", "--chunked-prefill-size", "128"]
+    with serve(128, *OURS, *HOST, *options, tokens=1600) as server:
+        stop = threading.Event()
+
+        def vandal() -> None:
+            rng = random.Random(5)
+            while not stop.is_set():
+                rid = f"vandal-{rng.randrange(10**9):09d}"
+                body = {
+                    "rid": rid,
+                    "input_ids": prompt(rng.randrange(6), 200),
+                    "sampling_params": {"max_new_tokens": 60, "ignore_eos": True},
+                }
+                killer = threading.Timer(
+                    rng.uniform(0.02, 0.4), server.post, ("/abort_request", {"rid": rid})
+                )
+                killer.start()
+                with contextlib.suppress(OSError):  # an aborted request answers with an error
+                    server.post("/generate", body)
+                killer.join()
+
+        thread = threading.Thread(target=vandal)
+        thread.start()
+        try:
+            answers = converse(server, traffic)
+        finally:
+            stop.set()
+            thread.join()
+        time.sleep(0.5)
+        assert_idle_and_alive(server)
+    assert not differences(expected, answers)
+
+
+def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
+    traffic = Traffic(conversations=6, rounds=3, seed=11)
+    options = ["--page-size", "16", "--tp", "2"]
+    with serve(128, *OURS, *HOST, *options, tokens=2048) as server:
+        answers = converse(server, traffic)
+        assert_idle_and_alive(server)
+    assert not differences(reference(128, traffic), answers)
+    assert sum(a.host_tokens for a in answers) > 0
+
+
+def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
+    with serve(128, *OURS, "--disable-radix-cache") as server:
+        generate(server, prompt(1), 8)
+        assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0}
+    with serve(128, *OURS, "--page-size", "16") as server:
+        generate(server, prompt(1), 8)
+        assert cached(generate(server, prompt(1), 8)) == {"device": 288, "host": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        (["--hicache-write-policy", "write_back"], {}, "--hicache-write-policy write_back is not"),
+        (["--radix-eviction-policy", "lfu"], {}, "--radix-eviction-policy lfu is not supported"),
+        ([], {"SGLANG_EXT_SWA_HICACHE": "perhaps"}, "SGLANG_EXT_SWA_HICACHE='perhaps'"),
+    ],
+)
+def test_an_unsupported_start_exits_with_a_message(
+    model,  # noqa: ANN001
+    tmp_path,  # noqa: ANN001
+    options: list[str],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    arguments = ["--model-path", str(model(128)), *OURS, *HOST, *options]
+    server = start(arguments, tmp_path / "log", {**CPU, **environment})
+    assert server.process.wait(timeout=120) != 0
+    log = server.log.read_text()
+    assert f"sglang-ext: {message}" in log
+    assert "Load weight begin" not in log, "refused only after the model was loaded"
+    server.stop()
+
+
+def test_the_toggle_alone_selects_cache_and_host_tier(model, tmp_path) -> None:  # noqa: ANN001
+    from launch.server import wait_until_healthy
+
+    arguments = ["--model-path", str(model(128)), "--dtype", "float32"]
+    arguments += ["--max-total-tokens", "2048", "--hicache-ratio", "2"]
+    arguments += ["--mem-fraction-static", "0.5"]
+    server = start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_SWA_HICACHE": "1"})
+    try:
+        wait_until_healthy(server)
+        assert "impl=SwaHiCache" in server.log.read_text()
+        assert "hicache_attached=True" in server.log.read_text()
+    finally:
+        server.stop()
