@@ -98,7 +98,8 @@ class Server:
 
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        text = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(line[:400] for line in text)
 
 
 def start(

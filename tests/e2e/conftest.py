@@ -11,17 +11,10 @@ from launch.server import CPU, STRICT_CHECKS, Server, running
 from tests.conftest import ROOT
 from tests.e2e.conversations import Answer, Traffic, converse
 
-COMMON = [
-    "--dtype",
-    "float32",
-    "--mem-fraction-static",
-    "0.5",
-    "--max-running-requests",
-    "8",
-    "--skip-server-warmup",
-    "--hicache-io-backend",
-    "direct",
-]
+COMMON = (
+    *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),
+    *("--skip-server-warmup", "--hicache-io-backend", "direct"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +37,12 @@ def serve(
 ) -> Callable[..., "running"]:
     """A strict server: ``with serve(window, *options) as server``."""
 
-    def start(window: int, *options: str, tokens: int = 3072) -> "running":
+    def start(window: int, *options: str, tokens: int = 3072, **environment: str) -> "running":
         log = tmp_path_factory.mktemp("server") / "server.log"
         arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
-        return running([*arguments, *COMMON, *options], log, {**CPU, **STRICT_CHECKS})
+        return running(
+            [*arguments, *COMMON, *options], log, {**CPU, **STRICT_CHECKS, **environment}
+        )
 
     return start
 

@@ -92,7 +92,9 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
 def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     traffic = Traffic(conversations=6, rounds=3, seed=11)
     options = ["--page-size", "16", "--tp", "2"]
-    with serve(128, *OURS, *HOST, *options, tokens=2048) as server:
+    # one core for each rank: the engine wants one NUMA node for each otherwise
+    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with serve(128, *OURS, *HOST, *options, tokens=2048, **ranks) as server:
         answers = converse(server, traffic)
         assert_idle_and_alive(server)
     assert not differences(reference(128, traffic), answers)

@@ -1,0 +1,270 @@
+"""In-process time of tree operations: ours against stock's Rust and Python cores.
+
+All three run on the same allocator of SGLang, with the same keys, through the calls
+that the scheduler makes: ``match_prefix``, insert of computed slots, lock and unlock,
+``evict``. Each core runs in a process of its own; medians, in microseconds.
+
+    python -m launch.bench_core --out out/bench_core.json
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from launch.server import CPU
+
+CORES = ("ours", "rust", "python")
+PAGE_SIZES = (64, 1)
+PAGES = (1_000, 10_000, 100_000)
+PROMPTS = (1_024, 32_768, 131_072)
+WINDOW = 127
+EVICTED_TOKENS = 1_024
+REPEATS = 15
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/bench_core.json"))
+    parser.add_argument("--quick", action="store_true", help="the smallest cell only")
+    parser.add_argument("--core", choices=CORES, help=argparse.SUPPRESS)
+    parser.add_argument("--cell", type=int, nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def cells(*, quick: bool) -> list[tuple[int, int, int]]:
+    """(page size, pages, prompt tokens): at least four prompts fit."""
+    every = [
+        (page, pages, prompt)
+        for page in PAGE_SIZES
+        for pages in PAGES
+        for prompt in PROMPTS
+        if 4 * prompt <= page * pages
+    ]
+    return every[:1] if quick else every
+
+
+# ---- one cell, in a child process -------------------------------------------------
+
+
+class Rig:
+    """A cache over a real allocator with pools of one byte a token."""
+
+    def __init__(self, core: str, page: int, pages: int) -> None:
+        import torch
+        from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+        from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+        from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+        from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+        size = page * pages
+        pool = SWAKVPool(
+            size=size,
+            size_swa=size,
+            page_size=page,
+            dtype=torch.float16,
+            head_num=1,
+            head_dim=1,
+            swa_attention_layer_ids=[0],
+            full_attention_layer_ids=[1],
+            device="cpu",
+        )
+        self.allocator = SWATokenToKVPoolAllocator(
+            size, size, page, torch.float16, "cpu", pool, need_sort=False
+        )
+        params = CacheInitParams(
+            disable=False,
+            req_to_token_pool=ReqToTokenPool(1, 8, "cpu", enable_memory_saver=False),
+            token_to_kv_pool_allocator=self.allocator,
+            page_size=page,
+            sliding_window_size=WINDOW,
+        )
+        self._insert: Callable[[Any, Any], None]
+        if core == "ours":
+            self._build_ours(params)
+        else:
+            self._build_stock(params)
+
+    def _build_ours(self, params: Any) -> None:
+        from sglang_ext.adapter.device_pool import EngineDevicePool
+        from sglang_ext.adapter.prefix_cache import SwaHiCache
+        from sglang_ext.core.geometry import Geometry
+        from sglang_ext.core.index import CacheIndex
+
+        geometry = Geometry(params.page_size, WINDOW)
+        pool = EngineDevicePool(self.allocator, geometry)
+        rows = self.allocator.size_full // geometry.page_tokens
+        index = CacheIndex(geometry, rows, pool)
+        self.cache = cache = SwaHiCache(params, index, pool)
+
+        def insert(key: Any, tokens: Any) -> None:
+            pages, namespace = cache._key(key)
+            full, swa = pool.owned_slots(tokens[: pages.size])
+            index.insert(pages, namespace, 0, full, swa)
+
+        self._insert = insert
+
+    def _build_stock(self, params: Any) -> None:
+        from sglang.srt.mem_cache.base_prefix_cache import InsertParams
+        from sglang.srt.mem_cache.unified_cache.components import ComponentType
+        from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+        params.tree_components = (ComponentType.FULL, ComponentType.SWA)
+        self.cache = cache = UnifiedRadixCache(params)
+
+        def insert(key: Any, tokens: Any) -> None:
+            cache.insert(InsertParams(key=key, value=tokens))
+
+        self._insert = insert
+
+    def key(self, tokens: array) -> Any:
+        """A radix key."""
+        from sglang.srt.mem_cache.radix_cache import RadixKey
+
+        return RadixKey(tokens)
+
+    def allocate(self, count: int) -> Any:
+        """Slots of a computed prompt, evicting first if need be."""
+        from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+        allocator = self.allocator
+        full = max(0, count - allocator.full_available_size())
+        swa = max(0, count - allocator.swa_available_size())
+        if full or swa:
+            self.cache.evict(EvictParams(num_tokens=full, swa_num_tokens=swa))
+        tokens = allocator.full_attn_allocator.alloc(count)
+        peers = allocator.swa_attn_allocator.alloc(count)
+        allocator.set_full_to_swa_mapping(tokens, peers)
+        return tokens
+
+    def insert(self, tokens: array) -> float:
+        """Insert a prompt that was just computed; the time of the insert alone."""
+        slots = self.allocate(len(tokens))
+        return timed(lambda: self._insert(self.key(tokens), slots))
+
+    def match(self, tokens: array) -> Any:
+        """Match a prompt."""
+        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+
+        return self.cache.match_prefix(MatchPrefixParams(key=self.key(tokens)))
+
+    def lock_and_unlock(self, node: Any) -> None:
+        """What a request does around its life."""
+        self.cache.unlock(self.cache.lock(node))
+
+    def evict(self, full: int, swa: int) -> Any:
+        """Evict so many tokens."""
+        from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+        return self.cache.evict(EvictParams(num_tokens=full, swa_num_tokens=swa))
+
+
+def timed(operation: Callable[[], Any]) -> float:
+    """Microseconds of one call."""
+    start = time.perf_counter()
+    operation()
+    return (time.perf_counter() - start) * 1e6
+
+
+def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
+    """Median microseconds of each operation in one cell."""
+    import numpy as np
+
+    rig = Rig(core, page, pages)
+    rng = np.random.default_rng(1)
+
+    def prompt() -> array:
+        return array("q", rng.integers(2, 100_000, length).tobytes())
+
+    kept = [prompt() for _ in range(max(2, int(0.9 * page * pages) // length))]
+    inserts = [rig.insert(tokens) for tokens in kept]
+    times: dict[str, list[float]] = {
+        name: [] for name in ("match hit", "match half", "match miss", "lock + unlock")
+    }
+    recent = kept[-max(1, len(kept) // 2) :]
+    for repeat in range(REPEATS):
+        tokens = recent[repeat % len(recent)]
+        times["match hit"].append(timed(lambda tokens=tokens: rig.match(tokens)))
+        half = tokens[: length // 2] + prompt()[length // 2 :]
+        times["match half"].append(timed(lambda half=half: rig.match(half)))
+        other = prompt()
+        times["match miss"].append(timed(lambda other=other: rig.match(other)))
+        node = rig.match(tokens).last_device_node
+        times["lock + unlock"].append(timed(lambda node=node: rig.lock_and_unlock(node)))
+    times["insert"] = [*inserts[1:], *(rig.insert(prompt()) for _ in range(REPEATS))][-REPEATS:]
+    times["insert again"] = [rig.insert(recent[-1]) for _ in range(REPEATS)]
+    times["evict swa"] = [timed(lambda: rig.evict(0, EVICTED_TOKENS)) for _ in range(REPEATS)]
+    times["evict full"] = [timed(lambda: rig.evict(EVICTED_TOKENS, 0)) for _ in range(REPEATS)]
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+# ---- the table ----------------------------------------------------------------
+
+
+def run_cell(core: str, cell: tuple[int, int, int]) -> dict[str, float]:
+    """Measure one cell in a child process."""
+    command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
+    environment = {**os.environ, **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
+    if core == "ours":
+        del environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"]
+    result = subprocess.run(
+        [*command, "--cell", *map(str, cell)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Microseconds of each core, and ours as a ratio."""
+    head = f"{'page':>5}{'pages':>8}{'prompt':>8}  {'operation':14}"
+    print(head + "".join(f"{core:>10}" for core in CORES) + f"{'/ rust':>9}{'/ python':>9}")
+    for row in rows:
+        us = row["us"]
+        cell = f"{row['page']:>5}{row['pages']:>8}{row['prompt']:>8}  {row['operation']:14}"
+        times = "".join(f"{us[core]:>10.0f}" for core in CORES)
+        ratios = "".join(f"{us['ours'] / us[core]:>9.2f}" for core in CORES[1:])
+        print(cell + times + ratios)
+
+
+def main() -> None:
+    """Parent: run every cell with every core. Child: run one and print it."""
+    args = parse_args()
+    if args.core:
+        print(json.dumps(measure(args.core, *args.cell)))
+        return
+    rows: list[dict[str, Any]] = []
+    for cell in tqdm(cells(quick=args.quick), desc="cells"):
+        by_core = {core: run_cell(core, cell) for core in CORES}
+        rows += [
+            {
+                "page": cell[0],
+                "pages": cell[1],
+                "prompt": cell[2],
+                "operation": operation,
+                "us": {core: by_core[core][operation] for core in CORES},
+            }
+            for operation in by_core["ours"]
+        ]
+    print_table(rows)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in ("sglang", "numpy", "torch")}
+    args.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1))
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

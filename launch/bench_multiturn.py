@@ -1,0 +1,326 @@
+"""Multi-turn load against a running server's ``/generate``.
+
+Takes the flags of SGLang's HiCache multi-turn benchmark. Each client holds one
+conversation; a round sends the whole history and a new question. Prompts are random
+token ids, so a server is needed, but no tokenizer.
+
+    python -m launch.bench_multiturn --model-path MODEL --port 30000 --num-clients 8
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import random
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+from tqdm import tqdm
+
+AUTO_RUN_RATES = (16, 14, 12, 10, 8, 6, 4, 2, 1)
+"""Request rates tried one after the other unless ``--disable-auto-run``."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", default=None, help="for its vocabulary size")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=30000)
+    parser.add_argument("--num-clients", type=int, default=256)
+    parser.add_argument("--num-rounds", type=int, default=5)
+    parser.add_argument("--max-parallel", type=int, default=128)
+    parser.add_argument("--request-length", type=int, default=512, help="tokens of a question")
+    parser.add_argument("--output-length", type=int, default=64, help="tokens of an answer")
+    parser.add_argument(
+        "--sub-question-input-length",
+        type=int,
+        default=0,
+        help="tokens of every question but the first; 0 means --request-length",
+    )
+    parser.add_argument("--request-rate", type=float, default=1.0, help="requests per second")
+    parser.add_argument("--distribution", choices=["poisson", "uniform"], default="poisson")
+    parser.add_argument("--ready-queue-policy", choices=["random", "fifo"], default="random")
+    parser.add_argument(
+        "--disable-random-sample",
+        action="store_true",
+        help="every question has its full length; otherwise between half and all of it",
+    )
+    parser.add_argument(
+        "--disable-auto-run",
+        action="store_true",
+        help=f"run once at --request-rate instead of at each of {AUTO_RUN_RATES}",
+    )
+    parser.add_argument(
+        "--enable-round-barrier",
+        action="store_true",
+        help="no client starts a round before all have ended the one before",
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tag", default="", help="copied into the result")
+    parser.add_argument("--log-file", type=Path, default=Path("performance_metrics.jsonl"))
+    return parser.parse_args(argv)
+
+
+@dataclasses.dataclass
+class Sample:
+    """One request. Times in seconds, sizes in tokens."""
+
+    round: int
+    prompt: int
+    output: int
+    device: int
+    host: int
+    storage: int
+    ttft: float
+    latency: float
+
+
+@dataclasses.dataclass
+class Client:
+    """One conversation."""
+
+    history: list[int]
+    questions: Iterator[list[int]]
+    round: int = 0
+
+
+def vocabulary_size(model_path: str | None) -> int:
+    """From the model's configuration; a size that every model has without one."""
+    config = Path(model_path or "") / "config.json"
+    if model_path and config.exists():
+        data = json.loads(config.read_text())
+        return int(data.get("vocab_size") or data.get("text_config", {}).get("vocab_size", 10000))
+    return 10000
+
+
+def make_clients(args: argparse.Namespace) -> list[Client]:
+    """Conversations with their questions; the same for the same seed and lengths."""
+    vocabulary = vocabulary_size(args.model_path)
+
+    def questions(rng: random.Random) -> Iterator[list[int]]:
+        for turn in range(args.num_rounds):
+            longest = args.request_length
+            if turn and args.sub_question_input_length:
+                longest = args.sub_question_input_length
+            length = longest
+            if not args.disable_random_sample:
+                length = rng.randint(max(1, longest // 2), longest)
+            yield [rng.randrange(2, vocabulary) for _ in range(length)]
+
+    seeds = [f"{args.seed}/{number}" for number in range(args.num_clients)]
+    return [Client([], questions(random.Random(seed))) for seed in seeds]
+
+
+class ReadyQueue:
+    """Clients with a question to send."""
+
+    def __init__(self, policy: str, seed: int) -> None:
+        self._policy = policy
+        self._rng = random.Random(seed)
+        self._clients: deque[Client] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, client: Client) -> None:
+        """A client becomes ready."""
+        self._clients.append(client)
+        self._arrived.set()
+
+    async def get(self) -> Client:
+        """The next client to serve."""
+        while not self._clients:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._policy == "random":
+            self._clients.rotate(-self._rng.randrange(len(self._clients)))
+        return self._clients.popleft()
+
+
+async def generate(
+    session: aiohttp.ClientSession, url: str, client: Client, output_length: int
+) -> Sample:
+    """Send one round of a client and measure it."""
+    client.history += next(client.questions)
+    body = {
+        "input_ids": client.history,
+        "sampling_params": {
+            "temperature": 0,
+            "max_new_tokens": output_length,
+            "ignore_eos": True,
+        },
+        "stream": True,
+    }
+    start = time.perf_counter()
+    ttft = 0.0
+    last: dict[str, Any] = {}
+    output: list[int] = []
+    async with session.post(url, json=body) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            text = line.decode().strip()
+            if not text.startswith("data:") or text.endswith("[DONE]"):
+                continue
+            ttft = ttft or time.perf_counter() - start
+            last = json.loads(text[len("data:") :])
+            if "error" in last:
+                raise RuntimeError(last["error"])
+            # chunks are cumulative or incremental, as the server was started
+            ids = last["output_ids"]
+            output = ids if len(ids) >= last["meta_info"]["completion_tokens"] else output + ids
+    meta = last["meta_info"]
+    tiers = meta.get("cached_tokens_details") or {}
+    sample = Sample(
+        round=client.round,
+        prompt=meta["prompt_tokens"],
+        output=meta["completion_tokens"],
+        device=tiers.get("device", 0),
+        host=tiers.get("host", 0),
+        storage=tiers.get("storage", 0),
+        ttft=ttft,
+        latency=time.perf_counter() - start,
+    )
+    client.history += output
+    client.round += 1
+    return sample
+
+
+async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample], float]:
+    """All clients, all rounds, once. Returns the samples and the wall time in seconds."""
+    url = f"http://{args.host}:{args.port}/generate"
+    clients = make_clients(args)
+    queue = ReadyQueue(args.ready_queue_policy, args.seed)
+    pace = random.Random(args.seed)
+    slots = asyncio.Semaphore(args.max_parallel)
+    total = args.num_clients * args.num_rounds
+    samples: list[Sample] = []
+    waiting: list[Client] = []
+    tasks: set[asyncio.Task[None]] = set()
+    bar = tqdm(total=total, desc=args.tag or f"{rate:g} req/s", unit="req")
+
+    def next_round(client: Client) -> None:
+        if client.round == args.num_rounds:
+            return
+        if not args.enable_round_barrier:
+            queue.put(client)
+            return
+        waiting.append(client)
+        if len(waiting) == args.num_clients:
+            for ready in waiting:
+                queue.put(ready)
+            waiting.clear()
+
+    async def serve(session: aiohttp.ClientSession, client: Client) -> None:
+        try:
+            samples.append(await generate(session, url, client, args.output_length))
+        finally:
+            slots.release()
+        bar.update()
+        next_round(client)
+
+    timeout = aiohttp.ClientTimeout(total=None)
+    connector = aiohttp.TCPConnector(limit=0)
+    start = time.perf_counter()
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        for client in clients:
+            queue.put(client)
+        for _ in range(total):
+            getter = asyncio.ensure_future(queue.get())
+            # a failed request must end the run, not starve the queue
+            await asyncio.wait({getter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            while not getter.done():
+                raise_failed(tasks)
+                await asyncio.wait({getter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            await slots.acquire()
+            raise_failed(tasks)
+            tasks.add(asyncio.ensure_future(serve(session, getter.result())))
+            gap = 1.0 / rate
+            await asyncio.sleep(pace.expovariate(rate) if args.distribution == "poisson" else gap)
+        await asyncio.gather(*tasks)
+    bar.close()
+    return samples, time.perf_counter() - start
+
+
+def raise_failed(tasks: set[asyncio.Task[None]]) -> None:
+    """Drop finished tasks; raise the error of a failed one."""
+    for task in [task for task in tasks if task.done()]:
+        tasks.discard(task)
+        task.result()
+
+
+def distribution(values: Sequence[float]) -> dict[str, float]:
+    """Mean and percentiles."""
+    if not values:
+        return {}
+    p50, p90, p99 = np.percentile(values, [50, 90, 99]).tolist()
+    return {"mean": float(np.mean(values)), "p50": p50, "p90": p90, "p99": p99}
+
+
+def summarize(samples: Sequence[Sample], wall_s: float) -> dict[str, Any]:
+    """Latency, throughput and hit rates, over all rounds and for each."""
+    by_round: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_round[sample.round].append(sample)
+
+    def hits(part: Sequence[Sample]) -> dict[str, float]:
+        prompt = max(1, sum(s.prompt for s in part))
+        rates = {
+            tier: sum(getattr(s, tier) for s in part) / prompt
+            for tier in ("device", "host", "storage")
+        }
+        return {"total": sum(rates.values()), **rates}
+
+    prompt = sum(s.prompt for s in samples)
+    output = sum(s.output for s in samples)
+    return {
+        "requests": len(samples),
+        "wall_s": wall_s,
+        "ttft_s": distribution([s.ttft for s in samples]),
+        "latency_s": distribution([s.latency for s in samples]),
+        "throughput": {
+            "requests_per_s": len(samples) / wall_s,
+            "input_tokens_per_s": prompt / wall_s,
+            "output_tokens_per_s": output / wall_s,
+        },
+        "prompt_tokens": prompt,
+        "output_tokens": output,
+        "hit_rate": hits(samples),
+        "rounds": [
+            {"round": n, "hit_rate": hits(part), "ttft_s": distribution([s.ttft for s in part])}
+            for n, part in sorted(by_round.items())
+        ],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Run the load, append a JSON line for each run to the log file, print a summary."""
+    args = parse_args(argv)
+    rates = [args.request_rate] if args.disable_auto_run else list(AUTO_RUN_RATES)
+    results = []
+    for rate in rates:
+        samples, wall_s = asyncio.run(run_load(args, rate))
+        result = {
+            "tag": args.tag,
+            "request_rate": rate,
+            **summarize(samples, wall_s),
+            "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        }
+        args.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with args.log_file.open("a") as log:
+            log.write(json.dumps(result) + "\n")
+        ttft, hit = result["ttft_s"], result["hit_rate"]
+        print(
+            f"rate {rate:g}: TTFT mean {ttft['mean']:.3f} s, p99 {ttft['p99']:.3f} s; "
+            f"{result['throughput']['input_tokens_per_s']:.0f} input tokens/s; "
+            f"hit rate {hit['total']:.3f} (device {hit['device']:.3f}, host {hit['host']:.3f})"
+        )
+        results.append(result)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The same multi-turn load on stock SGLang and on ours, side by side.
+
+Makes a model, starts the server twice (the engine's own device-only cache; our cache
+with its host tier), prints one table, writes ``out/demo.json`` and ``out/demo.png``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from launch import bench_multiturn, tiny_model
+from launch.server import CPU, OURS, running
+
+ROOT = Path(__file__).resolve().parent.parent
+DEVICE_TOKENS = 8192
+"""Device pool, about a third of what the conversations need."""
+SERVER = (
+    *("--dtype", "float32", "--page-size", "64", "--max-total-tokens", str(DEVICE_TOKENS)),
+    *("--mem-fraction-static", "0.5", "--chunked-prefill-size", "1024"),
+    *("--max-running-requests", "8", "--hicache-io-backend", "direct"),
+)
+CONFIGURATIONS = {
+    "stock, device only": (),
+    "ours, device + host": (*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "4"),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line; the defaults take a few minutes on two cores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "out")
+    parser.add_argument("--num-clients", type=int, default=16)
+    parser.add_argument("--num-rounds", type=int, default=5)
+    parser.add_argument("--request-length", type=int, default=256)
+    parser.add_argument("--output-length", type=int, default=16)
+    return parser.parse_args()
+
+
+def load_arguments(args: argparse.Namespace, model: Path, port: int, tag: str) -> list[str]:
+    """Flags of the load: everything is ready at once, eight requests at a time."""
+    flags = {
+        "--model-path": model,
+        "--port": port,
+        "--num-clients": args.num_clients,
+        "--num-rounds": args.num_rounds,
+        "--request-length": args.request_length,
+        "--output-length": args.output_length,
+        "--max-parallel": 8,
+        "--request-rate": 1000,
+        "--ready-queue-policy": "fifo",
+        "--tag": tag,
+        "--log-file": args.out / "demo_runs.jsonl",
+    }
+    listed = [str(item) for pair in flags.items() for item in pair]
+    return [*listed, "--disable-random-sample", "--disable-auto-run", "--enable-round-barrier"]
+
+
+def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
+    """One configuration on a fresh server."""
+    log = args.out / f"server_{name.split(',')[0]}.log"
+    print(f"starting the server: {name}", flush=True)
+    arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
+    with running(arguments, log, CPU) as server:
+        return bench_multiturn.main(load_arguments(args, model, server.port, name))[0]
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    """Rows of figures, one column for each configuration, and the ratio."""
+    names = list(results)
+    rows = [
+        ("hit rate", lambda r: r["hit_rate"]["total"], "{:.3f}"),
+        ("  from the device", lambda r: r["hit_rate"]["device"], "{:.3f}"),
+        ("  from the host", lambda r: r["hit_rate"]["host"], "{:.3f}"),
+        ("TTFT mean, s", lambda r: r["ttft_s"]["mean"], "{:.3f}"),
+        ("TTFT p50, s", lambda r: r["ttft_s"]["p50"], "{:.3f}"),
+        ("TTFT p99, s", lambda r: r["ttft_s"]["p99"], "{:.3f}"),
+        ("latency mean, s", lambda r: r["latency_s"]["mean"], "{:.3f}"),
+        ("input tokens/s", lambda r: r["throughput"]["input_tokens_per_s"], "{:.0f}"),
+        ("output tokens/s", lambda r: r["throughput"]["output_tokens_per_s"], "{:.1f}"),
+        ("wall time, s", lambda r: r["wall_s"], "{:.1f}"),
+    ]
+    print(f"\n{'':22}" + "".join(f"{name:>22}" for name in names) + f"{'ratio':>9}")
+    for label, pick, form in rows:
+        values = [pick(results[name]) for name in names]
+        ratio = f"{values[1] / values[0]:.2f}" if values[0] else "-"
+        print(f"{label:22}" + "".join(f"{form.format(v):>22}" for v in values) + f"{ratio:>9}")
+
+
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Hit rate and mean TTFT by round."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name, result in results.items():
+        rounds = [r["round"] + 1 for r in result["rounds"]]
+        left.plot(rounds, [r["hit_rate"]["total"] for r in result["rounds"]], "o-", label=name)
+        right.plot(rounds, [r["ttft_s"]["mean"] for r in result["rounds"]], "o-", label=name)
+    left.set(title="Prompt tokens served from cache", xlabel="round", ylim=(0, 1))
+    right.set(title="Mean time to first token, s", xlabel="round")
+    right.set_ylim(bottom=0)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.set_xticks(rounds)
+    left.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Make the model, run both configurations, report."""
+    args = parse_args()
+    model = ROOT / ".models" / "small-128"
+    if not (model / "model.safetensors").exists():
+        print("making the model", flush=True)
+        tiny_model.make_model(
+            tiny_model.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
+        )
+    results = {name: run(args, model, name) for name in CONFIGURATIONS}
+    print_table(results)
+    (args.out / "demo.json").write_text(json.dumps(results, indent=2))
+    plot(results, args.out / "demo.png")
+    print(f"\nwritten: {args.out / 'demo.json'}, {args.out / 'demo.png'}")
+
+
+if __name__ == "__main__":
+    main()
