@@ -199,7 +199,6 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
     total = args.num_clients * args.num_rounds
     samples: list[Sample] = []
     waiting: list[Client] = []
-    tasks: set[asyncio.Task[None]] = set()
     bar = tqdm(total=total, desc=args.tag or f"{rate:g} req/s", unit="req")
 
     def next_round(client: Client) -> None:
@@ -225,31 +224,21 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     start = time.perf_counter()
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+    async with (
+        aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
+        # a failed request ends the run: it cancels this loop and the other requests
+        asyncio.TaskGroup() as requests,
+    ):
         for client in clients:
             queue.put(client)
         for _ in range(total):
-            getter = asyncio.ensure_future(queue.get())
-            # a failed request must end the run, not starve the queue
-            await asyncio.wait({getter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-            while not getter.done():
-                raise_failed(tasks)
-                await asyncio.wait({getter, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            client = await queue.get()
             await slots.acquire()
-            raise_failed(tasks)
-            tasks.add(asyncio.ensure_future(serve(session, getter.result())))
-            gap = 1.0 / rate
-            await asyncio.sleep(pace.expovariate(rate) if args.distribution == "poisson" else gap)
-        await asyncio.gather(*tasks)
+            requests.create_task(serve(session, client))
+            poisson = args.distribution == "poisson"
+            await asyncio.sleep(pace.expovariate(rate) if poisson else 1.0 / rate)
     bar.close()
     return samples, time.perf_counter() - start
-
-
-def raise_failed(tasks: set[asyncio.Task[None]]) -> None:
-    """Drop finished tasks; raise the error of a failed one."""
-    for task in [task for task in tasks if task.done()]:
-        tasks.discard(task)
-        task.result()
 
 
 def distribution(values: Sequence[float]) -> dict[str, float]:

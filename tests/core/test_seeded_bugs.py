@@ -1,0 +1,197 @@
+"""The test of the tests: each bug seeded here must be found by the state machine."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from sglang_ext.core import index as index_module
+from sglang_ext.core.columns import SlotColumn
+from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.plan import Hold, PrefixMatch
+from sglang_ext.core.table import PageTable
+from tests.core.test_index_machine import IndexMachine
+
+Patch = pytest.MonkeyPatch
+BUDGET = settings(
+    max_examples=400,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+)
+
+
+def window_one_page_short(patch: Patch) -> None:
+    original = index_module.deepest_resume
+    patch.setattr(
+        index_module, "deepest_resume", lambda has, pages: original(has, max(1, pages - 1))
+    )
+
+
+def match_ignores_windows(patch: Patch) -> None:
+    patch.setattr(index_module, "deepest_resume", lambda has, pages: len(has))
+
+
+def lock_covers_one_page_less_of_the_window(patch: Patch) -> None:
+    def hold(self: CacheIndex, rows: Any) -> Hold:
+        return Hold((self.table.device, rows), (self.table.swa_device, self.window_of(rows)[1:]))
+
+    patch.setattr(CacheIndex, "hold", hold)
+
+
+def ages_forget_the_depth(patch: Patch) -> None:
+    def ages(self: PageTable, rows: Any) -> Any:
+        return np.full(self.depth[rows].shape, self.tick << 24)
+
+    patch.setattr(PageTable, "_ages", ages)
+
+
+def descendants_of_a_lost_page_stay(patch: Patch) -> None:
+    patch.setattr(PageTable, "subtree", lambda self, rows: rows)
+
+
+def windows_outlive_their_page(patch: Patch) -> None:
+    def demote(self: CacheIndex, rows: Any) -> tuple[int, int]:
+        self.device_pool.release(self.table.device.take(rows))
+        lost = rows[~self.table.host.present[rows]]
+        return (len(rows), 0) if not len(lost) else self._remove(lost)
+
+    patch.setattr(CacheIndex, "_demote", demote)
+
+
+def load_does_not_hold_its_source(patch: Patch) -> None:
+    original = CacheIndex.begin_load
+
+    def begin(self: CacheIndex, rows: Any) -> Any:
+        full = rows[~self.table.device.present[rows]]
+        plan = original(self, rows)
+        if hasattr(plan, "hold"):
+            self.table.host.unlock(full)
+            parts = [part for part in plan.hold._parts if part[0] is not self.table.host]
+            plan.hold._parts = tuple(parts)
+        return plan
+
+    patch.setattr(CacheIndex, "begin_load", begin)
+
+
+def backup_does_not_hold_its_path(patch: Patch) -> None:
+    original = CacheIndex.begin_backup
+
+    def begin(self: CacheIndex, rows: Any) -> Any:
+        plan = original(self, rows)
+        if hasattr(plan, "hold"):
+            table = self.table
+            device = [part for part in plan.hold._parts if part[0] is table.device]
+            for column, held in device:
+                column.unlock(held)
+            plan.hold._parts = tuple(p for p in plan.hold._parts if p[0] is not table.device)
+        return plan
+
+    patch.setattr(CacheIndex, "begin_backup", begin)
+
+
+def a_failed_backup_is_published(patch: Patch) -> None:
+    original = CacheIndex.commit_backup
+    patch.setattr(CacheIndex, "commit_backup", lambda self, op, *, ok: original(self, op, ok=True))
+
+
+def duplicates_are_not_given_back(patch: Patch) -> None:
+    original = CacheIndex._adopt
+
+    def adopt(self: CacheIndex, rows: Any, full: Any, swa: Any) -> None:
+        missing = ~self.table.device.present[rows]
+        original(self, rows[missing], full[missing], swa[missing])
+
+    patch.setattr(CacheIndex, "_adopt", adopt)
+
+
+def revived_window_replaces_a_live_one(patch: Patch) -> None:
+    def adopt(self: CacheIndex, rows: Any, full: Any, swa: Any) -> None:
+        missing = ~self.table.device.present[rows]
+        self._give_device(rows[missing], full[missing], swa[missing])
+        rows, full, swa = rows[~missing], full[~missing], swa[~missing]
+        live = swa[:, 0] != -1
+        self.device_pool.move_window(full[live], self.table.device.slots[rows[live]], swa[live])
+        self.table.swa_device.put(rows[live], swa[live], ready=True)
+        self.device_pool.release(full)
+
+    patch.setattr(CacheIndex, "_adopt", adopt)
+
+
+def admission_counts_only_windows_on_the_host(patch: Patch) -> None:
+    original = CacheIndex.match
+
+    def match(self: CacheIndex, pages: Any, namespace: Any) -> PrefixMatch:
+        found = original(self, pages, namespace)
+        window = self.window_of(found.rows)
+        missing = int(np.count_nonzero(~self.table.swa_device.present[window]))
+        return PrefixMatch(found.rows, found.device_pages, missing)
+
+    patch.setattr(CacheIndex, "match", match)
+
+
+def locks_before_the_copy_are_not_counted(patch: Patch) -> None:
+    original = SlotColumn.put
+
+    def put(self: SlotColumn, rows: Any, slots: Any, *, ready: bool) -> None:
+        locked = self.n_locked
+        original(self, rows, slots, ready=ready)
+        self.n_locked = locked
+
+    patch.setattr(SlotColumn, "put", put)
+
+
+def a_hit_is_not_confirmed_by_tokens(patch: Patch) -> None:
+    original = PageTable._common_run
+
+    def common_run(self: PageTable, row: int, pages: Any) -> int:
+        original(self, row, pages)
+        run = self.parent[row + 1 : row + len(pages)] == np.arange(
+            row, row + len(self.parent[row + 1 : row + len(pages)])
+        )
+        return 1 + (len(run) if run.all() else int(run.argmin()))
+
+    patch.setattr(PageTable, "_common_run", common_run)
+
+
+def loaded_pages_are_never_ready(patch: Patch) -> None:
+    def commit(self: CacheIndex, op: int) -> None:
+        from sglang_ext.core.plan import TransferKind
+
+        self.pending[TransferKind.LOAD].pop(op).hold.release()
+
+    patch.setattr(CacheIndex, "commit_load", commit)
+
+
+BUGS: list[Callable[[Patch], None]] = [
+    window_one_page_short,
+    match_ignores_windows,
+    lock_covers_one_page_less_of_the_window,
+    ages_forget_the_depth,
+    descendants_of_a_lost_page_stay,
+    windows_outlive_their_page,
+    load_does_not_hold_its_source,
+    backup_does_not_hold_its_path,
+    a_failed_backup_is_published,
+    duplicates_are_not_given_back,
+    revived_window_replaces_a_live_one,
+    admission_counts_only_windows_on_the_host,
+    locks_before_the_copy_are_not_counted,
+    a_hit_is_not_confirmed_by_tokens,
+    loaded_pages_are_never_ready,
+]
+
+
+@pytest.mark.parametrize("seed_bug", BUGS, ids=lambda bug: bug.__name__)
+def test_the_state_machine_finds_the_bug(
+    seed_bug: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed_bug(monkeypatch)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        run_state_machine_as_test(IndexMachine, settings=BUDGET)
+    assert not isinstance(caught.value, KeyboardInterrupt | SystemExit)
