@@ -16,7 +16,7 @@ from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
 from sglang_ext.core.plan import Copies, Hold, Transfer, TransferKind
-from sglang_ext.testing.pools import SimDevicePool, SimSlots, Tags, prefix_tags
+from sglang_ext.testing.pools import STALE, SimDevicePool, SimSlots, Tags, prefix_tags
 
 
 class DeviceFullError(Exception):
@@ -34,7 +34,7 @@ class SimRequest:
     protected: int
     computed: int
     lock: Hold
-    waits_for: int = -1
+    waits_for: int
 
     @property
     def done(self) -> bool:
@@ -53,6 +53,7 @@ class SimEngine:
         host_pages: int = 0,
         host_window_pages: int = 0,
         checkpoint_pages: int = 4,
+        pinned_share: int = 4,
     ) -> None:
         self.geometry = geometry
         self.device = SimDevicePool(device_pages, device_window_pages, geometry)
@@ -61,7 +62,9 @@ class SimEngine:
         self.host_window = SimSlots(host_window_pages * per_page, geometry)
         tier = HostTier(self.host, self.host_window) if host_pages else None
         policy = BackupPolicy(
-            checkpoint_pages, max(1, device_pages // 4), max(1, device_window_pages // 4)
+            checkpoint_pages,
+            pinned_pages=max(1, device_pages // pinned_share),
+            pinned_window_pages=max(1, device_window_pages // pinned_share),
         )
         self.index = CacheIndex(geometry, device_pages + host_pages, self.device, tier, policy)
         self.running: list[SimRequest] = []
@@ -79,15 +82,17 @@ class SimEngine:
         pages = tokens[: count * geometry.page_tokens].reshape(count, geometry.page_tokens)
         match = index.match(pages, namespace)
         rows = match.rows[: match.device_pages]
-        waits_for = -1
         index.use(match.rows)
         if len(match.rows) > match.device_pages:
+            # the engine locks the device prefix while it admits: the fallback must last
+            admission = index.hold(rows)
             available = self._available_window_pages(rows)
             plan = index.begin_load(match.rows)
+            admission.release()
             if isinstance(plan, Transfer):
                 self._mark("load")
                 self.in_flight[TransferKind.LOAD].append(plan)
-                rows, waits_for = match.rows, plan.op
+                rows = match.rows
                 lost = available - self._available_window_pages(rows)
                 assert lost <= match.window_pages_to_pin, "admission was promised too little"
             else:
@@ -100,7 +105,9 @@ class SimEngine:
             protected=len(rows),
             computed=len(rows) * geometry.page_tokens,
             lock=index.hold(rows),
-            waits_for=waits_for,
+            # pages another request is loading count as device pages: batches run in
+            # order, and the batch of that request waits for its load
+            waits_for=index.last_op(TransferKind.LOAD),
         )
         self.running.append(request)
         return request
@@ -222,6 +229,9 @@ class SimEngine:
         if kind is TransferKind.LOAD:
             self.index.commit_load(transfer.op)
         else:
+            if not ok:  # a failed copy leaves anything behind
+                self.host.content[transfer.full.host] = STALE
+                self.host_window.content[transfer.window.host] = STALE
             self.index.commit_backup(transfer.op, ok=ok)
 
     def settle(self) -> None:

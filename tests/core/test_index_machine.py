@@ -136,7 +136,6 @@ def test_rare_transitions_were_reached() -> None:
     """A machine that never gets into trouble proves nothing. Runs after the machine."""
     wanted = {
         "load",
-        "load declined",
         "backup",
         "slide",
         "demoted_pages",

@@ -1,0 +1,32 @@
+"""Seeded traffic: many seeds, no contradiction, and rare transitions were reached."""
+
+import pytest
+
+from sglang_ext.testing.simulation import Simulation
+
+SEEDS, STEPS = 60, 600
+
+
+@pytest.fixture(scope="module")
+def reached() -> set[str]:
+    """What happened in all seeds together. A failing seed is in the traceback."""
+    seen: set[str] = set()
+    for seed in range(SEEDS):
+        simulation = Simulation(seed)
+        simulation.run(STEPS)
+        seen |= simulation.engine.seen
+        counters = simulation.engine.index.counters.as_dict()
+        seen |= {name for name, count in counters.items() if count}
+    return seen
+
+
+def test_rare_transitions_were_reached(reached: set[str]) -> None:
+    """Traffic that never gets into trouble proves nothing."""
+    wanted = {
+        *("load", "load declined", "backup", "slide", "retracted"),
+        *("demoted_pages", "dropped_pages", "evicted_host_pages", "evicted_host_window_pages"),
+        *("failed_transfers", "loaded_window_pages"),
+        *("declined_host_full", "declined_host_window_full", "declined_backlog"),
+        "declined_device_full",
+    }
+    assert wanted <= reached, f"never reached: {wanted - reached}"
