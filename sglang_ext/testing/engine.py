@@ -197,6 +197,7 @@ class SimEngine:
         request.lock.release()
         request.lock = lock
         request.protected = len(rows)
+        request.waits_for = self.index.last_op(TransferKind.LOAD)
         if self.index.host_tier is not None:
             plan = self.index.begin_backup(rows)
             if isinstance(plan, Transfer):
