@@ -1,5 +1,5 @@
 # Everything runs in its own .venv on a machine without an accelerator.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE := 0.5.23
 
