@@ -116,8 +116,21 @@ class CacheIndex:
         if len(rows) == 0:
             return
         self.table.advance()
-        self.table.touch(selector(rows))
-        self.table.touch_window(selector(self.window_of(rows)))
+        self._touch(rows)
+
+    def _touch(self, rows: Rows) -> None:
+        table = self.table
+        table.touch(selector(rows))
+        table.touch_window(selector(self.window_of(rows)))
+        # who shares a prefix comes back to where it branches off when its own pages are gone
+        for start, end in self._branch_windows(rows):
+            table.touch_window(rows[start:end])
+
+    def _branch_windows(self, rows: Rows) -> list[tuple[int, int]]:
+        """Windows before the pages of a path after which prefixes diverge, as half-open
+        ranges of ``rows``."""
+        ends = np.flatnonzero(self.table.children[rows] > 1) + 1
+        return [(max(0, end - self.geometry.window_pages), end) for end in ends.tolist()]
 
     def window_of(self, rows: Rows) -> Rows:
         """The last window of a path: what resuming at its end reads."""
@@ -174,8 +187,7 @@ class CacheIndex:
                 self.counters.collisions += 1
             self._give_device(added, full[start:stop], swa[start:stop])
         rows = np.concatenate((known, added)) if len(added) else known
-        table.touch(selector(rows))
-        table.touch_window(selector(self.window_of(rows)))
+        self._touch(rows)
         return rows
 
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
@@ -331,9 +343,10 @@ class CacheIndex:
         usable = on_host | table.swa_device.ready[rows]
         windows = []
         first = len(rows) - max(new_pages, 1)
-        for start, end in checkpoint_windows(
+        at_end, *inside = checkpoint_windows(
             first, len(rows), self.policy.checkpoint_pages, self.geometry.window_pages
-        ):
+        )
+        for start, end in (at_end, *self._branch_windows(rows), *inside):
             missing = ~kept[start:end]
             if usable[start:end].all() and missing.any():
                 windows.append(rows[start:end][missing])

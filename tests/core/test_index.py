@@ -218,3 +218,19 @@ def test_load_and_backup_of_one_page_may_be_in_flight_together() -> None:
             assert isinstance(transfer, Transfer)
     engine.settle()
     engine.check_idle()
+
+
+def test_the_window_where_prefixes_diverge_is_kept() -> None:
+    """A system prompt outlives the conversations on it, with its window."""
+    engine = engine_with(device_pages=32, device_window_pages=32, checkpoint_pages=99)
+    engine._slide = lambda request: None  # type: ignore[method-assign]  # as in a real prefill
+    system = prompt(3)[:-1]
+    first, second = (np.concatenate((system, prompt(5, seed))) for seed in (1, 2))
+    for tokens in (first, second):
+        serve(engine, tokens)
+        engine.settle()
+    engine.index.evict_device(99, 99)
+    third = np.concatenate((system, prompt(2, seed=3)))
+    request = started(engine, third)
+    assert request.protected == 3
+    engine.compute(request, len(third))  # the contents are checked

@@ -6,8 +6,7 @@ that follows: two servers agree only if every token of every round is the same.
 
 import dataclasses
 import random
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -48,9 +47,8 @@ def generate(server: Server, prompt: Sequence[int], length: int) -> dict[str, An
     return server.post("/generate", {"input_ids": list(prompt), "sampling_params": sampling})
 
 
-def _run_conversation(
-    server: Server, traffic: Traffic, number: int, gate: Callable[[int], None]
-) -> list[Answer]:
+def _rounds(server: Server, traffic: Traffic, number: int) -> Iterator[Answer]:
+    """One conversation, a round at a time."""
     rng = random.Random(f"{traffic.seed}/{number}")
 
     def tokens(span: tuple[int, int]) -> list[int]:
@@ -60,60 +58,34 @@ def _run_conversation(
     shared = random.Random(traffic.seed)
     history = [shared.randrange(2, traffic.vocabulary) for _ in range(100 * (number % 3 == 0))]
     history += tokens(traffic.first)
-    answers = []
     for turn in range(traffic.rounds):
-        gate(turn)
         if turn and rng.random() < traffic.fork:
             history = history[: rng.randint(len(history) // 2, len(history))]
         history += tokens(traffic.question)
         result = generate(server, history, rng.randint(*traffic.answer))
         meta = result["meta_info"]
         details = meta["cached_tokens_details"] or {"device": 0, "host": 0}
-        answers.append(
-            Answer(
-                number,
-                turn,
-                meta["prompt_tokens"],
-                details["device"],
-                details["host"],
-                tuple(result["output_ids"]),
-            )
+        yield Answer(
+            number,
+            turn,
+            meta["prompt_tokens"],
+            details["device"],
+            details["host"],
+            tuple(result["output_ids"]),
         )
         history += result["output_ids"]
-    return answers
 
 
 def converse(server: Server, traffic: Traffic) -> list[Answer]:
-    """Run all conversations, round by round, ``parallel`` requests at a time."""
-    slots = threading.Semaphore(traffic.parallel)
-    barrier = threading.Barrier(traffic.conversations)
-
-    def one(number: int) -> list[Answer]:
-        def gate(turn: int) -> None:
-            barrier.wait(timeout=600)
-
-        try:
-            return _run_conversation(_Throttled(server, slots), traffic, number, gate)
-        except BaseException:
-            barrier.abort()
-            raise
-
-    with ThreadPoolExecutor(traffic.conversations) as pool:
-        return [
-            answer for answers in pool.map(one, range(traffic.conversations)) for answer in answers
-        ]
-
-
-class _Throttled:
-    """A server that takes so many requests at a time."""
-
-    def __init__(self, server: Server, slots: threading.Semaphore) -> None:
-        self._server = server
-        self._slots = slots
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        with self._slots:
-            return self._server.post(path, body)
+    """Run all conversations round by round, in an order that the seed decides."""
+    order = random.Random(traffic.seed)
+    conversations = [_rounds(server, traffic, n) for n in range(traffic.conversations)]
+    answers: list[Answer] = []
+    with ThreadPoolExecutor(traffic.parallel) as pool:
+        for _ in range(traffic.rounds):
+            order.shuffle(conversations)
+            answers += pool.map(next, conversations)
+    return answers
 
 
 def hit_rates(answers: Sequence[Answer]) -> dict[str, float]:
