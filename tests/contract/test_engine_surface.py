@@ -57,6 +57,18 @@ def test_another_version_stops_a_server_that_asks_for_the_backend(
         setup.install()
 
 
+def test_the_real_launcher_refuses_another_version_before_it_looks_at_the_model() -> None:
+    run = python(
+        "import runpy, sglang, sys; sglang.__version__ = '0.5.22'; "
+        "sys.argv = 'x --model-path /nowhere --radix-cache-backend swa_hicache'.split(); "
+        "runpy.run_module('sglang.launch_server', run_name='__main__')"
+    )
+    assert run.returncode == 1
+    assert run.stderr.strip().endswith(
+        "sglang-ext: this release works with sglang 0.5.23, but sglang 0.5.22 is installed"
+    )
+
+
 def test_a_hook_that_did_not_take_is_noticed() -> None:
     run = python("from sglang_ext.adapter import setup; setup.verify_hook()")
     assert run.returncode == 1
