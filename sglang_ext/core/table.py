@@ -33,9 +33,9 @@ def consecutive(first: int, count: int) -> Rows:
 def selector(rows: Rows) -> Selector:
     """The same rows as a slice where they are consecutive, else unchanged."""
     span = len(rows) - 1
-    if span >= 0 and int(rows[-1]) - int(rows[0]) == span and bool((np.diff(rows) == 1).all()):
-        return slice(int(rows[0]), int(rows[-1]) + 1)
-    return rows
+    if span < 0 or rows[-1] - rows[0] != span or (rows[1:] - rows[:-1] != 1).any():
+        return rows
+    return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 class PageTable:
