@@ -246,6 +246,8 @@ def main() -> None:
     if args.core:
         print(json.dumps(measure(args.core, *args.cell)))
         return
+    versions = {name: importlib.metadata.version(name) for name in ("sglang", "numpy", "torch")}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for cell in tqdm(cells(quick=args.quick), desc="cells"):
         by_core = {core: run_cell(core, cell) for core in CORES}
@@ -259,10 +261,9 @@ def main() -> None:
             }
             for operation in by_core["ours"]
         ]
+        # after every cell: an interrupted run keeps what it has measured
+        args.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1))
     print_table(rows)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in ("sglang", "numpy", "torch")}
-    args.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1))
     print(f"written: {args.out}")
 
 
