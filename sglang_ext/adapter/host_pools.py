@@ -53,11 +53,6 @@ class EngineCopies:
         self._io_backend = io_backend
         self._device = device
 
-    @property
-    def num_layers(self) -> int:
-        """See ComponentCopies."""
-        return int(self._host_pool.layer_num)
-
     def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
         """See ComponentCopies."""
         # The staged page-first kernel walks host pages itself and wants them on the CPU.

@@ -12,11 +12,6 @@ class ComponentCopies(Protocol):
     Indices are int64 CPU tensors that count tokens of the component's pools.
     """
 
-    @property
-    def num_layers(self) -> int:
-        """Layers of this component."""
-        ...
-
     def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
         """Copy device to host, all layers."""
         ...

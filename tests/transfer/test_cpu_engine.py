@@ -16,8 +16,6 @@ TIMEOUT_S = 10.0
 class TensorCopies:
     """One component on two tensors (layers, tokens); each layer can be held back."""
 
-    num_layers = LAYERS
-
     def __init__(self) -> None:
         self.device = torch.zeros(LAYERS, 8)
         self.host = torch.zeros(LAYERS, 8)
