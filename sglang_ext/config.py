@@ -12,7 +12,13 @@ BACKEND = "swa_hicache"
 TOGGLE = "SGLANG_EXT_SWA_HICACHE"
 """Environment variable that selects the backend and the host tier by itself."""
 
+REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
+"""For tests: milliseconds between the end of a copy and its report."""
+SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
+"""For tests: a backup takes this many times as long as its copy."""
+
 _PREFIX = "SGLANG_EXT_"
+_KNOWN = (TOGGLE, REPORT_DELAY, SLOWDOWN)
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
@@ -21,9 +27,13 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         selected: use our cache and its host tier without any command line flag.
+        report_delay_ms: see REPORT_DELAY.
+        backup_slowdown: see SLOWDOWN.
     """
 
     selected: bool = False
+    report_delay_ms: float = 0.0
+    backup_slowdown: float = 1.0
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
@@ -34,10 +44,26 @@ def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
     """
     if environment is None:
         environment = os.environ
-    unknown = sorted(k for k in environment if k.startswith(_PREFIX) and k != TOGGLE)
+    unknown = sorted(k for k in environment if k.startswith(_PREFIX) and k not in _KNOWN)
     if unknown:
-        raise StartupError(f"unknown environment variable {unknown[0]}; known: {TOGGLE}")
+        raise StartupError(f"unknown environment variable {unknown[0]}; known: {', '.join(_KNOWN)}")
     value = environment.get(TOGGLE, "").strip().lower()
     if value not in _BOOLEANS:
         raise StartupError(f"{TOGGLE}={value!r} is not allowed; use 1 or 0")
-    return ExtConfig(selected=_BOOLEANS[value])
+    return ExtConfig(
+        selected=_BOOLEANS[value],
+        report_delay_ms=_number(environment, REPORT_DELAY, 0.0),
+        backup_slowdown=_number(environment, SLOWDOWN, 1.0),
+    )
+
+
+def _number(environment: Mapping[str, str], key: str, least: float) -> float:
+    """A number of at least ``least``, which is also what an unset variable means."""
+    text = environment.get(key, "").strip()
+    try:
+        value = float(text) if text else least
+    except ValueError:
+        value = -1.0
+    if not least <= value < float("inf"):
+        raise StartupError(f"{key}={text!r} is not allowed; use a number of at least {least:g}")
+    return value

@@ -14,11 +14,12 @@ from sglang_ext.adapter.host_pools import (
 )
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
-from sglang_ext.config import BACKEND
+from sglang_ext.config import BACKEND, from_environment
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
+from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
-from sglang_ext.transfer.cpu import CpuTransferEngine
+from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
 from sglang_ext.transfer.cuda import CudaTransferEngine
 from sglang_ext.transfer.job import TransferEngine
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _PINNED_SHARE = 2
 """Backups in flight may pin one in this many device pages."""
+_LOW_SHARE = 4
+"""One in this many device pages shall be free, or evictable without a loss."""
 
 
 def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
@@ -43,6 +46,8 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
         return default_radix_cache_factory(ctx)
+    from sglang.srt.runtime_context import get_memory
+
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
     assert params.sliding_window_size is not None
@@ -57,9 +62,12 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     else:
         full, swa = (EngineHostPool(entry.host_pool, geometry) for entry in _components(group))
         policy = BackupPolicy(
+            write=WritePolicy(get_memory().hicache_write_policy),
             checkpoint_pages=_checkpoint_pages(geometry, full.total_pages, swa.total_pages),
             pinned_pages=device_pages // _PINNED_SHARE,
             pinned_window_pages=window_pages // _PINNED_SHARE,
+            low_pages=device_pages // _LOW_SHARE,
+            low_window_pages=window_pages // _LOW_SHARE,
         )
         rows = device_pages + full.total_pages
         index = CacheIndex(geometry, rows, device_pool, HostTier(full, swa), policy)
@@ -114,6 +122,7 @@ def _controller(
     group: "HostPoolGroup",
     index: CacheIndex,
 ) -> HostTierController:
+    from sglang.srt.environ import envs
     from sglang.srt.runtime_context import get_memory
 
     device = torch.device(kv_pool.device)
@@ -126,11 +135,20 @@ def _controller(
     if device.type == "cuda":
         engine = CudaTransferEngine(components, layers)
     elif device.type == "cpu":
-        engine = CpuTransferEngine(components, layers)
+        config = from_environment()
+        faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
+        engine = CpuTransferEngine(components, layers, faults)
     else:
         raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")
     counter = LayerDoneCounter(len(layers))
-    return HostTierController(index, engine, counter, RankAgreement(ctx.params.tp_cache_group))
+    groups = (ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group)
+    return HostTierController(
+        index,
+        engine,
+        counter,
+        RankAgreement(groups),
+        compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
+    )
 
 
 def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:

@@ -25,11 +25,11 @@ class EngineHostPool:
 
     @property
     def total_pages(self) -> int:
-        """Table pages that fit."""
+        """See HostPool."""
         return int(self._pool.logical_size) // self._page_tokens
 
     def free_pages(self) -> int:
-        """See HostPool."""
+        """Table pages that the engine's pool could hand out now; for checks."""
         return int(self._pool.available_size()) // self._page_tokens
 
     def allocate(self, pages: int) -> Slots | None:

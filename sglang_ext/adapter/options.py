@@ -35,12 +35,6 @@ REFUSALS = (
     Refusal("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "null"),
     Refusal("--hicache-storage-backend", "hicache_storage_backend", _is_set, "no value"),
     Refusal(
-        "--hicache-write-policy",
-        "hicache_write_policy",
-        lambda v: v != "write_through",
-        "write_through",
-    ),
-    Refusal(
         "--hicache-host-memory-mode", "hicache_host_memory_mode", lambda v: v != "cache", "cache"
     ),
     Refusal("--radix-eviction-policy", "radix_eviction_policy", lambda v: v != "lru", "lru"),

@@ -1,5 +1,6 @@
 """SGLang's view of the cache: translate, call the index, translate back."""
 
+import hashlib
 import logging
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.metrics import IndexMetrics
 
 logger = logging.getLogger(__name__)
+
+
+def _request_number(rid: str) -> int:
+    """The same for one request on every rank, and again after a retraction."""
+    return int.from_bytes(hashlib.blake2b(rid.encode(), digest_size=7).digest(), "little")
 
 
 class Prefix:
@@ -184,7 +190,8 @@ class SwaHiCache(BasePrefixCache):
         row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
         full, swa = self._device_pool.owned_slots(row[owned:end])
         pages = self._pages(req.full_untruncated_fill_ids, end)
-        rows = self.index.insert(pages, (req.extra_key, req.cache_salt), first, full, swa)
+        namespace = (req.extra_key, req.cache_salt)
+        rows = self.index.insert(pages, namespace, first, full, swa, _request_number(req.rid))
         protected = len(rows) * self._page_tokens
         slots = self.index.table.device.slots[rows[first:]]
         row[owned:protected] = self._device_pool.tokens(slots).to(row.dtype)
@@ -204,11 +211,7 @@ class SwaHiCache(BasePrefixCache):
         """Free device slots; the numbers are shortfalls in tokens."""
         pages = -(-params.num_tokens // self._page_tokens)
         windows = -(-params.swa_num_tokens // self._page_tokens)
-        freed, freed_windows = self.index.evict_device(pages, windows)
-        short = freed < pages or freed_windows < windows
-        if short and self.cache_controller is not None and self.cache_controller.wait_for_backups():
-            more, more_windows = self.index.evict_device(pages - freed, windows - freed_windows)
-            freed, freed_windows = freed + more, freed_windows + more_windows
+        freed, freed_windows = self.index.evict_device(pages, windows, abandon_backups=True)
         return EvictResult(
             num_tokens_evicted=freed * self._page_tokens,
             swa_num_tokens_evicted=freed_windows * self._page_tokens,
@@ -272,8 +275,9 @@ class SwaHiCache(BasePrefixCache):
     def check_hicache_events(self) -> None:
         """Commit what has ended; once in every scheduler step, on every rank."""
         if self.cache_controller is not None:
-            self.cache_controller.submit_backups()
             self.cache_controller.commit_finished()
+            self.cache_controller.queue_demotions()
+            self.cache_controller.submit_backups()
             if self.metrics is not None:
                 self.metrics.publish()
 

@@ -3,9 +3,18 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.columns import Rows, Selector, SlotColumn
+from sglang_ext.core.table import TICK_SHIFT
 
 _BATCH = 512
+
+
+def youngest_first(rows: Rows, age: NDArray[np.int64], count: int) -> Rows:
+    """Up to ``count`` of ``rows``, most recently used first; of pages used at the same
+    tick the deepest first, so a path loses its end before its beginning."""
+    ages = age[rows]
+    order = np.lexsort((ages, -(ages >> TICK_SHIFT)))
+    return rows[order[:count]]
 
 
 class VictimQueue:
@@ -16,11 +25,19 @@ class VictimQueue:
     that is still valid here is older than everything outside the batch that was
     evictable at the pass. Order stays leaf-first: a descendant is older than its
     ancestor, and a lock that hides a descendant hides the ancestor too.
+
+    Args:
+        column: what is evicted.
+        age: (rows,) int64, smaller goes first.
+        spare: rows that have a copy here too are no victims.
     """
 
-    def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
+    def __init__(
+        self, column: SlotColumn, age: NDArray[np.int64], spare: SlotColumn | None = None
+    ) -> None:
         self._column = column
         self._age = age
+        self._spare = spare
         self.clear()
 
     def clear(self) -> None:
@@ -38,16 +55,17 @@ class VictimQueue:
         if len(rows) < count:
             self._refill(count)
             rows = self._take(count)
-            assert len(rows) == count, "the column has fewer victims than it counts"
+            if len(rows) < count:
+                assert self._spare is not None, "the column has fewer victims than it counts"
+                self.clear()
         return rows
 
     def _take(self, count: int) -> Rows:
         """``count`` valid rows off the front; fewer, taking none, if the batch is short."""
-        column = self._column
         size = max(2 * count, 64)
         while True:
             rows, ages = self._rows[:size], self._ages[:size]
-            valid = column.present[rows] & (column.locks[rows] == 0) & (self._age[rows] == ages)
+            valid = self._are_victims(rows) & (self._age[rows] == ages)
             where = np.flatnonzero(valid)
             if len(where) >= count:
                 used = int(where[count - 1]) + 1 if count else 0
@@ -57,8 +75,15 @@ class VictimQueue:
                 return rows[where]
             size *= 4
 
+    def _are_victims(self, rows: Selector) -> NDArray[np.bool_]:
+        column = self._column
+        victims: NDArray[np.bool_] = column.present[rows] & (column.locks[rows] == 0)
+        if self._spare is not None:
+            victims &= ~self._spare.present[rows]
+        return victims
+
     def _refill(self, count: int) -> None:
-        rows = np.flatnonzero(self._column.present & (self._column.locks == 0))
+        rows = np.flatnonzero(self._are_victims(slice(None)))
         ages = self._age[rows]
         batch = max(_BATCH, 4 * count, len(rows) // 16)
         if batch < len(rows):

@@ -12,9 +12,16 @@ import numpy as np
 
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.counters import Counters
+from sglang_ext.core.demotion import (
+    clean_pages,
+    oldest_dirty_paths,
+    oldest_dirty_windows,
+    worthless_windows,
+)
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import (
     Copies,
     Declined,
@@ -27,6 +34,7 @@ from sglang_ext.core.plan import (
 from sglang_ext.core.ports import DevicePool, HostPool
 from sglang_ext.core.table import PageTable, selector
 from sglang_ext.core.window import checkpoint_windows, deepest_resume
+from sglang_ext.core.write_policy import WritePolicy, pages_to_copy_now
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NO_SLOTS: Slots = np.empty(0, dtype=np.int32)
@@ -42,17 +50,24 @@ class HostTier:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackupPolicy:
-    """What is backed up, and how much of the device that may hold up.
+    """What is backed up when, and how much of the device that may hold up.
 
     Attributes:
+        write: when a page is copied to the host.
         checkpoint_pages: distance of the windows kept inside a prompt.
         pinned_pages: device pages that pending backups may pin.
         pinned_window_pages: the same for sliding-window copies.
+        low_pages: device pages that shall be free, or evictable without a loss;
+            below that, the oldest pages are copied to the host.
+        low_window_pages: the same for sliding-window copies.
     """
 
+    write: WritePolicy
     checkpoint_pages: int
     pinned_pages: int
     pinned_window_pages: int
+    low_pages: int
+    low_window_pages: int
 
 
 class CacheIndex:
@@ -69,7 +84,9 @@ class CacheIndex:
         self.geometry = geometry
         self.device_pool = device
         self.host_tier = host
-        self.policy = policy or BackupPolicy(capacity, capacity, capacity)
+        self.policy = policy or BackupPolicy(
+            WritePolicy.WRITE_THROUGH, capacity, capacity, capacity, 0, 0
+        )
         self.counters = Counters()
         self._capacity = capacity
         # operation numbers go on across a reset: they identify transfers for good
@@ -84,14 +101,18 @@ class CacheIndex:
         self.table = table = PageTable(self.geometry, self._capacity)
         self._device_victims = VictimQueue(table.device, table.age)
         self._swa_device_victims = VictimQueue(table.swa_device, table.swa_age)
-        self._host_victims = VictimQueue(table.host, table.age)
-        self._swa_host_victims = VictimQueue(table.swa_host, table.swa_age)
+        if (tier := self.host_tier) is not None:
+            self.host = HostSpace(table, table.host, table.device, table.age, tier.full)
+            self.host_window = HostSpace(
+                table, table.swa_host, table.swa_device, table.swa_age, tier.window
+            )
         self.pending: dict[TransferKind, dict[int, Transfer]] = {
             TransferKind.BACKUP: {},
             TransferKind.LOAD: {},
         }
         self._pinned_pages = 0
         self._pinned_window_pages = 0
+        self._room_left = 0
 
     # ---- match ---------------------------------------------------------------
 
@@ -141,6 +162,7 @@ class CacheIndex:
     def hold(self, rows: Rows) -> Hold:
         """Lock a path: full attention to the root, sliding window for its end."""
         table = self.table
+        self._room_left -= len(rows)
         return Hold(
             (table.device, selector(rows)),
             (table.swa_device, selector(self.window_of(rows))),
@@ -155,6 +177,7 @@ class CacheIndex:
         first_owned: int,
         full: Slots,
         swa: Slots,
+        request: int,
     ) -> Rows:
         """Take over what a request computed and return the path of its prefix.
 
@@ -165,6 +188,7 @@ class CacheIndex:
                 the request holds a lock on them.
             full: device slots of pages ``[first_owned, n)``.
             swa: their sliding-window peers, ABSENT where the window has moved on.
+            request: identifies the request among those of the last time.
 
         Returns:
             The rows of pages ``[0, k)``. k is n except after a digest collision;
@@ -188,6 +212,8 @@ class CacheIndex:
             self._give_device(added, full[start:stop], swa[start:stop])
         rows = np.concatenate((known, added)) if len(added) else known
         self._touch(rows)
+        table.count_request(rows, request)
+        self._room_left -= len(added)
         return rows
 
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
@@ -223,16 +249,31 @@ class CacheIndex:
 
     # ---- evict ---------------------------------------------------------------
 
-    def evict_device(self, pages: int, window_pages: int) -> tuple[int, int]:
+    def evict_device(
+        self, pages: int, window_pages: int, *, abandon_backups: bool = False
+    ) -> tuple[int, int]:
         """Free device pages. A page with a host copy stays matchable from there.
 
         Args:
             pages: full-attention pages wanted (their peers go with them).
             window_pages: sliding-window pages wanted, those peers included.
+            abandon_backups: if the rest is held, take back pages that pending
+                backups hold, the last begun first, rather than fail or wait.
 
         Returns:
             (pages, window pages) freed; fewer than wanted when the rest is locked.
         """
+        freed, freed_windows = self._evict_unlocked(pages, window_pages)
+        backups = list(self.pending[TransferKind.BACKUP].values()) if abandon_backups else []
+        while backups and (freed < pages or freed_windows < window_pages):
+            if (last := backups.pop()).abandoned:
+                continue
+            self._abandon(last)
+            more = self._evict_unlocked(pages - freed, window_pages - freed_windows)
+            freed, freed_windows = freed + more[0], freed_windows + more[1]
+        return freed, freed_windows
+
+    def _evict_unlocked(self, pages: int, window_pages: int) -> tuple[int, int]:
         freed = freed_windows = 0
         if pages > 0:
             freed, freed_windows = self._demote(self._device_victims.pop(pages))
@@ -274,49 +315,88 @@ class CacheIndex:
         if len(device):
             self.device_pool.release(table.device.take(device))
         if self.host_tier is not None:
-            host = rows[table.host.present[rows]]
-            swa_host = rows[table.swa_host.present[rows]]
-            self.host_tier.full.release(table.host.take(host))
-            self.host_tier.window.release(table.swa_host.take(swa_host))
+            self.host.drop(rows[table.host.present[rows]])
+            self.host_window.drop(rows[table.swa_host.present[rows]])
         table.remove_rows(rows)
         self.counters.dropped_pages += len(rows)
         return len(device), windows
 
-    def _evict_host(self, pages: int) -> None:
-        assert self.host_tier is not None
-        rows = self._host_victims.pop(pages)
-        self.host_tier.full.release(self.table.host.take(rows))
+    def _evict_host(self, pages: int, younger_than: int) -> None:
+        """Make room on the host: copies of pages that are on the device, then the oldest."""
+        duplicates = len(self.host.pop_duplicates(pages, younger_than))
+        self.counters.reclaimed_duplicate_pages += duplicates
+        rows = self.host.pop_oldest(pages - duplicates)
         self.counters.evicted_host_pages += len(rows)
         lost = rows[~self.table.device.present[rows]]
         if len(lost):
             self._remove(lost)
 
-    def _evict_host_windows(self, pages: int) -> None:
-        assert self.host_tier is not None
-        rows = self._swa_host_victims.pop(pages)
-        self.host_tier.window.release(self.table.swa_host.take(rows))
+    def _evict_host_windows(self, pages: int, younger_than: int) -> None:
+        duplicates = len(self.host_window.pop_duplicates(pages, younger_than))
+        self.counters.reclaimed_duplicate_window_pages += duplicates
+        rows = self.host_window.pop_oldest(pages - duplicates)
         self.counters.evicted_host_window_pages += len(rows)
 
     # ---- backup --------------------------------------------------------------
 
     def begin_backup(self, rows: Rows) -> Transfer | Declined | None:
+        """What the write policy copies to the host when a request has extended ``rows``.
+
+        None: there is nothing to copy.
+        """
+        rows = rows[: pages_to_copy_now(self.policy.write, self.table.hits[rows])]
+        # a copy that is not needed yet takes nothing away from those that are
+        return self._begin_backup(rows, make_room=False) if len(rows) else None
+
+    def demote_ahead(self) -> list[Transfer]:
+        """Start copies of what eviction takes next, if room gets low; once a step."""
+        if self.host_tier is None or self._room_left > 0:
+            return []
+        table, policy = self.table, self.policy
+        room = self.device_pool.free_pages() + clean_pages(table.device, table.host)
+        window_room = (
+            self.device_pool.free_window_pages()
+            + clean_pages(table.swa_device, table.swa_host)
+            + worthless_windows(table)
+        )
+        begun: list[Transfer] = []
+        for path in oldest_dirty_paths(table, policy.write, policy.low_pages - room):
+            plan = self._begin_backup(path, make_room=True)
+            if not isinstance(plan, Transfer):
+                break
+            begun.append(plan)
+        size = self.geometry.window_pages
+        wanted = policy.low_window_pages - window_room
+        for path in oldest_dirty_windows(table, policy.write, size, wanted):
+            plan = self._begin_backup(path, make_room=True, windows_only=True)
+            if not isinstance(plan, Transfer):
+                break
+            begun.append(plan)
+        # as long as less than this is allocated or locked, there is nothing to look for
+        self._room_left = min(room - policy.low_pages, window_room - policy.low_window_pages)
+        return begun
+
+    def _begin_backup(
+        self, rows: Rows, *, make_room: bool, windows_only: bool = False
+    ) -> Transfer | Declined | None:
         """Start to copy a path to the host: its pages, and the windows worth keeping.
 
-        Pages are backed up from the root on, so the host copies of a path are a
-        prefix of it. A window is copied whole or not at all. None: there is
-        nothing to copy.
+        Pages are copied from the root on. A window is copied whole or not at all.
         """
-        table, tier = self.table, self.host_tier
-        assert tier is not None
+        table = self.table
         full = rows[~table.host.present[rows] & table.device.ready[rows]]
+        if windows_only:
+            full = _NO_ROWS
         windows = self._windows_to_back_up(rows, len(full))
         if len(full) == 0 and not windows:
             return None
         if not self._backlog_allows(len(rows), sum(map(len, windows[:1]))):
             return self._decline(DeclineReason.BACKLOG)
-        full, full_slots, window, window_slots = self._make_host_room(rows, full, windows)
+        full, window = self._make_host_room(rows, full, windows, make_room)
         if len(full) == 0 and len(window) == 0:
             return Declined(DeclineReason.HOST_FULL)
+        full_slots, full_ok = self.host.reserve(full)
+        window_slots, window_ok = self.host_window.reserve(window)
         table.host.put(full, full_slots, ready=False)
         table.swa_host.put(window, window_slots, ready=False)
         hold = Hold(
@@ -327,13 +407,15 @@ class CacheIndex:
         )
         self._pinned_pages += len(rows)
         self._pinned_window_pages += len(window)
-        return self._begin(
+        transfer = self._begin(
             TransferKind.BACKUP,
             Copies(full, table.device.slots[full], full_slots),
             Copies(window, table.swa_device.slots[window], window_slots),
             hold,
             len(rows),
         )
+        transfer.failed_here = not (full_ok and window_ok)
+        return transfer
 
     def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[Rows]:
         """Window pages to copy, one array for each window, the last window first."""
@@ -362,69 +444,72 @@ class CacheIndex:
         )
 
     def _make_host_room(
-        self, rows: Rows, full: Rows, windows: list[Rows]
-    ) -> tuple[Rows, Slots, Rows, Slots]:
-        """Host slots for as much of a backup as there is room for.
-
-        Returns:
-            (full rows, their slots, window rows, their slots).
-        """
+        self, rows: Rows, full: Rows, windows: list[Rows], make_room: bool
+    ) -> tuple[Rows, Rows]:
+        """As much of a backup as there is host room for: (full rows, window rows)."""
         table = self.table
         # While room is made, the path itself must not be its victim.
         guard = Hold((table.host, selector(rows)), (table.swa_host, selector(rows)))
-        full_slots = self._allocate_host(len(full))
-        if len(full_slots) < len(full):
+        if make_room and len(full) > self.host.free_pages:
+            self._evict_host(len(full) - self.host.free_pages, int(table.age[rows[-1]]))
+        if len(full) > self.host.free_pages:
             self.counters.declined[DeclineReason.HOST_FULL] += 1
-            full, windows = full[: len(full_slots)], []
-        kept, slots = [_NO_ROWS], [_NO_SLOTS.reshape(0, self.geometry.slots_per_page)]
-        pinned = self._pinned_window_pages
+            full, windows = full[: self.host.free_pages], []
+        kept = [_NO_ROWS]
+        size, pinned = 0, self._pinned_window_pages
         for number, window in enumerate(windows):
-            pinned += len(window)
-            if number > 0 and pinned > self.policy.pinned_window_pages:
+            size += len(window)
+            if number > 0 and pinned + size > self.policy.pinned_window_pages:
                 break
-            window_slots = self._allocate_host_window(len(window))
-            if window_slots is None:
+            if make_room and size > self.host_window.free_pages:
+                age = int(table.swa_age[window[-1]])
+                self._evict_host_windows(size - self.host_window.free_pages, age)
+            if size > self.host_window.free_pages:
                 self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
             kept.append(window)
-            slots.append(window_slots)
         guard.release()
-        return full, full_slots, np.concatenate(kept), np.concatenate(slots)
+        return full, np.concatenate(kept)
 
-    def _allocate_host(self, pages: int) -> Slots:
-        """Host slots for as many of ``pages`` as there is room for."""
-        assert self.host_tier is not None
-        pool = self.host_tier.full
-        if pool.free_pages() < pages:
-            self._evict_host(pages - pool.free_pages())
-        slots = pool.allocate(min(pages, pool.free_pages()))
-        assert slots is not None
-        return slots
+    def _abandon(self, transfer: Transfer) -> None:
+        """Give up a pending backup: its pages are free for eviction at once.
 
-    def _allocate_host_window(self, pages: int) -> Slots | None:
-        """Host slots for a whole window."""
-        assert self.host_tier is not None
-        pool = self.host_tier.window
-        if pool.free_pages() < pages:
-            self._evict_host_windows(pages - pool.free_pages())
-        return pool.allocate(pages) if pool.free_pages() >= pages else None
+        The copy may still run and read what the engine writes there next, so it is
+        never published, and its host slots are free after its commit only.
+        """
+        self._end_backup(transfer)
+        table = self.table
+        table.host.take(transfer.full.rows)
+        table.swa_host.take(transfer.window.rows)
+        self.host.detached += len(transfer.full)
+        self.host_window.detached += len(transfer.window)
+        transfer.abandoned = True
+        self.counters.abandoned_transfers += 1
+
+    def _end_backup(self, transfer: Transfer) -> None:
+        transfer.hold.release()
+        self._pinned_pages -= transfer.path_pages
+        self._pinned_window_pages -= len(transfer.window)
 
     def commit_backup(self, op: int, *, ok: bool) -> None:
         """End a backup: its host copies become READY, or go away if it failed."""
         transfer = self.pending[TransferKind.BACKUP].pop(op)
-        transfer.hold.release()
-        table, tier = self.table, self.host_tier
-        assert tier is not None
-        self._pinned_pages -= transfer.path_pages
-        self._pinned_window_pages -= len(transfer.window)
+        table = self.table
+        if transfer.abandoned:
+            self.host.detached -= len(transfer.full)
+            self.host_window.detached -= len(transfer.window)
+            self.host.release(transfer.full.host)
+            self.host_window.release(transfer.window.host)
+            return
+        self._end_backup(transfer)
         if ok:
             table.host.make_ready(transfer.full.rows)
             table.swa_host.make_ready(transfer.window.rows)
             self.counters.backed_up_pages += len(transfer.full)
             self.counters.backed_up_window_pages += len(transfer.window)
         else:
-            tier.full.release(table.host.take(transfer.full.rows))
-            tier.window.release(table.swa_host.take(transfer.window.rows))
+            self.host.drop(transfer.full.rows)
+            self.host_window.drop(transfer.window.rows)
             self.counters.failed_transfers += 1
 
     # ---- load back -----------------------------------------------------------
@@ -472,7 +557,10 @@ class CacheIndex:
         )
         if pool.free_pages() < pages or pool.free_window_pages() < window_pages:
             return None, None
-        return pool.allocate(pages), pool.allocate_window(window_pages)
+        full, window = pool.allocate(pages), pool.allocate_window(window_pages)
+        if full is not None and window is None:
+            pool.release(full)
+        return full, window
 
     def commit_load(self, op: int) -> None:
         """End a load: its device copies are READY."""

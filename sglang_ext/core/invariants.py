@@ -38,6 +38,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_column(name: str, column: SlotColumn) -> None:
+    # slots below ABSENT are placeholders of an allocation that failed on this rank
     has_slots = (column.slots != ABSENT).all(axis=1)
     has_none = (column.slots == ABSENT).all(axis=1)
     _require(bool((has_slots | has_none).all()), f"{name}: a page has half of its slots")
@@ -99,6 +100,8 @@ def _check_transfers(index: CacheIndex) -> None:
         loading[transfer.full.rows] = True
         loading_window[transfer.window.rows] = True
     for transfer in index.pending[TransferKind.BACKUP].values():
+        if transfer.abandoned:
+            continue
         saving[transfer.full.rows] = True
         saving_window[transfer.window.rows] = True
     for name, column, busy in (

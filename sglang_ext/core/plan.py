@@ -84,7 +84,7 @@ class Copies:
         return len(self.rows)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Transfer:
     """A begun transfer: slots reserved, rows held. Ends with exactly one commit.
 
@@ -92,6 +92,10 @@ class Transfer:
         op: number of the operation, counted separately for each direction; commits
             happen in this order on every rank.
         path_pages: pages of the path that ``hold`` locks.
+        failed_here: this rank has no host slots for it. It is not copied, and every
+            rank commits it as failed.
+        abandoned: eviction took its pages back. Its host slots are no longer in the
+            table; the copy may still write them, so they are free after the commit.
     """
 
     op: int
@@ -100,3 +104,5 @@ class Transfer:
     window: Copies
     hold: Hold
     path_pages: int
+    failed_here: bool = False
+    abandoned: bool = False

@@ -49,14 +49,16 @@ class DevicePool(Protocol):
 
 
 class HostPool(Protocol):
-    """Host slots of one component."""
+    """Host slots of one component. The core counts them, the pool hands them out."""
 
-    def free_pages(self) -> int:
-        """Table pages that ``allocate`` could hand out now."""
+    @property
+    def total_pages(self) -> int:
+        """Table pages that fit; the same on every rank."""
         ...
 
     def allocate(self, pages: int) -> Slots | None:
-        """Slots, all or nothing."""
+        """Slots, all or nothing. The core asks only for what is free by its count;
+        None makes every rank decline the operation."""
         ...
 
     def release(self, slots: Slots) -> None:

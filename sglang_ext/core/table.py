@@ -18,10 +18,12 @@ FREE = np.int32(-1)
 """Parent of a row that is not in use."""
 _FIRST_ROOT = -2
 """Parent of a first page is ``_FIRST_ROOT - namespace id``."""
-_DEPTH_BITS = 24
-_MAX_DEPTH = (1 << _DEPTH_BITS) - 1
+TICK_SHIFT = 24
+"""An age is a tick, shifted, plus what is left of the largest depth."""
+_MAX_DEPTH = (1 << TICK_SHIFT) - 1
 UNUSED_BAND = -(1 << 62)
 """Offset of the ages of window pages that no request has resumed from yet."""
+NO_REQUEST = -1
 _GALLOP = 32
 
 
@@ -50,6 +52,7 @@ class PageTable:
             Later access is larger, and on one path deeper is smaller, so a
             selection by age is leaf-first.
         swa_age: (rows,) int64, the same for sliding-window copies.
+        hits: (rows,) int32, requests that have used the page.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
     """
@@ -65,6 +68,8 @@ class PageTable:
         self.generation = np.zeros(capacity, dtype=np.int32)
         self.age = np.zeros(capacity, dtype=np.int64)
         self.swa_age = np.zeros(capacity, dtype=np.int64)
+        self.hits = np.zeros(capacity, dtype=np.int32)
+        self._last_request = np.zeros(capacity, dtype=np.int64)
         slots = geometry.slots_per_page
         self.device = SlotColumn(capacity, slots)
         self.host = SlotColumn(capacity, slots)
@@ -135,12 +140,22 @@ class PageTable:
         return bool(self.parent[row] != FREE) and int(self.generation[row]) == generation
 
     def path(self, row: int) -> Rows:
-        """Rows from the first page to ``row``, by walking up. For checks and tests."""
-        rows = []
+        """Rows from the first page to ``row``: up through runs of consecutive rows."""
+        runs: list[Rows] = []
+        step = _GALLOP
         while row >= 0:
-            rows.append(row)
-            row = int(self.parent[row])
-        return np.array(rows[::-1], dtype=np.int64)
+            low = max(0, row + 1 - step)
+            # rows [low + 1, row] continue the run while each one's parent is the row before
+            broken = np.flatnonzero(self.parent[low + 1 : row + 1] != self._ascending[low:row])
+            first = low + 1 + int(broken[-1]) if len(broken) else low
+            runs.append(self._ascending[first : row + 1])
+            row = int(self.parent[first])
+            step = _GALLOP if len(broken) else step * 8
+        return np.concatenate(runs[::-1]) if len(runs) > 1 else runs[0]
+
+    def namespace(self, path: Rows) -> Hashable:
+        """Namespace of a path that is not empty. For checks and tests."""
+        return self._namespaces[int(self.parent[path[0]])]
 
     # ---- rows ----------------------------------------------------------------
 
@@ -174,6 +189,8 @@ class PageTable:
         self.children[where] = 1
         self.children[rows[-1]] = 0
         self.swa_age[where] = UNUSED_BAND + self._ages(where)
+        self.hits[where] = 0
+        self._last_request[where] = NO_REQUEST
         self.n_rows += count
         if len(above):
             self.children[parent] += 1
@@ -282,5 +299,15 @@ class PageTable:
         """The same for sliding-window copies; only the window that is used."""
         self.swa_age[rows] = self._ages(rows)
 
+    def count_request(self, rows: Rows, request: int) -> None:
+        """Count a request on pages of its path; in pieces or again counts once.
+
+        Args:
+            request: identifies the request; not NO_REQUEST.
+        """
+        new = rows[self._last_request[rows] != request]
+        self.hits[new] += 1
+        self._last_request[new] = request
+
     def _ages(self, rows: Selector) -> NDArray[np.int64]:
-        return (self.tick << _DEPTH_BITS) + (_MAX_DEPTH - self.depth[rows].astype(np.int64))
+        return (self.tick << TICK_SHIFT) + (_MAX_DEPTH - self.depth[rows].astype(np.int64))

@@ -7,16 +7,23 @@ own prefix.
 """
 
 import dataclasses
+import itertools
+import random
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
 from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
-from sglang_ext.core.plan import Copies, Hold, Transfer, TransferKind
-from sglang_ext.testing.pools import STALE, SimDevicePool, SimSlots, Tags, prefix_tags
+from sglang_ext.core.ledger import Ledger
+from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
+from sglang_ext.core.table import FREE
+from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
+from sglang_ext.testing.transfers import Pace, SimLane
 
 
 class DeviceFullError(Exception):
@@ -35,6 +42,7 @@ class SimRequest:
     computed: int
     lock: Hold
     waits_for: int
+    number: int
 
     @property
     def done(self) -> bool:
@@ -42,35 +50,59 @@ class SimRequest:
         return self.computed >= len(self.tokens)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an engine is built with; pages are table pages."""
+
+    device_pages: int
+    device_window_pages: int
+    host_pages: int = 0
+    host_window_pages: int = 0
+    checkpoint_pages: int = 4
+    pinned_share: int = 4
+    low_share: int = 4
+    write: WritePolicy = WritePolicy.WRITE_THROUGH
+
+    def policy(self) -> BackupPolicy:
+        """The backup policy of these sizes."""
+        return BackupPolicy(
+            write=self.write,
+            checkpoint_pages=self.checkpoint_pages,
+            pinned_pages=max(1, self.device_pages // self.pinned_share),
+            pinned_window_pages=max(1, self.device_window_pages // self.pinned_share),
+            low_pages=self.device_pages // self.low_share,
+            low_window_pages=self.device_window_pages // self.low_share,
+        )
+
+
 class SimEngine:
-    """Requests, pools and transfers around one index."""
+    """One rank: requests, pools and transfers around one index.
+
+    Args:
+        seed: decides when copies end and which fail; other ranks have another one.
+    """
 
     def __init__(
-        self,
-        geometry: Geometry,
-        device_pages: int,
-        device_window_pages: int,
-        host_pages: int = 0,
-        host_window_pages: int = 0,
-        checkpoint_pages: int = 4,
-        pinned_share: int = 4,
+        self, geometry: Geometry, sizes: Sizes, pace: Pace | None = None, seed: int = 0
     ) -> None:
         self.geometry = geometry
-        self.device = SimDevicePool(device_pages, device_window_pages, geometry)
+        self.device = SimDevicePool(sizes.device_pages, sizes.device_window_pages, geometry)
         per_page = geometry.slots_per_page
-        self.host = SimSlots(host_pages * per_page, geometry)
-        self.host_window = SimSlots(host_window_pages * per_page, geometry)
-        tier = HostTier(self.host, self.host_window) if host_pages else None
-        policy = BackupPolicy(
-            checkpoint_pages,
-            pinned_pages=max(1, device_pages // pinned_share),
-            pinned_window_pages=max(1, device_window_pages // pinned_share),
-        )
-        self.index = CacheIndex(geometry, device_pages + host_pages, self.device, tier, policy)
+        self.host = SimSlots(sizes.host_pages * per_page, geometry)
+        self.host_window = SimSlots(sizes.host_window_pages * per_page, geometry)
+        tier = HostTier(self.host, self.host_window) if sizes.host_pages else None
+        capacity = sizes.device_pages + sizes.host_pages
+        self.index = CacheIndex(geometry, capacity, self.device, tier, sizes.policy())
+        self.ledger = Ledger(self.index)
+        self.lanes = {
+            kind: SimLane(kind, self.device, self.host, self.host_window) for kind in TransferKind
+        }
         self.running: list[SimRequest] = []
-        self.in_flight: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
-        self.copied: dict[TransferKind, int] = dict.fromkeys(TransferKind, 0)
         self.seen: set[str] = set()
+        self.now = 0.0
+        self._pace = pace or Pace()
+        self._rng = random.Random(seed)
+        self._numbers = itertools.count()
 
     # ---- requests ------------------------------------------------------------
 
@@ -86,15 +118,17 @@ class SimEngine:
         if len(match.rows) > match.device_pages:
             # the engine locks the device prefix while it admits: the fallback must last
             admission = index.hold(rows)
-            available = self._available_window_pages(rows)
+            available = self._available_pages(rows)
             plan = index.begin_load(match.rows)
             admission.release()
             if isinstance(plan, Transfer):
                 self._mark("load")
-                self.in_flight[TransferKind.LOAD].append(plan)
+                self._submit(plan)
                 rows = match.rows
-                lost = available - self._available_window_pages(rows)
-                assert lost <= match.window_pages_to_pin, "admission was promised too little"
+                left = self._available_pages(rows)
+                promised = len(match.rows) - match.device_pages, match.window_pages_to_pin
+                assert available[0] - left[0] <= promised[0], "a load takes more than promised"
+                assert available[1] - left[1] <= promised[1], "admission was promised too little"
             else:
                 self._mark("load declined")
         request = SimRequest(
@@ -108,16 +142,18 @@ class SimEngine:
             # pages another request is loading count as device pages: batches run in
             # order, and the batch of that request waits for its load
             waits_for=index.last_op(TransferKind.LOAD),
+            number=next(self._numbers),
         )
         self.running.append(request)
         return request
 
-    def _available_window_pages(self, rows: Rows) -> int:
-        """Window pages free or evictable while the path ``rows`` is locked."""
-        hold = self.index.hold(rows)
-        pages = self.device.free_window_pages() + self.index.table.swa_device.n_evictable
+    def _available_pages(self, rows: Rows) -> tuple[int, int]:
+        """(full, window) pages free or evictable while the path ``rows`` is locked."""
+        table, hold = self.index.table, self.index.hold(rows)
+        full = self.device.free_pages() + table.device.n_evictable
+        window = self.device.free_window_pages() + table.swa_device.n_evictable
         hold.release()
-        return pages
+        return full, window
 
     def compute(self, request: SimRequest, count: int) -> None:
         """Prefill or decode up to ``count`` more tokens and checkpoint whole pages.
@@ -149,7 +185,9 @@ class SimEngine:
 
     def _allocate(self, request: SimRequest, pages: int) -> None:
         self.index.evict_device(
-            pages - self.device.free_pages(), pages - self.device.free_window_pages()
+            pages - self.device.free_pages(),
+            pages - self.device.free_window_pages(),
+            abandon_backups=True,
         )
         if min(self.device.free_pages(), self.device.free_window_pages()) < pages:
             raise DeviceFullError
@@ -188,7 +226,12 @@ class SimEngine:
         pages = request.tokens[: count * self.geometry.page_tokens].reshape(count, -1)
         own = slice(first, count)
         rows = self.index.insert(
-            pages, request.namespace, first, request.full[own], request.swa[own]
+            pages,
+            request.namespace,
+            first,
+            request.full[own],
+            request.swa[own],
+            request.number,
         )
         table = self.index.table
         request.full[: len(rows)] = table.device.slots[rows]
@@ -199,10 +242,7 @@ class SimEngine:
         request.protected = len(rows)
         request.waits_for = self.index.last_op(TransferKind.LOAD)
         if self.index.host_tier is not None:
-            plan = self.index.begin_backup(rows)
-            if isinstance(plan, Transfer):
-                self._mark("backup")
-                self.in_flight[TransferKind.BACKUP].append(plan)
+            self._submit(self.index.begin_backup(rows))
 
     def _free_own(self, request: SimRequest, start: int, stop: int) -> None:
         full, swa = request.full[start:stop], request.swa[start:stop]
@@ -212,42 +252,72 @@ class SimEngine:
 
     # ---- transfers -----------------------------------------------------------
 
+    def _submit(self, plan: Transfer | Declined | None) -> None:
+        if isinstance(plan, Transfer):
+            self._mark(plan.kind.value)
+            if plan.failed_here:
+                self._mark("host allocation failed")
+            self.ledger.begun(plan)
+            self.lanes[plan.kind].submit(plan, self.now, self._pace, self._rng)
+
+    def demote(self) -> None:
+        """Start copies of what the device evicts next, as in every scheduler step."""
+        for plan in self.index.demote_ahead():
+            self._mark("demotion")
+            self._submit(plan)
+
+    def report(self) -> list[int]:
+        """What this rank tells the others, see Ledger."""
+        backups, loads = self.lanes[TransferKind.BACKUP], self.lanes[TransferKind.LOAD]
+        over = {op for op in backups.failed if op <= backups.ended}
+        for op in over:
+            self.ledger.failed(range(op, op + 1))
+        backups.failed -= over
+        return self.ledger.report(backups.ended, loads.ended)
+
+    def pass_time(self, duration: float) -> None:
+        """Copies that are due by then are made, not yet committed."""
+        self.now += duration
+        for lane in self.lanes.values():
+            lane.run_until(self.now)
+
     def copy(self, kind: TransferKind) -> None:
         """Execute the oldest transfer of a direction that was not executed yet."""
-        position = self.copied[kind]
-        if position < len(self.in_flight[kind]):
-            transfer = self.in_flight[kind][position]
-            self._copy(transfer.full, self.device.full, self.host, kind)
-            self._copy(transfer.window, self.device.window, self.host_window, kind)
-            self.copied[kind] = position + 1
+        lane = self.lanes[kind]
+        if lane.submitted:
+            lane.wait_for(lane.submitted[0].op, LAYERS)
 
     def commit(self, kind: TransferKind, *, ok: bool = True) -> None:
         """Commit the oldest executed transfer of a direction."""
-        if self.copied[kind] == 0:
+        lane, pending = self.lanes[kind], self.index.pending[kind]
+        if not pending or next(iter(pending)) > lane.ended:
             return
-        transfer = self.in_flight[kind].pop(0)
-        self.copied[kind] -= 1
-        if kind is TransferKind.LOAD:
-            self.index.commit_load(transfer.op)
+        op = next(iter(pending))
+        if kind is TransferKind.BACKUP:
+            if not ok:
+                self.ledger.failed(range(op, op + 1))
+            self.ledger.commit([op, -1, *self.report()[2:]])
         else:
-            if not ok:  # a failed copy leaves anything behind
-                self.host.content[transfer.full.host] = STALE
-                self.host_window.content[transfer.window.host] = STALE
-            self.index.commit_backup(transfer.op, ok=ok)
+            self.ledger.commit([-1, op, *self.report()[2:]])
 
     def settle(self) -> None:
         """Execute and commit everything in flight."""
         for kind in TransferKind:
-            while self.in_flight[kind]:
+            while self.index.pending[kind]:
                 self.copy(kind)
                 self.commit(kind)
 
-    @staticmethod
-    def _copy(copies: Copies, device: SimSlots, host: SimSlots, kind: TransferKind) -> None:
-        if kind is TransferKind.LOAD:
-            device.content[copies.device] = host.content[copies.host]
-        else:
-            host.content[copies.host] = device.content[copies.device]
+    def reset(self) -> None:
+        """A flush: no request runs, but transfers may be in flight."""
+        assert not self.running
+        for lane in self.lanes.values():
+            lane.drain()
+        self.report()
+        self.device.clear()
+        self.host.clear()
+        self.host_window.clear()
+        self.index.reset()
+        self.ledger.reset()
 
     # ---- checks --------------------------------------------------------------
 
@@ -256,19 +326,42 @@ class SimEngine:
         return prefix_tags(tokens, request.namespace, self.geometry)
 
     def _check_contents(self, request: SimRequest) -> None:
-        """A forward pass reads all full KV, and the window before the next token."""
-        while self.copied[TransferKind.LOAD] < len(self.in_flight[TransferKind.LOAD]):
-            if self.in_flight[TransferKind.LOAD][0].op > request.waits_for:
-                break
-            self.copy(TransferKind.LOAD)
-            self.commit(TransferKind.LOAD)
+        """A forward pass reads, layer by layer, all full KV and the window before the
+        next token; it waits for each layer of the loads its batch depends on."""
         tags = self._tags(request)
         pages = len(tags)
-        assert self.device.full.holds(request.full[:pages], tags), "wrong full-attention KV"
         first = max(0, request.computed - self.geometry.window) // self.geometry.page_tokens
         window = request.swa[first:pages]
         assert (window != ABSENT).all(), "a page of the window has no KV"
-        assert self.device.window.holds(window, tags[first:]), "wrong sliding-window KV"
+        full = request.full[:pages]
+        for number in range(LAYERS):
+            self.lanes[TransferKind.LOAD].wait_for(request.waits_for, number)
+            layer = slice(number, number + 1)
+            assert self.device.full.holds(full, tags, layer), "wrong full-attention KV"
+            assert self.device.window.holds(window, tags[first:], layer), "wrong sliding-window KV"
+
+    def check_every_slot(self) -> None:
+        """The content oracle over the whole table: every READY copy in every tier
+        holds the KV of exactly its own prefix."""
+        table = self.index.table
+        leaves = np.flatnonzero((table.parent != FREE) & (table.children == 0))
+        for leaf in leaves.tolist():
+            path = table.path(leaf)
+            tokens = table.tokens[path].reshape(-1)
+            tags = prefix_tags(tokens, table.namespace(path), self.geometry)
+            for name, slots, column in (
+                ("device", self.device.full, table.device),
+                ("swa_device", self.device.window, table.swa_device),
+                ("host", self.host, table.host),
+                ("swa_host", self.host_window, table.swa_host),
+            ):
+                ready = column.ready[path]
+                held = column.slots[path[ready]]
+                assert slots.holds(held, tags[ready]), f"{name}: a page of another prefix"
+
+    def fingerprint(self) -> int:
+        """State that must be the same on every rank."""
+        return fingerprint(self.index)
 
     def check(self) -> None:
         """Invariants of the table, and conservation of every slot."""
@@ -278,8 +371,13 @@ class SimEngine:
         own_window = sum(int((r.swa[r.protected :, 0] != ABSENT).sum()) for r in self.running)
         assert self.device.full.used == (table.device.n_present + own) * per_page
         assert self.device.window.used == (table.swa_device.n_present + own_window) * per_page
-        assert self.host.used == table.host.n_present * per_page
-        assert self.host_window.used == table.swa_host.n_present * per_page
+        abandoned = [t for t in self.index.pending[TransferKind.BACKUP].values() if t.abandoned]
+        for slots, column, detached in (
+            (self.host, table.host, [t.full.host for t in abandoned]),
+            (self.host_window, table.swa_host, [t.window.host for t in abandoned]),
+        ):
+            real = sum(int((held >= 0).sum()) for held in (column.slots, *detached))
+            assert slots.used == real, "host slots are lost"
 
     def check_idle(self) -> None:
         """With no request and no transfer, nothing is held."""

@@ -2,7 +2,8 @@
 
 The content of a slot is the *tag* of the prefix it belongs to (see ``prefix_tags``),
 so "this page holds the KV of that prefix" is a comparison of integers. A slot that
-was given back holds ``STALE``.
+was given back holds ``STALE``. Contents are kept for each layer: layers of one page
+are copied at different times.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from sglang_ext.core.columns import Slots
 from sglang_ext.core.geometry import Geometry
 
 STALE = -1
+LAYERS = 2
 Tags = NDArray[np.int64]
 
 
@@ -26,13 +28,29 @@ def prefix_tags(tokens: NDArray[np.int64], namespace: object, geometry: Geometry
 
 
 class SimSlots:
-    """Slots of one component in one tier, with their contents."""
+    """Slots of one component in one tier, with their contents.
+
+    Attributes:
+        content: (LAYERS, slots) tags.
+        allocations_to_fail: the next so many calls of ``allocate`` answer None.
+    """
 
     def __init__(self, slots: int, geometry: Geometry) -> None:
         self._per_page = geometry.slots_per_page
         self.total = slots
-        self.free: list[int] = list(range(slots))
-        self.content: Tags = np.full(slots, STALE, dtype=np.int64)
+        self.allocations_to_fail = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Take all slots back, as the engine does in a flush."""
+        self.free: list[int] = list(range(self.total))
+        self._taken = np.zeros(self.total, dtype=bool)
+        self.content: Tags = np.full((LAYERS, self.total), STALE, dtype=np.int64)
+
+    @property
+    def total_pages(self) -> int:
+        """Whole table pages that fit."""
+        return self.total // self._per_page
 
     def free_pages(self) -> int:
         """Whole table pages left."""
@@ -40,28 +58,33 @@ class SimSlots:
 
     def allocate(self, pages: int) -> Slots | None:
         """Slots for ``pages``, all or nothing. Contents stay what they were: STALE."""
+        if self.allocations_to_fail and pages:
+            self.allocations_to_fail -= 1
+            return None
         count = pages * self._per_page
         if count > len(self.free):
             return None
         taken, self.free = self.free[:count], self.free[count:]
+        self._taken[taken] = True
         return np.array(taken, dtype=np.int32).reshape(pages, self._per_page)
 
     def release(self, slots: Slots) -> None:
         """Give back slots and spoil their contents. Freeing twice is an error."""
-        flat = slots.reshape(-1).tolist()
-        assert len(set(flat)) == len(flat), "a slot freed twice in one call"
-        assert not set(flat) & set(self.free), "a free slot was freed again"
-        assert all(0 <= slot < self.total for slot in flat), "freed a slot that does not exist"
-        self.free.extend(flat)
-        self.content[flat] = STALE
+        flat = slots.reshape(-1)
+        assert flat.size == 0 or (flat.min() >= 0 and flat.max() < self.total), "no such slot"
+        assert self._taken[flat].all(), "a free slot was freed again"
+        self._taken[flat] = False
+        assert int(self._taken.sum()) == self.used - len(flat), "a slot freed twice in one call"
+        self.free.extend(flat.tolist())
+        self.content[:, flat] = STALE
 
     def write(self, slots: Slots, tags: Tags) -> None:
         """Store the tag of each page in all of its slots."""
-        self.content[slots] = tags[:, None]
+        self.content[:, slots] = tags[:, None]
 
-    def holds(self, slots: Slots, tags: Tags) -> bool:
+    def holds(self, slots: Slots, tags: Tags, layers: slice = slice(None)) -> bool:
         """Whether each page's slots hold its tag."""
-        return bool((self.content[slots] == tags[:, None]).all())
+        return bool((self.content[layers, slots] == tags[:, None]).all())
 
     @property
     def used(self) -> int:
@@ -76,6 +99,12 @@ class SimDevicePool:
         per_page = geometry.slots_per_page
         self.full = SimSlots(pages * per_page, geometry)
         self.window = SimSlots(window_pages * per_page, geometry)
+        self.clear()
+
+    def clear(self) -> None:
+        """Take everything back, as the engine does in a flush."""
+        self.full.clear()
+        self.window.clear()
         self.peer: dict[int, int] = {}
 
     def free_pages(self) -> int:

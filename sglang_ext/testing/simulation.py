@@ -1,6 +1,10 @@
-"""Seeded traffic against the simulated engine: denser than a search, and replayable.
+"""Seeded traffic against simulated ranks: denser than a search, and replayable.
 
-python -m sglang_ext.testing.simulation --seed 7 --steps 20000
+Every rank gets the same requests. Copies end at different times on each rank, some
+fail, some layers are slow, and now and then a host allocation fails on one rank
+only. After every step all ranks must hold the same table.
+
+python -m sglang_ext.testing.simulation --seed 7 --steps 20000 --ranks 4
 """
 
 import argparse
@@ -11,61 +15,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.plan import TransferKind
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest
+from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
+from sglang_ext.testing.transfers import Pace
 
 _MAX_RUNNING = 4
 _MAX_PROMPT = 400
 _KEPT_HISTORIES = 24
 _CHECK_EVERY = 5
+_MOST_STEPS_TO_IDLE = 5000
+_CHECK_SLOTS_EVERY = 25
 
 
 class Simulation:
-    """One engine with random sizes and random traffic, both from the seed."""
+    """Ranks with random sizes and random traffic, all from the seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, ranks: int = 1, write: WritePolicy | None = None) -> None:
         self.rng = rng = random.Random(seed)
         geometry = Geometry(rng.choice([1, 2, 16, 32]), rng.choice([1, 16, 31, 40, 70]))
         self.page = geometry.page_tokens
         pages = rng.randint(4, 24)
-        window_pages = max(geometry.window_pages + 2, int(pages * rng.choice([0.5, 0.8, 1.0])))
-        self.engine = SimEngine(
-            geometry,
-            pages,
-            window_pages,
-            host_pages=rng.choice([0, 2, 4, 8, 16, 32]),
-            host_window_pages=rng.randint(1, 16),
+        policy = rng.choice(list(WritePolicy))
+        sizes = Sizes(
+            device_pages=pages,
+            device_window_pages=max(
+                geometry.window_pages + 2, int(pages * rng.choice([0.3, 0.5, 0.8, 1.0]))
+            ),
+            host_pages=rng.choice([0, 2, 4, 8, 16, 32, 64]),
+            host_window_pages=rng.choice([1, 4, 8, 16, 32]),
             checkpoint_pages=rng.randint(1, 6),
             pinned_share=rng.choice([1, 1, 4]),
+            low_share=rng.choice([1, 2, 4, 100]),
+            write=write or policy,
         )
+        pace = Pace(layer=rng.choice([0.1, 1.0, 4.0]), fails=rng.choice([0.0, 0.05]))
+        self.allocation_fails = rng.choice([0.0, 0.01])
+        self.engines = [
+            SimEngine(geometry, sizes, pace, seed * 1000 + rank) for rank in range(ranks)
+        ]
+        self.engine = self.engines[0]
         self.histories: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-        self.actions: list[tuple[int, Callable[[], None]]] = [
+        self.actions: list[tuple[float, Callable[[], None]]] = [
             (20, self.serve),
             (30, self.advance),
             (3, self.abort),
-            (15, self.copy),
-            (15, self.commit),
-            (4, self.evict_some),
-            (4, self.evict_all),
-            (1, self.settle),
+            (30, self.step),
+            (3, self.evict_some),
+            (2, self.evict_all),
+            (0.1, self.flush),
         ]
 
     def run(self, steps: int) -> None:
         """Random steps, with the invariants checked on the way, then an idle check.
 
         Raises:
-            AssertionError: the cache is wrong.
+            AssertionError: the cache is wrong, or the ranks differ.
         """
         weights = [weight for weight, _ in self.actions]
         actions = [action for _, action in self.actions]
         for step, action in enumerate(self.rng.choices(actions, weights, k=steps)):
             action()
+            self._check_ranks()
             if step % _CHECK_EVERY == 0:
-                self.engine.check()
-        for request in list(self.engine.running):
-            self.engine.abort(request)
-        self.engine.settle()
-        self.engine.check_idle()
+                for engine in self.engines:
+                    engine.check()
+            if step % _CHECK_SLOTS_EVERY == 0:
+                for engine in self.engines:
+                    engine.check_every_slot()
+        self._abort_all()
+        for _ in range(_MOST_STEPS_TO_IDLE):
+            if not any(self.engine.index.pending.values()):
+                break
+            self.step()
+        assert not any(self.engine.index.pending.values()), "transfers never end"
+        for engine in self.engines:
+            engine.check_every_slot()
+            engine.check_idle()
+
+    def _check_ranks(self) -> None:
+        if len(self.engines) > 1:
+            marks = {engine.fingerprint() for engine in self.engines}
+            assert len(marks) == 1, "the ranks hold different tables"
+
+    # ---- what the scheduler does ---------------------------------------------
+
+    def step(self) -> None:
+        """A step of the scheduler: copies go on, one collective, commits, demotions."""
+        if self.rng.random() < self.allocation_fails:
+            self.rng.choice(self.engines).host.allocations_to_fail = 1
+        duration = self.rng.choice([0.0, 1.0, 1.0, 3.0])
+        for engine in self.engines:
+            engine.pass_time(duration)
+        agreed = [min(values) for values in zip(*(e.report() for e in self.engines), strict=True)]
+        for engine in self.engines:
+            engine.ledger.commit(agreed)
+            engine.demote()
 
     def serve(self) -> None:
         """A request that goes on with, branches off, or repeats an earlier prompt."""
@@ -79,53 +123,61 @@ class Simulation:
             keep = keep // self.page * self.page
         bits = [rng.randint(0, 1)] * tail if rng.random() < 0.7 else rng.choices((0, 1), k=tail)
         tokens = np.concatenate((old[:keep], np.array(bits, dtype=np.int64)))[:_MAX_PROMPT]
-        request = self.engine.start(tokens, rng.choice([None, None, None, "lora"]))
-        if request is not None:
-            self.histories = [*self.histories[-_KEPT_HISTORIES:], tokens]
+        namespace = rng.choice([None, None, None, "lora"])
+        for engine in self.engines:
+            engine.start(tokens, namespace)
+        self.histories = [*self.histories[-_KEPT_HISTORIES:], tokens]
 
     def advance(self) -> None:
-        """A chunk of a running request."""
+        """A chunk of a running request; it finishes at its end."""
         if not self.engine.running:
             return
-        request = self.rng.choice(self.engine.running)
-        try:
-            self.engine.compute(request, self.rng.randint(1, 80))
-        except DeviceFullError:
-            self.retract(request)
-        else:
-            if request.done:
-                self.engine.finish(request)
+        which = self.rng.randrange(len(self.engine.running))
+        count = self.rng.randint(1, 80)
+        full = [self._compute(engine, which, count) for engine in self.engines]
+        assert len(set(full)) == 1, "the device is full on some ranks only"
 
-    def retract(self, request: SimRequest) -> None:
-        """The device is full."""
-        self.engine.seen.add("retracted")
-        self.engine.abort(request)
+    def _compute(self, engine: SimEngine, which: int, count: int) -> bool:
+        request = engine.running[which]
+        try:
+            engine.compute(request, count)
+        except DeviceFullError:
+            engine.seen.add("retracted")
+            engine.abort(request)
+            return True
+        if request.done:
+            engine.finish(request)
+        return False
 
     def abort(self) -> None:
         """A client goes away."""
         if self.engine.running:
-            self.engine.abort(self.rng.choice(self.engine.running))
+            which = self.rng.randrange(len(self.engine.running))
+            for engine in self.engines:
+                engine.abort(engine.running[which])
 
-    def copy(self) -> None:
-        """A transfer is executed."""
-        self.engine.copy(self.rng.choice(list(TransferKind)))
-
-    def commit(self) -> None:
-        """An executed transfer is committed; one backup in eight has failed."""
-        kind = self.rng.choice(list(TransferKind))
-        self.engine.commit(kind, ok=self.rng.random() < 0.875)
+    def _abort_all(self) -> None:
+        while self.engine.running:
+            self.abort()
 
     def evict_some(self) -> None:
         """A little room."""
-        self.engine.index.evict_device(self.rng.randint(0, 2), self.rng.randint(0, 3))
+        pages, windows = self.rng.randint(0, 2), self.rng.randint(0, 3)
+        for engine in self.engines:
+            engine.index.evict_device(pages, windows)
 
     def evict_all(self) -> None:
         """Whatever is not held leaves the device: the next hit is on the host."""
-        self.engine.index.evict_device(99, 99)
+        for engine in self.engines:
+            engine.index.evict_device(99, 99)
 
-    def settle(self) -> None:
-        """All transfers end."""
-        self.engine.settle()
+    def flush(self) -> None:
+        """All requests end, and everything is forgotten while copies are in flight."""
+        self._abort_all()
+        for engine in self.engines:
+            if any(engine.index.pending.values()):
+                engine.seen.add("flush in flight")
+            engine.reset()
 
 
 def main() -> None:
@@ -133,8 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--ranks", type=int, default=1)
     args = parser.parse_args()
-    simulation = Simulation(args.seed)
+    simulation = Simulation(args.seed, args.ranks)
     simulation.run(args.steps)
     print(sorted(simulation.engine.seen), simulation.engine.index.counters.as_dict())
 

@@ -4,8 +4,10 @@ Real asynchrony: a copy is not done when it was submitted, and a reader that doe
 not wait at its layer gate reads what was in the slot before.
 """
 
+import dataclasses
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -46,20 +48,38 @@ class ThreadLayerGate:
         return all(event.is_set() for event in self._loaded)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class CopyFaults:
+    """Trouble to make, for tests.
+
+    Attributes:
+        report_after_s: seconds between the end of a copy and its report.
+        slowdown: a backup takes this many times as long as its copy.
+    """
+
+    report_after_s: float = 0.0
+    slowdown: float = 1.0
+
+
 class _Task:
     """One job in a lane."""
 
-    def __init__(self, last_op: int, run: Callable[[], None]) -> None:
-        self.last_op = last_op
+    def __init__(self, ops: range, run: Callable[[], None]) -> None:
+        self.ops = ops
         self.run = run
         self.ended = threading.Event()
+        self.ended_at = 0.0
         self.error: BaseException | None = None
 
 
 class _Lane:
-    """A worker thread and the tasks it has not reported yet, oldest first."""
+    """A worker thread and the tasks it has not reported yet, oldest first.
 
-    def __init__(self, name: str) -> None:
+    ``faults`` make it slow, or late to report, for tests.
+    """
+
+    def __init__(self, name: str, faults: CopyFaults) -> None:
+        self._faults = faults
         self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._tasks: deque[_Task] = deque()
         self._last_op = -1
@@ -72,16 +92,24 @@ class _Lane:
 
     def poll(self) -> tuple[int, _Task | None]:
         """Last op ended in order, and the failed task the poll stopped at, if any."""
-        while self._tasks and self._tasks[0].ended.is_set():
+        while self._tasks and self._is_over(self._tasks[0]):
             task = self._tasks.popleft()
-            self._last_op = task.last_op
+            self._last_op = task.ops[-1]
             if task.error is not None:
                 return self._last_op, task
         return self._last_op, None
 
+    def _is_over(self, task: _Task) -> bool:
+        if not task.ended.is_set():
+            return False
+        late = self._faults.report_after_s
+        return late == 0.0 or time.monotonic() >= task.ended_at + late
+
     def drain(self) -> None:
         for task in self._tasks:
             task.ended.wait()
+        if self._tasks and self._faults.report_after_s:
+            time.sleep(self._faults.report_after_s)
 
     def close(self) -> None:
         self.drain()
@@ -93,10 +121,14 @@ class _Lane:
         # members slow the forward pass. The setting is per thread.
         torch.set_num_threads(1)
         while (task := self._inbox.get()) is not None:
+            start = time.monotonic()
             try:
                 task.run()
             except Exception as error:  # the root of a worker thread
                 task.error = error
+            if self._faults.slowdown > 1.0:
+                time.sleep((self._faults.slowdown - 1.0) * (time.monotonic() - start))
+            task.ended_at = time.monotonic()
             task.ended.set()
 
 
@@ -107,17 +139,21 @@ class CpuTransferEngine:
         components: copies of each component.
         layers: for each global layer, (component, layer of the component), or None
             for a layer without KV.
+        faults: trouble to make, for tests.
     """
 
     def __init__(
         self,
         components: Sequence[ComponentCopies],
         layers: Sequence[tuple[int, int] | None],
+        faults: CopyFaults | None = None,
     ) -> None:
         self._components = components
         self._layers = layers
-        self._backups = _Lane("kv-backup")
-        self._loads = _Lane("kv-load")
+        faults = faults or CopyFaults()
+        self._backups = _Lane("kv-backup", faults)
+        # readers wait for loads: those are reported late, but never slow
+        self._loads = _Lane("kv-load", dataclasses.replace(faults, slowdown=1.0))
 
     def submit_backup(self, job: Job, fence: object | None) -> None:
         """Copy on the backup thread. The forward pass on a CPU has ended by now."""
@@ -126,7 +162,7 @@ class CpuTransferEngine:
             for part in job.parts:
                 self._components[part.component].backup(part.host, part.device)
 
-        self._backups.submit(_Task(job.last_op, run))
+        self._backups.submit(_Task(job.ops, run))
 
     def submit_load(self, job: Job, fence: object | None) -> ThreadLayerGate:
         """Copy on the load thread, opening the gate layer by layer."""
@@ -142,7 +178,7 @@ class CpuTransferEngine:
                 gate.fail(error)
                 raise
 
-        self._loads.submit(_Task(job.last_op, run))
+        self._loads.submit(_Task(job.ops, run))
         return gate
 
     def _load_layer(self, job: Job, component: int, layer: int) -> None:
@@ -150,10 +186,10 @@ class CpuTransferEngine:
             if part.component == component:
                 self._components[component].load_layer(layer, part.host, part.device)
 
-    def backed_up(self) -> tuple[int, int | None]:
+    def backed_up(self) -> tuple[int, range]:
         """See TransferEngine."""
         last_op, failed = self._backups.poll()
-        return last_op, failed.last_op if failed else None
+        return last_op, failed.ops if failed else range(0)
 
     def loaded(self) -> int:
         """See TransferEngine."""

@@ -44,9 +44,9 @@ class CudaTransferEngine:
         self._layers = layers
         self._backup_stream = torch.cuda.Stream()
         self._load_stream = torch.cuda.Stream()
-        # (last op, event, job): the job keeps its index tensors alive meanwhile
-        self._backups: deque[tuple[int, torch.cuda.Event, Job]] = deque()
-        self._loads: deque[tuple[int, torch.cuda.Event, Job]] = deque()
+        # the job keeps its index tensors alive meanwhile
+        self._backups: deque[tuple[torch.cuda.Event, Job]] = deque()
+        self._loads: deque[tuple[torch.cuda.Event, Job]] = deque()
         self._backed_up = -1
         self._loaded = -1
 
@@ -58,7 +58,7 @@ class CudaTransferEngine:
                 self._components[part.component].backup(part.host, part.device)
             done = torch.cuda.Event()
             done.record()
-        self._backups.append((job.last_op, done, job))
+        self._backups.append((done, job))
 
     def submit_load(self, job: Job, fence: Any) -> EventLayerGate:
         """Copy on the load stream, behind readers of the slots' former contents."""
@@ -71,7 +71,7 @@ class CudaTransferEngine:
                 gate.record(number)
             done = torch.cuda.Event()
             done.record()
-        self._loads.append((job.last_op, done, job))
+        self._loads.append((done, job))
         return gate
 
     def _load_layer(self, job: Job, component: int, layer: int) -> None:
@@ -79,10 +79,10 @@ class CudaTransferEngine:
             if part.component == component:
                 self._components[component].load_layer(layer, part.host, part.device)
 
-    def backed_up(self) -> tuple[int, int | None]:
+    def backed_up(self) -> tuple[int, range]:
         """See TransferEngine. A failed CUDA copy raises in ``query``: it is fatal."""
         self._backed_up = _last_done(self._backups, self._backed_up)
-        return self._backed_up, None
+        return self._backed_up, range(0)
 
     def loaded(self) -> int:
         """See TransferEngine."""
@@ -106,7 +106,7 @@ def _order_behind(stream: torch.cuda.Stream, fence: Any) -> None:
         stream.wait_stream(fence)
 
 
-def _last_done(lane: deque[tuple[int, torch.cuda.Event, Job]], last: int) -> int:
-    while lane and lane[0][1].query():
-        last = lane.popleft()[0]
+def _last_done(lane: deque[tuple[torch.cuda.Event, Job]], last: int) -> int:
+    while lane and lane[0][0].query():
+        last = lane.popleft()[1].ops[-1]
     return last

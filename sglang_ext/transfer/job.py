@@ -32,9 +32,9 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """One submission. May cover several operations, up to and including ``last_op``."""
+    """One submission: consecutive operations that end, or fail, together."""
 
-    last_op: int
+    ops: range
     parts: tuple[Part, ...]
 
 
@@ -64,10 +64,10 @@ class TransferEngine(Protocol):
         """Copy host to device layer by layer, after the work that ``fence`` holds now."""
         ...
 
-    def backed_up(self) -> tuple[int, int | None]:
-        """(last op that ended, in order; first of them that failed or None).
+    def backed_up(self) -> tuple[int, range]:
+        """(last op that ended, in order; those of them that failed).
 
-        The failed one is reported until the next call only.
+        Failed ones are reported once.
         """
         ...
 

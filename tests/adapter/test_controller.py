@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.core.ledger import BACKUPS_A_STEP
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.transfer.job import Job
@@ -17,13 +18,13 @@ class ManualTransfers:
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.ended = -1
-        self.failed: int | None = None
+        self.failed = range(0)
 
     def submit_backup(self, job: Job, fence: object | None) -> None:
         self.jobs.append(job)
 
-    def backed_up(self) -> tuple[int, int | None]:
-        failed, self.failed = self.failed, None
+    def backed_up(self) -> tuple[int, range]:
+        failed, self.failed = self.failed, range(0)
         return self.ended, failed
 
     def loaded(self) -> int:
@@ -31,14 +32,14 @@ class ManualTransfers:
 
     def drain(self) -> None:
         if self.jobs:
-            self.ended = self.jobs[-1].last_op
+            self.ended = self.jobs[-1].ops[-1]
 
 
 class OtherRank:
-    """Agreement with one other rank that has got as far as ``ended``."""
+    """Agreement with one other rank: [backed up, loaded, good, good, ...]."""
 
     def __init__(self) -> None:
-        self.values = [10**9, 10**9, np.iinfo(np.int64).max]
+        self.values = [10**9, 10**9, *[1] * BACKUPS_A_STEP]
         self.calls = 0
 
     def minimum(self, values: list[int]) -> list[int]:
@@ -96,7 +97,7 @@ def test_a_failure_of_another_rank_fails_the_operation_here(rig) -> None:  # noq
     back_up(engine, controller, 1)
     controller.submit_backups()
     transfers.drain()
-    other.values = [0, 10**9, 0]
+    other.values[:3] = [0, 10**9, 0]
     controller.commit_finished()
     assert ready_pages(engine) == 0
     assert engine.index.counters.failed_transfers == 1
@@ -108,7 +109,7 @@ def test_a_failure_here_is_remembered_until_all_ranks_have_got_there(rig) -> Non
     back_up(engine, controller, 1)
     controller.submit_backups()
     transfers.drain()
-    transfers.failed = 0
+    transfers.failed = range(1)
     other.values[0] = -1
     controller.commit_finished()
     assert list(engine.index.pending[TransferKind.BACKUP]) == [0]
@@ -128,9 +129,8 @@ def test_operation_numbers_survive_a_flush(rig) -> None:  # noqa: ANN001
     back_up(engine, controller, 1)
     controller.reset()
     engine.index.reset()
-    for pool in (engine.host, engine.host_window, engine.device.full, engine.device.window):
-        pool.free = list(range(pool.total))
-    engine.device.peer.clear()
+    for pool in (engine.host, engine.host_window, engine.device):
+        pool.clear()
     back_up(engine, controller, 2)
     controller.submit_backups()
     transfers.drain()

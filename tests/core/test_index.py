@@ -1,15 +1,18 @@
 """Scenarios of the index that deserve a name."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.plan import Declined, DeclineReason, Hold, Transfer, TransferKind
-from sglang_ext.testing.engine import SimEngine, SimRequest
+from sglang_ext.core.plan import Declined, DeclineReason, Hold, TransferKind
+from sglang_ext.testing.engine import SimEngine, SimRequest, Sizes
 
 PAGE = 16
+EVERYTHING = -(1 << 63)
 
 
 def prompt(pages: int, seed: int = 0) -> NDArray[np.int64]:
@@ -25,15 +28,15 @@ def serve(engine: SimEngine, tokens: NDArray[np.int64]) -> None:
     engine.finish(request)
 
 
-def engine_with(**sizes: int) -> SimEngine:
-    """16-token pages, a window of two pages."""
+def engine_with(**sizes: Any) -> SimEngine:
+    """16-token pages, a window of two pages; nothing is copied before its time."""
     defaults = {
         "device_pages": 12,
         "device_window_pages": 12,
         "host_pages": 24,
         "host_window_pages": 12,
     }
-    return SimEngine(Geometry(PAGE, 32), **{**defaults, **sizes})
+    return SimEngine(Geometry(PAGE, 32), Sizes(**{"low_share": 1000, **defaults, **sizes}))
 
 
 def started(engine: SimEngine, tokens: NDArray[np.int64]) -> SimRequest:
@@ -53,6 +56,7 @@ def test_a_conversation_resumes_from_the_host_after_device_eviction() -> None:
     assert request.protected == 6
     engine.compute(request, 1)  # reads its prefix: the contents are checked
     engine.finish(request)
+    engine.settle()
     assert engine.index.counters.loaded_pages == 6
     # only the window comes back, not the sliding-window KV of the whole prefix
     assert engine.index.counters.loaded_window_pages == 2
@@ -91,7 +95,7 @@ def test_a_stale_match_is_declined() -> None:
     engine.settle()
     engine.index.evict_device(5, 5)
     match = engine.index.match(tokens[:-1].reshape(-1, PAGE), None)
-    engine.index._evict_host_windows(12)
+    engine.index._evict_host_windows(12, EVERYTHING)
     assert engine.index.begin_load(match.rows) == Declined(DeclineReason.STALE)
     engine.check()
 
@@ -99,12 +103,12 @@ def test_a_stale_match_is_declined() -> None:
 def test_a_host_page_is_not_released_before_its_backup_is_acknowledged() -> None:
     engine = engine_with(host_pages=6, host_window_pages=4)
     serve(engine, prompt(6))
-    assert engine.in_flight[TransferKind.BACKUP]
-    engine.index._evict_host(6)
-    engine.index._evict_host_windows(4)
+    assert engine.index.pending[TransferKind.BACKUP]
+    engine.index._evict_host(6, EVERYTHING)
+    engine.index._evict_host_windows(4, EVERYTHING)
     assert engine.host.free_pages() == 0, "a RESERVED host page was given away"
     engine.settle()
-    engine.index._evict_host(6)
+    engine.index._evict_host(6, EVERYTHING)
     assert engine.host.free_pages() == 6
 
 
@@ -115,8 +119,8 @@ def test_a_host_page_is_not_released_while_it_is_loaded_from() -> None:
     engine.settle()
     engine.index.evict_device(6, 6)
     started(engine, tokens)
-    engine.index._evict_host(24)
-    engine.index._evict_host_windows(12)
+    engine.index._evict_host(24, EVERYTHING)
+    engine.index._evict_host_windows(12, EVERYTHING)
     assert engine.host.used >= 6
     assert engine.host_window.used == 2 * 1
 
@@ -214,8 +218,7 @@ def test_load_and_backup_of_one_page_may_be_in_flight_together() -> None:
     assert isinstance(request.lock, Hold)
     engine.finish(request)
     for kind in (TransferKind.BACKUP, TransferKind.LOAD):
-        for transfer in engine.in_flight[kind]:
-            assert isinstance(transfer, Transfer)
+        assert engine.index.pending[kind]
     engine.settle()
     engine.check_idle()
 

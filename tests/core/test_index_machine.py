@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest
+from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest, Sizes
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -22,6 +23,8 @@ class IndexMachine(RuleBasedStateMachine):
         host_pages=st.integers(0, 24),
         host_window_pages=st.integers(1, 12),
         checkpoint_pages=st.integers(1, 6),
+        low_share=st.sampled_from([1, 2, 4, 100]),
+        write=st.sampled_from(WritePolicy),
     )
     def build(
         self,
@@ -32,13 +35,22 @@ class IndexMachine(RuleBasedStateMachine):
         host_pages: int,
         host_window_pages: int,
         checkpoint_pages: int,
+        low_share: int,
+        write: WritePolicy,
     ) -> None:
         geometry = Geometry(device_page, window)
         self.page = geometry.page_tokens
         window_pages = max(int(pages * window_share), geometry.window_pages + 2)
-        self.engine = SimEngine(
-            geometry, pages, window_pages, host_pages, host_window_pages, checkpoint_pages
+        sizes = Sizes(
+            device_pages=pages,
+            device_window_pages=window_pages,
+            host_pages=host_pages,
+            host_window_pages=host_window_pages,
+            checkpoint_pages=checkpoint_pages,
+            low_share=low_share,
+            write=write,
         )
+        self.engine = SimEngine(geometry, sizes)
         self.histories: list[NDArray[np.int64]] = []
 
     @rule(

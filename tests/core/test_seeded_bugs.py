@@ -55,8 +55,13 @@ def windows_outlive_their_page(patch: Patch) -> None:
     patch.setattr(CacheIndex, "_demote", demote)
 
 
-def load_does_not_hold_its_source(patch: Patch) -> None:
-    original = CacheIndex.begin_load
+def host_evicts_what_is_being_loaded(patch: Patch) -> None:
+    original, reset = CacheIndex.begin_load, CacheIndex.reset
+
+    def victims_on_the_device_too(self: CacheIndex) -> None:
+        reset(self)
+        if self.host_tier is not None:
+            self.host._victims._spare = None
 
     def begin(self: CacheIndex, rows: Any) -> Any:
         full = rows[~self.table.device.present[rows]]
@@ -68,13 +73,14 @@ def load_does_not_hold_its_source(patch: Patch) -> None:
         return plan
 
     patch.setattr(CacheIndex, "begin_load", begin)
+    patch.setattr(CacheIndex, "reset", victims_on_the_device_too)
 
 
 def backup_does_not_hold_its_path(patch: Patch) -> None:
-    original = CacheIndex.begin_backup
+    original = CacheIndex._begin_backup
 
-    def begin(self: CacheIndex, rows: Any) -> Any:
-        plan = original(self, rows)
+    def begin(self: CacheIndex, rows: Any, **options: Any) -> Any:
+        plan = original(self, rows, **options)
         if hasattr(plan, "hold"):
             table = self.table
             device = [part for part in plan.hold._parts if part[0] is table.device]
@@ -83,7 +89,7 @@ def backup_does_not_hold_its_path(patch: Patch) -> None:
             plan.hold._parts = tuple(p for p in plan.hold._parts if p[0] is not table.device)
         return plan
 
-    patch.setattr(CacheIndex, "begin_backup", begin)
+    patch.setattr(CacheIndex, "_begin_backup", begin)
 
 
 def a_failed_backup_is_published(patch: Patch) -> None:
@@ -172,7 +178,7 @@ BUGS: list[Callable[[Patch], None]] = [
     ages_forget_the_depth,
     descendants_of_a_lost_page_stay,
     windows_outlive_their_page,
-    load_does_not_hold_its_source,
+    host_evicts_what_is_being_loaded,
     backup_does_not_hold_its_path,
     a_failed_backup_is_published,
     duplicates_are_not_given_back,

@@ -1,0 +1,33 @@
+"""One number for the whole state of a table, to compare ranks."""
+
+import hashlib
+
+import numpy as np
+
+from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.plan import TransferKind
+
+
+def fingerprint(index: CacheIndex) -> int:
+    """Digest (62 bits) of everything that decisions depend on.
+
+    Host slots are left out: their numbers may differ between ranks after one of them
+    failed to allocate, and no decision looks at them. O(rows).
+    """
+    table = index.table
+    state = hashlib.blake2b(digest_size=8)
+    scalars = [table.tick, table.n_rows, *(index.last_op(kind) for kind in TransferKind)]
+    columns = (table.device, table.host, table.swa_device, table.swa_host)
+    for column in columns:
+        scalars += [column.n_present, column.n_locked]
+    state.update(np.array(scalars, dtype=np.int64).tobytes())
+    for array in (table.parent, table.depth, table.digest, table.tokens, table.generation):
+        state.update(array.tobytes())
+    for array in (table.age, table.swa_age, table.hits, table.children):
+        state.update(array.tobytes())
+    for column in columns:
+        for array in (column.present, column.ready, column.locks):
+            state.update(array.tobytes())
+    for column in (table.device, table.swa_device):
+        state.update(column.slots.tobytes())
+    return int.from_bytes(state.digest(), "little") >> 2
