@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ABSENT = -1
+_MOST_OFFERS = 4096
 
 Rows = NDArray[np.int64]
 Slots = NDArray[np.int32]
@@ -34,6 +35,7 @@ class SlotColumn:
         self.locks = np.zeros(capacity, dtype=np.int32)
         self.n_present = 0
         self.n_locked = 0
+        self._offered: list[Selector] = []
 
     @property
     def n_evictable(self) -> int:
@@ -48,6 +50,7 @@ class SlotColumn:
         self.ready[rows] = ready
         self.n_present += len(slots)
         self.n_locked += locked
+        self.offer(rows)
 
     def make_ready(self, rows: Selector) -> None:
         """RESERVED to READY: the transfer that wrote the copies is committed."""
@@ -75,3 +78,19 @@ class SlotColumn:
         assert locks.size == 0 or locks.min() >= 0, "unlock without a lock"
         self.n_locked -= int(np.count_nonzero(self.present[rows] & (locks == 0)))
         self.locks[rows] = locks
+        self.offer(rows)
+
+    def offer(self, rows: Selector) -> None:
+        """Note rows that may have become victims of eviction."""
+        self._offered.append(rows)
+        if len(self._offered) > _MOST_OFFERS:  # nobody evicts here
+            self._offered = [slice(0, len(self.present))]
+
+    def take_offers(self) -> Rows:
+        """Rows offered since the last call, each once."""
+        parts = [
+            np.arange(part.start, part.stop, dtype=np.int64) if isinstance(part, slice) else part
+            for part in self._offered
+        ]
+        self._offered = []
+        return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)

@@ -71,3 +71,4 @@ def oldest_dirty_windows(
             yield path
         else:
             table.swa_age[row] += UNUSED_BAND
+            column.offer(path[-1:])

@@ -7,6 +7,7 @@ from sglang_ext.core.columns import Rows, Selector, SlotColumn
 from sglang_ext.core.table import TICK_SHIFT
 
 _BATCH = 512
+_NO_PASS_YET = -(1 << 63)
 
 
 def youngest_first(rows: Rows, age: NDArray[np.int64], count: int) -> Rows:
@@ -20,11 +21,11 @@ def youngest_first(rows: Rows, age: NDArray[np.int64], count: int) -> Rows:
 class VictimQueue:
     """Evictable rows of one column in age order.
 
-    One pass over the column selects and sorts a batch; later calls consume it and
-    skip every row that was locked, evicted or used since (its age changed). A row
-    that is still valid here is older than everything outside the batch that was
-    evictable at the pass. Order stays leaf-first: a descendant is older than its
-    ancestor, and a lock that hides a descendant hides the ancestor too.
+    One pass over the column selects and sorts a batch: all victims up to an age, the
+    horizon. Later calls consume it, skip every row that was locked, evicted or used
+    since (its age changed), and merge in rows below the horizon that have become
+    victims since. Order is leaf-first: a descendant is older than its ancestor, and
+    a lock that hides a descendant hides the ancestor too.
 
     Args:
         column: what is evicted.
@@ -38,12 +39,9 @@ class VictimQueue:
         self._column = column
         self._age = age
         self._spare = spare
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the batch, for instance after a reset of the table."""
         self._rows: Rows = np.empty(0, dtype=np.int64)
         self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._horizon = _NO_PASS_YET
 
     def pop(self, count: int) -> Rows:
         """The next ``count`` victims, oldest first; fewer if there are not as many.
@@ -51,13 +49,16 @@ class VictimQueue:
         The caller must evict them: they leave the queue.
         """
         count = min(count, self._column.n_evictable)
+        if count <= 0:
+            return self._rows[:0]
+        self._merge(self._column.take_offers())
         rows = self._take(count)
         if len(rows) < count:
             self._refill(count)
             rows = self._take(count)
-            if len(rows) < count:
-                assert self._spare is not None, "the column has fewer victims than it counts"
-                self.clear()
+        if len(rows) < count:
+            assert self._spare is not None, "the column has fewer victims than it counts"
+            self._rows, self._ages = self._rows[:0], self._ages[:0]
         return rows
 
     def _take(self, count: int) -> Rows:
@@ -68,7 +69,7 @@ class VictimQueue:
             valid = self._are_victims(rows) & (self._age[rows] == ages)
             where = np.flatnonzero(valid)
             if len(where) >= count:
-                used = int(where[count - 1]) + 1 if count else 0
+                used = int(where[count - 1]) + 1
                 self._rows, self._ages = self._rows[used:], self._ages[used:]
                 return rows[where[:count]]
             if size >= len(self._rows):
@@ -82,12 +83,22 @@ class VictimQueue:
             victims &= ~self._spare.present[rows]
         return victims
 
-    def _refill(self, count: int) -> None:
-        rows = np.flatnonzero(self._are_victims(slice(None)))
+    def _merge(self, rows: Rows) -> None:
+        rows = rows[self._are_victims(rows) & (self._age[rows] <= self._horizon)]
+        if len(rows) == 0:
+            return
+        kept = (self._age[self._rows] == self._ages) & ~np.isin(self._rows, rows)
+        self._sort(np.concatenate((self._rows[kept], rows)))
+
+    def _sort(self, rows: Rows) -> None:
         ages = self._age[rows]
-        batch = max(_BATCH, 4 * count, len(rows) // 16)
-        if batch < len(rows):
-            oldest = np.argpartition(ages, batch)[:batch]
-            rows, ages = rows[oldest], ages[oldest]
         order = np.argsort(ages)
         self._rows, self._ages = rows[order], ages[order]
+
+    def _refill(self, count: int) -> None:
+        rows = np.flatnonzero(self._are_victims(slice(None)))
+        batch = max(_BATCH, 4 * count, len(rows) // 16)
+        if batch < len(rows):
+            rows = rows[np.argpartition(self._age[rows], batch)[:batch]]
+        self._sort(rows)
+        self._horizon = int(self._ages[-1]) if len(rows) else _NO_PASS_YET

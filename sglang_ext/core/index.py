@@ -287,6 +287,7 @@ class CacheIndex:
         windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
         self.device_pool.release(table.device.take(rows))
         on_host = table.host.present[rows]
+        table.host.offer(rows[on_host])
         lost = rows[~on_host]
         self.counters.demoted_pages += int(np.count_nonzero(on_host))
         extra, extra_windows = self._remove(lost) if len(lost) else (0, 0)
@@ -299,6 +300,7 @@ class CacheIndex:
             self.counters.dropped_window_pages += int(np.count_nonzero(lost))
             swa = table.swa_device.take(rows)
             self.device_pool.release_window(table.device.slots[rows], swa)
+            table.swa_host.offer(rows[~lost])
         return len(rows)
 
     def _remove(self, rows: Rows) -> tuple[int, int]:
@@ -412,7 +414,7 @@ class CacheIndex:
             Copies(full, table.device.slots[full], full_slots),
             Copies(window, table.swa_device.slots[window], window_slots),
             hold,
-            len(rows),
+            rows,
         )
         transfer.failed_here = not (full_ok and window_ok)
         return transfer
@@ -488,7 +490,7 @@ class CacheIndex:
 
     def _end_backup(self, transfer: Transfer) -> None:
         transfer.hold.release()
-        self._pinned_pages -= transfer.path_pages
+        self._pinned_pages -= len(transfer.path)
         self._pinned_window_pages -= len(transfer.window)
 
     def commit_backup(self, op: int, *, ok: bool) -> None:
@@ -546,7 +548,7 @@ class CacheIndex:
             Copies(full, full_slots, table.host.slots[full]),
             Copies(window, window_slots, table.swa_host.slots[window]),
             hold,
-            len(rows),
+            rows,
         )
 
     def _allocate_device(self, pages: int, window_pages: int) -> tuple[Slots | None, Slots | None]:
@@ -578,11 +580,11 @@ class CacheIndex:
         return self._next_op[kind] - 1
 
     def _begin(
-        self, kind: TransferKind, full: Copies, window: Copies, hold: Hold, path_pages: int
+        self, kind: TransferKind, full: Copies, window: Copies, hold: Hold, path: Rows
     ) -> Transfer:
         op = self._next_op[kind]
         self._next_op[kind] = op + 1
-        transfer = Transfer(op, kind, full, window, hold, path_pages)
+        transfer = Transfer(op, kind, full, window, hold, path)
         self.pending[kind][op] = transfer
         return transfer
 

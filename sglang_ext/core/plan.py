@@ -91,7 +91,7 @@ class Transfer:
     Attributes:
         op: number of the operation, counted separately for each direction; commits
             happen in this order on every rank.
-        path_pages: pages of the path that ``hold`` locks.
+        path: rows whose device pages ``hold`` locks.
         failed_here: this rank has no host slots for it. It is not copied, and every
             rank commits it as failed.
         abandoned: eviction took its pages back. Its host slots are no longer in the
@@ -103,6 +103,6 @@ class Transfer:
     full: Copies
     window: Copies
     hold: Hold
-    path_pages: int
+    path: Rows
     failed_here: bool = False
     abandoned: bool = False

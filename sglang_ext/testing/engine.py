@@ -80,10 +80,16 @@ class SimEngine:
 
     Args:
         seed: decides when copies end and which fail; other ranks have another one.
+        index_type: the index to run, for instance a ModelledIndex.
     """
 
     def __init__(
-        self, geometry: Geometry, sizes: Sizes, pace: Pace | None = None, seed: int = 0
+        self,
+        geometry: Geometry,
+        sizes: Sizes,
+        pace: Pace | None = None,
+        seed: int = 0,
+        index_type: type[CacheIndex] = CacheIndex,
     ) -> None:
         self.geometry = geometry
         self.device = SimDevicePool(sizes.device_pages, sizes.device_window_pages, geometry)
@@ -92,7 +98,7 @@ class SimEngine:
         self.host_window = SimSlots(sizes.host_window_pages * per_page, geometry)
         tier = HostTier(self.host, self.host_window) if sizes.host_pages else None
         capacity = sizes.device_pages + sizes.host_pages
-        self.index = CacheIndex(geometry, capacity, self.device, tier, sizes.policy())
+        self.index = index_type(geometry, capacity, self.device, tier, sizes.policy())
         self.ledger = Ledger(self.index)
         self.lanes = {
             kind: SimLane(kind, self.device, self.host, self.host_window) for kind in TransferKind
@@ -106,8 +112,8 @@ class SimEngine:
 
     # ---- requests ------------------------------------------------------------
 
-    def start(self, tokens: NDArray[np.int64], namespace: object = None) -> SimRequest | None:
-        """Admit a request, with a load from the host if that helps; None if no room."""
+    def start(self, tokens: NDArray[np.int64], namespace: object = None) -> SimRequest:
+        """Admit a request, with a load from the host if that helps."""
         geometry, index = self.geometry, self.index
         # one token must be left to compute
         count = max(0, len(tokens) - 1) // geometry.page_tokens
@@ -371,6 +377,7 @@ class SimEngine:
         own_window = sum(int((r.swa[r.protected :, 0] != ABSENT).sum()) for r in self.running)
         assert self.device.full.used == (table.device.n_present + own) * per_page
         assert self.device.window.used == (table.swa_device.n_present + own_window) * per_page
+        self._check_locks()
         abandoned = [t for t in self.index.pending[TransferKind.BACKUP].values() if t.abandoned]
         for slots, column, detached in (
             (self.host, table.host, [t.full.host for t in abandoned]),
@@ -378,6 +385,29 @@ class SimEngine:
         ):
             real = sum(int((held >= 0).sum()) for held in (column.slots, *detached))
             assert slots.used == real, "host slots are lost"
+
+    def _check_locks(self) -> None:
+        """Device pages are locked by the running requests and the pending transfers, by
+        nobody else."""
+        table, geometry = self.index.table, self.geometry
+        full = np.zeros(table.capacity, dtype=np.int32)
+        window = full.copy()
+        for request in self.running:
+            tokens = request.tokens[: request.protected * geometry.page_tokens]
+            rows = table.lookup(tokens.reshape(-1, geometry.page_tokens), request.namespace)
+            assert len(rows) == request.protected, "a running request lost its prefix"
+            full[rows] += 1
+            window[self.index.window_of(rows)] += 1
+        for kind in TransferKind:
+            for transfer in self.index.pending[kind].values():
+                if not transfer.abandoned:
+                    full[transfer.path] += 1
+                    if kind is TransferKind.LOAD:
+                        window[self.index.window_of(transfer.path)] += 1
+                    else:
+                        window[transfer.window.rows] += 1
+        assert (full == table.device.locks).all(), "full-attention locks"
+        assert (window == table.swa_device.locks).all(), "sliding-window locks"
 
     def check_idle(self) -> None:
         """With no request and no transfer, nothing is held."""

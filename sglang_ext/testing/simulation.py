@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
+from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.transfers import Pace
 
 _MAX_RUNNING = 4
@@ -28,14 +30,17 @@ _CHECK_SLOTS_EVERY = 25
 
 
 class Simulation:
-    """Ranks with random sizes and random traffic, all from the seed."""
+    """Ranks with random sizes and random traffic, all from the seed.
 
-    def __init__(self, seed: int, ranks: int = 1, write: WritePolicy | None = None) -> None:
+    Args:
+        modelled: run the first rank beside the model; slower.
+    """
+
+    def __init__(self, seed: int, ranks: int = 1, *, modelled: bool = False) -> None:
         self.rng = rng = random.Random(seed)
         geometry = Geometry(rng.choice([1, 2, 16, 32]), rng.choice([1, 16, 31, 40, 70]))
         self.page = geometry.page_tokens
         pages = rng.randint(4, 24)
-        policy = rng.choice(list(WritePolicy))
         sizes = Sizes(
             device_pages=pages,
             device_window_pages=max(
@@ -46,12 +51,19 @@ class Simulation:
             checkpoint_pages=rng.randint(1, 6),
             pinned_share=rng.choice([1, 1, 4]),
             low_share=rng.choice([1, 2, 4, 100]),
-            write=write or policy,
+            write=rng.choice(list(WritePolicy)),
         )
         pace = Pace(layer=rng.choice([0.1, 1.0, 4.0]), fails=rng.choice([0.0, 0.05]))
         self.allocation_fails = rng.choice([0.0, 0.01])
         self.engines = [
-            SimEngine(geometry, sizes, pace, seed * 1000 + rank) for rank in range(ranks)
+            SimEngine(
+                geometry,
+                sizes,
+                pace,
+                seed * 1000 + rank,
+                ModelledIndex if modelled and rank == 0 else CacheIndex,
+            )
+            for rank in range(ranks)
         ]
         self.engine = self.engines[0]
         self.histories: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]

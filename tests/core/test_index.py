@@ -23,7 +23,6 @@ def prompt(pages: int, seed: int = 0) -> NDArray[np.int64]:
 def serve(engine: SimEngine, tokens: NDArray[np.int64]) -> None:
     """A request from start to finish."""
     request = engine.start(tokens)
-    assert request is not None
     engine.compute(request, len(tokens))
     engine.finish(request)
 
@@ -41,9 +40,7 @@ def engine_with(**sizes: Any) -> SimEngine:
 
 def started(engine: SimEngine, tokens: NDArray[np.int64]) -> SimRequest:
     """A request that runs."""
-    request = engine.start(tokens)
-    assert request is not None
-    return request
+    return engine.start(tokens)
 
 
 def test_a_conversation_resumes_from_the_host_after_device_eviction() -> None:
@@ -157,7 +154,6 @@ def test_namespaces_do_not_share_pages_and_leave_nothing_behind() -> None:
     engine = engine_with(host_pages=0)
     tokens = prompt(3)
     request = engine.start(tokens, "salt")
-    assert request is not None
     engine.compute(request, len(tokens))
     engine.finish(request)
     pages = tokens[:-1].reshape(-1, PAGE)

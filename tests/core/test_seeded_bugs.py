@@ -1,5 +1,6 @@
 """The test of the tests: each bug seeded here must be found by the seeded traffic."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 
 from sglang_ext.core import index as index_module
 from sglang_ext.core.columns import SlotColumn
+from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.plan import Hold, PrefixMatch
+from sglang_ext.core.ledger import Ledger
+from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.table import PageTable
 from sglang_ext.testing.simulation import Simulation
 
@@ -158,17 +161,133 @@ def a_hit_is_not_confirmed_by_tokens(patch: Patch) -> None:
 
 def loaded_pages_are_never_ready(patch: Patch) -> None:
     def commit(self: CacheIndex, op: int) -> None:
-        from sglang_ext.core.plan import TransferKind
-
         self.pending[TransferKind.LOAD].pop(op).hold.release()
 
     patch.setattr(CacheIndex, "commit_load", commit)
 
 
+def an_abandoned_backup_gives_its_host_slots_back_at_once(patch: Patch) -> None:
+    original = CacheIndex._abandon
+
+    def abandon(self: CacheIndex, transfer: Transfer) -> None:
+        original(self, transfer)
+        self.host.release(transfer.full.host)
+        self.host.detached -= len(transfer.full)
+        transfer.full = Copies(*(array[:0] for array in dataclasses.astuple(transfer.full)))
+
+    patch.setattr(CacheIndex, "_abandon", abandon)
+
+
+def an_abandoned_backup_is_published(patch: Patch) -> None:
+    original = CacheIndex.commit_backup
+
+    def commit(self: CacheIndex, op: int, *, ok: bool) -> None:
+        transfer = self.pending[TransferKind.BACKUP][op]
+        original(self, op, ok=ok)
+        alive = self.table.device.ready[transfer.full.rows]
+        if transfer.abandoned and ok and alive.all():
+            slots, _ = self.host.reserve(transfer.full.rows)
+            self.table.host.put(transfer.full.rows, slots, ready=True)
+
+    patch.setattr(CacheIndex, "commit_backup", commit)
+
+
+def a_request_counts_once_for_each_of_its_chunks(patch: Patch) -> None:
+    def count(self: PageTable, rows: Any, request: int) -> None:
+        self.hits[rows] += 1
+
+    patch.setattr(PageTable, "count_request", count)
+
+
+def selective_copies_at_the_first_request(patch: Patch) -> None:
+    patch.setattr(
+        index_module, "pages_to_copy_now", lambda policy, hits: len(hits) if hits.any() else 0
+    )
+
+
+def copies_on_the_host_alone_go_first(patch: Patch) -> None:
+    patch.setattr(HostSpace, "pop_duplicates", lambda self, count, younger_than: np.arange(0))
+
+
+def duplicates_of_older_pages_go_too(patch: Patch) -> None:
+    original = HostSpace.pop_duplicates
+    patch.setattr(
+        HostSpace,
+        "pop_duplicates",
+        lambda self, count, younger_than: original(self, count, -(1 << 63)),
+    )
+
+
+def an_early_copy_takes_room_from_others(patch: Patch) -> None:
+    original = CacheIndex._make_host_room
+    patch.setattr(
+        CacheIndex,
+        "_make_host_room",
+        lambda self, rows, full, windows, make_room: original(self, rows, full, windows, True),
+    )
+
+
+def a_rank_commits_what_has_ended_here(patch: Patch) -> None:
+    reported: dict[int, list[int]] = {}
+    report, commit = Ledger.report, Ledger.commit
+
+    def remember(self: Ledger, backed_up: int, loaded: int) -> list[int]:
+        reported[id(self)] = report(self, backed_up, loaded)
+        return reported[id(self)]
+
+    def local(self: Ledger, agreed: list[int]) -> list[int]:
+        return commit(self, [*reported[id(self)][:2], *agreed[2:]])
+
+    patch.setattr(Ledger, "report", remember)
+    patch.setattr(Ledger, "commit", local)
+
+
+def a_failure_elsewhere_is_not_one_here(patch: Patch) -> None:
+    reported: dict[int, list[int]] = {}
+    report, commit = Ledger.report, Ledger.commit
+
+    def remember(self: Ledger, backed_up: int, loaded: int) -> list[int]:
+        reported[id(self)] = report(self, backed_up, loaded)
+        return reported[id(self)]
+
+    def local(self: Ledger, agreed: list[int]) -> list[int]:
+        return commit(self, [*agreed[:2], *reported[id(self)][2:]])
+
+    patch.setattr(Ledger, "report", remember)
+    patch.setattr(Ledger, "commit", local)
+
+
+def room_is_asked_from_the_pool(patch: Patch) -> None:
+    patch.setattr(
+        HostSpace, "free_pages", property(lambda self: min(self._pool.free_pages(), 10**6))
+    )
+
+
+def placeholders_are_given_to_the_pool(patch: Patch) -> None:
+    patch.setattr(HostSpace, "release", lambda self, slots: self._pool.release(slots))
+
+
+def half_a_window_is_copied(patch: Patch) -> None:
+    original = CacheIndex._windows_to_back_up
+
+    def windows(self: CacheIndex, rows: Any, new_pages: int) -> list[Any]:
+        return [window[1:] for window in original(self, rows, new_pages) if len(window) > 1]
+
+    patch.setattr(CacheIndex, "_windows_to_back_up", windows)
+
+
+def a_flush_forgets_what_is_in_flight(patch: Patch) -> None:
+    def reset(self: Ledger) -> None:
+        self._committed = dict.fromkeys(TransferKind, -1)
+        self._failed = set()
+
+    patch.setattr(Ledger, "reset", reset)
+
+
 def run_all_seeds() -> None:
     """The traffic that a correct index survives, see test_simulation."""
     for seed in range(SEEDS):
-        Simulation(seed).run(STEPS)
+        Simulation(seed, ranks=1 + seed % 2, modelled=seed % 3 == 0).run(STEPS)
 
 
 BUGS: list[Callable[[Patch], None]] = [
@@ -187,6 +306,19 @@ BUGS: list[Callable[[Patch], None]] = [
     locks_before_the_copy_are_not_counted,
     a_hit_is_not_confirmed_by_tokens,
     loaded_pages_are_never_ready,
+    an_abandoned_backup_gives_its_host_slots_back_at_once,
+    an_abandoned_backup_is_published,
+    a_request_counts_once_for_each_of_its_chunks,
+    selective_copies_at_the_first_request,
+    copies_on_the_host_alone_go_first,
+    duplicates_of_older_pages_go_too,
+    an_early_copy_takes_room_from_others,
+    a_rank_commits_what_has_ended_here,
+    a_failure_elsewhere_is_not_one_here,
+    room_is_asked_from_the_pool,
+    placeholders_are_given_to_the_pool,
+    half_a_window_is_copied,
+    a_flush_forgets_what_is_in_flight,
 ]
 
 

@@ -12,7 +12,7 @@ def reached() -> set[str]:
     """What happened in all seeds together. A failing seed is in the traceback."""
     seen: set[str] = set()
     for seed in range(SEEDS):
-        simulation = Simulation(seed)
+        simulation = Simulation(seed, ranks=1 + seed % 3)
         simulation.run(STEPS)
         seen |= simulation.engine.seen
         counters = simulation.engine.index.counters.as_dict()
@@ -23,9 +23,11 @@ def reached() -> set[str]:
 def test_rare_transitions_were_reached(reached: set[str]) -> None:
     """Traffic that never gets into trouble proves nothing."""
     wanted = {
-        *("load", "load declined", "backup", "slide", "retracted"),
+        *("load", "load declined", "backup", "slide", "retracted", "demotion"),
+        *("flush in flight", "host allocation failed"),
         *("demoted_pages", "dropped_pages", "evicted_host_pages", "evicted_host_window_pages"),
-        *("failed_transfers", "loaded_window_pages"),
+        *("reclaimed_duplicate_pages", "reclaimed_duplicate_window_pages"),
+        *("failed_transfers", "abandoned_transfers", "loaded_window_pages"),
         *("declined_host_full", "declined_host_window_full", "declined_backlog"),
         "declined_device_full",
     }

@@ -1,0 +1,296 @@
+"""An independent model of the cache: what each operation may do, in plain Python.
+
+The model knows pages by their whole prefix, not by row or digest, and keeps for each
+the state of its four copies and when it was used. ``ModelledIndex`` runs the real
+index beside it: every match is compared with the definition, and every change of the
+table must be one that the operation is allowed to make.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+
+from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.plan import Declined, PrefixMatch, Transfer, TransferKind
+from sglang_ext.core.table import FREE
+from sglang_ext.core.write_policy import WritePolicy
+
+Key = tuple[Hashable, bytes]
+ABSENT, RESERVED, READY = range(3)
+States = dict[Key, tuple[int, ...]]
+"""State of the four copies of each page, in the order of TIERS."""
+TIERS = ("device", "host", "swa_device", "swa_host")
+
+
+@dataclasses.dataclass
+class ModelPage:
+    """One page of one prefix."""
+
+    depth: int
+    parent: Key | None
+    device: int = ABSENT
+    host: int = ABSENT
+    swa_device: int = ABSENT
+    swa_host: int = ABSENT
+    used: int = 0
+    requests: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """In the order of TIERS."""
+        return self.device, self.host, self.swa_device, self.swa_host
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Eviction order: least recently used first, then the deepest."""
+        return self.used, -self.depth
+
+
+class ModelError(AssertionError):
+    """The index did what the model does not allow."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ModelError(message)
+
+
+class ModelledIndex(CacheIndex):
+    """A CacheIndex that is checked against the model after every operation."""
+
+    def reset(self) -> None:
+        """See CacheIndex."""
+        super().reset()
+        self.pages: dict[Key, ModelPage] = {}
+        self._clock = 0
+        self._keys: dict[tuple[int, int], Key] = {}
+
+    # ---- operations ----------------------------------------------------------
+
+    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """See CacheIndex; compared with the definition of the resume rule."""
+        found = super().match(pages, namespace)
+        known: list[ModelPage] = []
+        for key in _keys(pages, namespace):
+            if key not in self.pages:
+                break
+            known.append(self.pages[key])
+        best = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=True))
+        direct = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=False))
+        expected = (max(best, direct), direct)
+        _require(
+            (len(found.rows), found.device_pages) == expected,
+            f"match is {(len(found.rows), found.device_pages)}, by definition {expected}",
+        )
+        return found
+
+    def _can_resume(self, prefix: list[ModelPage], *, load: bool) -> bool:
+        window = prefix[max(0, len(prefix) - self.geometry.window_pages) :]
+        if not load:
+            on_device = all(page.device for page in prefix)
+            return on_device and all(page.swa_device for page in window)
+        return all(page.swa_device or page.swa_host == READY for page in window)
+
+    def use(self, rows: Rows) -> None:
+        """See CacheIndex."""
+        super().use(rows)
+        self._use(rows)
+
+    def _use(self, rows: Rows) -> None:
+        self._clock += 1
+        for row in rows.tolist():
+            self.pages[self._key(row)].used = self._clock
+
+    def insert(self, pages: Pages, namespace: Hashable, *args: Any) -> Rows:
+        """See CacheIndex; the pages it names, and nothing else, are on the device now."""
+        first, _, swa, request = args
+        before = self._states()
+        rows = super().insert(pages, namespace, *args)
+        for depth, key in enumerate(_keys(pages[: len(rows)], namespace)):
+            parent = None if depth == 0 else (namespace, pages[:depth].tobytes())
+            page = self.pages.setdefault(key, ModelPage(depth, parent))
+            page.device = page.device or READY
+            if depth >= first and swa[depth - first, 0] >= 0:
+                page.swa_device = page.swa_device or READY
+            if not page.requests or page.requests[-1] != request:
+                page.requests.append(request)
+            before[key] = page.states
+        self._use(rows)
+        self._expect(before, "insert")
+        hits = self.table.hits[rows].tolist()
+        counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
+        _require(hits == counted, f"hits are {hits}, requests {counted}")
+        return rows
+
+    def evict_device(self, pages: int, window_pages: int, **options: bool) -> tuple[int, int]:
+        """See CacheIndex; victims are unlocked, oldest first, and as many as it says."""
+        table = self.table
+        locked = self._locked(table.device)
+        locked_windows = self._locked(table.swa_device)
+        before = self._states()
+        freed = super().evict_device(pages, window_pages, **options)
+        after = self._states()
+        lost = {k for k, s in before.items() if s[0] and not after.get(k, (0, 0, 0, 0))[0]}
+        lost_windows = {k for k, s in before.items() if s[2] and not after.get(k, (0,) * 4)[2]}
+        _require((len(lost), len(lost_windows)) == freed, "evict counts what it did not free")
+        if not options.get("abandon_backups"):
+            _require(not lost & locked, "evict took a locked page")
+            _require(not lost_windows & locked_windows, "evict took a locked window")
+            possible = sum(1 for k, s in before.items() if s[0] and k not in locked)
+            _require(freed[0] >= min(pages, possible), "evict freed less than it could")
+        left = [self.pages[k].order for k, s in after.items() if s[0] and k not in locked]
+        if lost and left:
+            youngest = max(self.pages[key].order for key in lost)
+            _require(youngest < min(left), "evict took a page before an older one")
+        self._accept(after)
+        return freed
+
+    def _begin_backup(self, rows: Rows, **options: Any) -> Transfer | Declined | None:
+        """See CacheIndex; sources are READY, windows whole, victims in order."""
+        before = self._states()
+        path = {self._key(row) for row in rows.tolist()}
+        duplicates = self._duplicates(before, path, self.pages[self._key(rows[-1])])
+        plan = super()._begin_backup(rows, **options)
+        after = self._states()
+        taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
+        _require(not path & set(taken), "a backup took host copies of its own path")
+        _require(options["make_room"] or not taken, "an eager backup took something away")
+        if any(not before[key][0] for key in taken):
+            _require(not duplicates - set(taken), "a page on the host alone went first")
+        self._accept(after)
+        if isinstance(plan, Transfer):
+            for row in plan.full.rows.tolist():
+                states = before[self._key(row)]
+                _require(states[0] == READY and states[1] == ABSENT, "backup of a wrong page")
+            self._check_windows(plan, before)
+            if self.policy.write is WritePolicy.WRITE_THROUGH_SELECTIVE:
+                requests = [len(self.pages[key].requests) for key in path]
+                _require(min(requests) >= 2, "a page was copied at its first request")
+        return plan
+
+    def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> list[Key]:
+        """Host copies that a backup of ``path`` should have taken first."""
+        above = set()
+        for key, state in states.items():
+            if state[1] and not state[0]:
+                parent = self.pages[key].parent
+                while parent is not None and parent not in above:
+                    above.add(parent)
+                    parent = self.pages[parent].parent
+        locked = self._locked(self.table.host)
+        return {
+            key
+            for key, state in states.items()
+            if state[0] == READY
+            and state[1] == READY
+            and key not in above | path | locked
+            and self.pages[key].order > younger_than.order
+        }
+
+    def _check_windows(self, plan: Transfer, before: States) -> None:
+        """Every window page that is copied belongs to a window that is whole on the host
+        when all backups of it have ended."""
+        swa_host = self.table.swa_host
+        for row in plan.window.rows.tolist():
+            _require(before[self._key(row)][2] == READY, "backup of a window that is not there")
+            ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
+            size = self.geometry.window_pages
+            whole = [end for end in ends if swa_host.present[self.table.path(end)[-size:]].all()]
+            _require(bool(whole), "half a window was copied")
+
+    def _descendants(self, row: int, levels: int) -> Iterator[int]:
+        level = [row]
+        for _ in range(levels):
+            level = np.flatnonzero(np.isin(self.table.parent, level)).tolist()
+            yield from level
+
+    def begin_load(self, rows: Rows) -> Transfer | Declined:
+        """See CacheIndex; a declined load changes nothing but what it evicted."""
+        before = self._states()
+        plan = super().begin_load(rows)
+        after = self._states()
+        loading = set()
+        if isinstance(plan, Transfer):
+            path = [self._key(row) for row in rows.tolist()]
+            loading = {self._key(row) for row in plan.full.rows.tolist()}
+            _require(all(after[key][0] for key in path), "a loaded path has a hole")
+            window = path[max(0, len(path) - self.geometry.window_pages) :]
+            _require(all(after[key][2] for key in window), "a loaded window has a hole")
+            for key in path:
+                _require(after[key][1] == before[key][1], "a load changed its source")
+        for key, state in after.items():
+            appeared = state[0] and not before[key][0]
+            _require(not appeared or key in loading, "a load brought a page it does not name")
+        self._accept(after)
+        return plan
+
+    def commit_backup(self, op: int, *, ok: bool) -> None:
+        """See CacheIndex; what was RESERVED is READY or gone, nothing else changes."""
+        transfer = self.pending[TransferKind.BACKUP][op]
+        expected = self._states()
+        if not transfer.abandoned:
+            state = READY if ok else ABSENT
+            for copies, tier in ((transfer.full, 1), (transfer.window, 3)):
+                for row in copies.rows.tolist():
+                    key = self._key(row)
+                    states = expected[key]
+                    _require(states[tier] == RESERVED, "a backup lost its reservation")
+                    expected[key] = (*states[:tier], state, *states[tier + 1 :])
+        super().commit_backup(op, ok=ok)
+        self._expect(expected, "commit of a backup")
+
+    def commit_load(self, op: int) -> None:
+        """See CacheIndex; what was RESERVED is READY, nothing else changes."""
+        transfer = self.pending[TransferKind.LOAD][op]
+        expected = self._states()
+        for copies, tier in ((transfer.full, 0), (transfer.window, 2)):
+            for row in copies.rows.tolist():
+                key = self._key(row)
+                states = expected[key]
+                _require(states[tier] == RESERVED, "a load lost its reservation")
+                expected[key] = (*states[:tier], READY, *states[tier + 1 :])
+        super().commit_load(op)
+        self._expect(expected, "commit of a load")
+
+    # ---- the table, as the model sees it --------------------------------------
+
+    def _states(self) -> States:
+        table = self.table
+        rows = np.flatnonzero(table.parent != FREE)
+        columns = [getattr(table, tier) for tier in TIERS]
+        states = [c.present[rows].astype(int) + c.ready[rows].astype(int) for c in columns]
+        keys = [self._key(row) for row in rows.tolist()]
+        listed = zip(*(state.tolist() for state in states), strict=True)
+        return dict(zip(keys, listed, strict=True))
+
+    def _key(self, row: int) -> Key:
+        version = (row, int(self.table.generation[row]))
+        if version not in self._keys:
+            path = self.table.path(row)
+            self._keys[version] = self.table.namespace(path), self.table.tokens[path].tobytes()
+        return self._keys[version]
+
+    def _locked(self, column: SlotColumn) -> set[Key]:
+        return {self._key(row) for row in np.flatnonzero(column.locks > 0).tolist()}
+
+    def _expect(self, expected: States, operation: str) -> None:
+        after = self._states()
+        _require(after == expected, f"{operation} changed what it should not")
+        self._accept(after)
+
+    def _accept(self, after: States) -> None:
+        _require(after.keys() <= self.pages.keys(), "a page appeared from nowhere")
+        for key in self.pages.keys() - after.keys():
+            del self.pages[key]
+        for key, states in after.items():
+            page = self.pages[key]
+            page.device, page.host, page.swa_device, page.swa_host = states
+
+
+def _keys(pages: Pages, namespace: Hashable) -> Iterator[Key]:
+    for end in range(1, len(pages) + 1):
+        yield namespace, pages[:end].tobytes()
