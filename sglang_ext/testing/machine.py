@@ -115,7 +115,7 @@ class IndexMachine(RuleBasedStateMachine):
         """A transfer is executed."""
         self.engine.copy(kind)
 
-    @rule(kind=st.sampled_from(TransferKind), ok=st.sampled_from([True, True, True, False]))
+    @rule(kind=st.sampled_from(TransferKind), ok=st.booleans())
     def commit(self, kind: TransferKind, ok: bool) -> None:
         """A transfer is executed and committed, or reported as failed."""
         self.engine.copy(kind)

@@ -172,7 +172,7 @@ class ModelledIndex(CacheIndex):
                 _require(min(requests) >= 2, "a page was copied at its first request")
         return plan
 
-    def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> list[Key]:
+    def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> set[Key]:
         """Host copies that a backup of ``path`` should have taken first."""
         above = set()
         for key, state in states.items():

@@ -167,15 +167,21 @@ def loaded_pages_are_never_ready(patch: Patch) -> None:
 
 
 def an_abandoned_backup_gives_its_host_slots_back_at_once(patch: Patch) -> None:
-    original = CacheIndex._abandon
+    original, commit = CacheIndex._abandon, CacheIndex.commit_backup
 
     def abandon(self: CacheIndex, transfer: Transfer) -> None:
         original(self, transfer)
         self.host.release(transfer.full.host)
         self.host.detached -= len(transfer.full)
-        transfer.full = Copies(*(array[:0] for array in dataclasses.astuple(transfer.full)))
+
+    def commit_without_them(self: CacheIndex, op: int, *, ok: bool) -> None:
+        transfer = self.pending[TransferKind.BACKUP][op]
+        if transfer.abandoned:
+            transfer.full = Copies(*(array[:0] for array in dataclasses.astuple(transfer.full)))
+        commit(self, op, ok=ok)
 
     patch.setattr(CacheIndex, "_abandon", abandon)
+    patch.setattr(CacheIndex, "commit_backup", commit_without_them)
 
 
 def an_abandoned_backup_is_published(patch: Patch) -> None:
