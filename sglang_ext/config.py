@@ -16,9 +16,11 @@ REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
 """For tests: milliseconds between the end of a copy and its report."""
 SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
 """For tests: a backup takes this many times as long as its copy."""
+STEP_TRACE = "SGLANG_EXT_TEST_STEP_TRACE"
+"""For tests: file to which the first rank writes the time of every scheduler step."""
 
 _PREFIX = "SGLANG_EXT_"
-_KNOWN = (TOGGLE, REPORT_DELAY, SLOWDOWN)
+_KNOWN = (TOGGLE, REPORT_DELAY, SLOWDOWN, STEP_TRACE)
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
@@ -29,11 +31,13 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         selected: use our cache and its host tier without any command line flag.
         report_delay_ms: see REPORT_DELAY.
         backup_slowdown: see SLOWDOWN.
+        step_trace: see STEP_TRACE; None writes nothing.
     """
 
     selected: bool = False
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
+    step_trace: str | None = None
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
@@ -54,6 +58,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
         selected=_BOOLEANS[value],
         report_delay_ms=_number(environment, REPORT_DELAY, 0.0),
         backup_slowdown=_number(environment, SLOWDOWN, 1.0),
+        step_trace=environment.get(STEP_TRACE) or None,
     )
 
 

@@ -55,6 +55,7 @@ class HostTierController:
         self._queued: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
         self._ledger = Ledger(index)
         self._compare_ranks = compare_ranks
+        self._failures = 0
 
     # ---- submit --------------------------------------------------------------
 
@@ -131,8 +132,20 @@ class HostTierController:
             assert low == -high, "ranks hold different tables"
         else:
             report = self._agreement.minimum(report)
-        for op in self._ledger.commit(report):
-            logger.warning("backup %d of KV pages to the host failed on a rank", op)
+        if failed_ops := self._ledger.commit(report):
+            self._log_failures(failed_ops)
+
+    def _log_failures(self, ops: list[int]) -> None:
+        """One line each time the number of failures has doubled."""
+        before = self._failures
+        self._failures += len(ops)
+        if self._failures.bit_length() > before.bit_length():
+            logger.warning(
+                "backups of KV pages to the host that failed on some rank: %d so far, the last "
+                "is operation %d",
+                self._failures,
+                ops[-1],
+            )
 
     def reset(self) -> None:
         """Let transfers end and forget them; for a flush, before the index is reset."""

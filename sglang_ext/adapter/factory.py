@@ -1,8 +1,10 @@
 """Builds the cache from the engine's context."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_pool import EngineDevicePool
@@ -14,6 +16,7 @@ from sglang_ext.adapter.host_pools import (
 )
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.config import BACKEND, from_environment
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
@@ -79,6 +82,9 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     if params.enable_metrics:
         _attach_metrics(cache)
+    trace = from_environment().step_trace
+    if trace is not None and dist.get_rank() == 0:
+        cache.step_trace = StepTrace(Path(trace))
     return cache
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
     from sglang_ext.adapter.metrics import IndexMetrics
+    from sglang_ext.adapter.step_trace import StepTrace
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class SwaHiCache(BasePrefixCache):
         self._host_group: HostPoolGroup | None = None
         self.enable_storage = False
         self.metrics: IndexMetrics | None = None
+        self.step_trace: StepTrace | None = None
 
     def attach_host_tier(self, controller: HostTierController, group: "HostPoolGroup") -> None:
         """Give the cache its host tier; at start, before any request."""
@@ -275,9 +278,13 @@ class SwaHiCache(BasePrefixCache):
     def check_hicache_events(self) -> None:
         """Commit what has ended; once in every scheduler step, on every rank."""
         if self.cache_controller is not None:
+            start = time.perf_counter()
             self.cache_controller.commit_finished()
             self.cache_controller.queue_demotions()
             self.cache_controller.submit_backups()
+            if self.step_trace is not None:
+                in_flight = len(self.ongoing_write_through)
+                self.step_trace.step(start, in_flight, idle=not self._locks)
             if self.metrics is not None:
                 self.metrics.publish()
 

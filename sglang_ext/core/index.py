@@ -36,6 +36,8 @@ from sglang_ext.core.table import PageTable, selector
 from sglang_ext.core.window import checkpoint_windows, deepest_resume
 from sglang_ext.core.write_policy import WritePolicy, pages_to_copy_now
 
+_STEPS_AFTER_A_FAILURE = 32
+"""How long copies ahead of eviction pause: a broken host must not keep us busy."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NO_SLOTS: Slots = np.empty(0, dtype=np.int32)
 
@@ -113,6 +115,7 @@ class CacheIndex:
         self._pinned_pages = 0
         self._pinned_window_pages = 0
         self._room_left = 0
+        self._pause = 0
 
     # ---- match ---------------------------------------------------------------
 
@@ -354,6 +357,9 @@ class CacheIndex:
         """Start copies of what eviction takes next, if room gets low; once a step."""
         if self.host_tier is None or self._room_left > 0:
             return []
+        if self._pause > 0:
+            self._pause -= 1
+            return []
         table, policy = self.table, self.policy
         room = self.device_pool.free_pages() + clean_pages(table.device, table.host)
         window_room = (
@@ -513,6 +519,7 @@ class CacheIndex:
             self.host.drop(transfer.full.rows)
             self.host_window.drop(transfer.window.rows)
             self.counters.failed_transfers += 1
+            self._pause = _STEPS_AFTER_A_FAILURE
 
     # ---- load back -----------------------------------------------------------
 

@@ -136,3 +136,37 @@ def test_operation_numbers_survive_a_flush(rig) -> None:  # noqa: ANN001
     transfers.drain()
     controller.commit_finished()
     assert ready_pages(engine) == 2
+
+
+def test_no_step_waits_for_a_backup(rig, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+    """Room is made of pages that a backup holds, and that backup is not published."""
+    engine, controller, transfers, _ = rig
+
+    def wait() -> None:
+        raise AssertionError("a scheduler step waited for copies")
+
+    monkeypatch.setattr(transfers, "drain", wait)
+    back_up(engine, controller, 1)
+    controller.submit_backups()
+    assert engine.index.evict_device(2, 2) == (0, 0)
+    assert engine.index.evict_device(2, 2, abandon_backups=True) == (2, 2)
+    controller.commit_finished()
+    assert engine.host.used == 2, "the copy may still write there"
+    transfers.ended = 0
+    controller.commit_finished()
+    assert engine.host.used == 0
+    assert ready_pages(engine) == 0
+    engine.check_idle()
+
+
+def test_a_failed_allocation_is_no_copy_and_a_failed_operation(rig) -> None:  # noqa: ANN001
+    engine, controller, transfers, _ = rig
+    engine.host.allocations_to_fail = 1
+    back_up(engine, controller, 1)
+    controller.submit_backups()
+    assert [job.parts for job in transfers.jobs] == [()]
+    transfers.ended = 0
+    controller.commit_finished()
+    assert ready_pages(engine) == 0
+    assert engine.index.counters.failed_transfers == 1
+    engine.check_idle()

@@ -113,7 +113,7 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [
-        (["--hicache-write-policy", "write_back"], {}, "--hicache-write-policy write_back is not"),
+        (["--hicache-storage-backend", "file"], {}, "--hicache-storage-backend file is not"),
         (["--radix-eviction-policy", "lfu"], {}, "--radix-eviction-policy lfu is not supported"),
         ([], {"SGLANG_EXT_SWA_HICACHE": "perhaps"}, "SGLANG_EXT_SWA_HICACHE='perhaps'"),
     ],
