@@ -8,7 +8,9 @@ python -m sglang_ext.testing.simulation --seed 7 --steps 20000 --ranks 4
 """
 
 import argparse
+import multiprocessing
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -192,16 +194,36 @@ class Simulation:
             engine.reset()
 
 
+def _run_seed(job: tuple[int, int, int]) -> tuple[set[str], Counter[str]]:
+    seed, steps, ranks = job
+    simulation = Simulation(seed, ranks)
+    try:
+        simulation.run(steps)
+    except Exception as error:
+        error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}")
+        raise
+    return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
+
+
 def main() -> None:
-    """Run one seed."""
+    """Run one seed, or many."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    simulation = Simulation(args.seed, args.ranks)
-    simulation.run(args.steps)
-    print(sorted(simulation.engine.seen), simulation.engine.index.counters.as_dict())
+    jobs = [(seed, args.steps, args.ranks) for seed in range(args.seed, args.seed + args.seeds)]
+    seen: set[str] = set()
+    counted: Counter[str] = Counter()
+    with multiprocessing.Pool(args.processes) as pool:
+        for happened, counters in pool.imap_unordered(_run_seed, jobs):
+            seen |= happened
+            counted += counters
+    print(f"{args.seeds} seeds, {args.ranks} ranks, {args.steps} steps each: no contradiction")
+    print(f"reached: {', '.join(sorted(seen))}")
+    print(dict(counted))
 
 
 if __name__ == "__main__":
