@@ -65,7 +65,7 @@ def transfer_kv_all_layer_direct_lf_pf(
 ) -> None:
     """All device layers (K layers, then V layers) to host page_first_direct."""
     pages, offsets = dst_indices // page_size, dst_indices % page_size
-    layers = len(src_ptrs) // 2
+    layers = len(src_ptrs) // len(dst_ptrs)
     for i, src in enumerate(src_ptrs):
         dst_ptrs[i // layers][pages, i % layers, offsets] = src[src_indices]
 
@@ -182,7 +182,37 @@ def transfer_kv_all_layer_lf_ph(
             dst[pages, :, offsets, layer] = rows.view(-1, head_num, dst.shape[-1])
 
 
+def transfer_kv_all_layer_mla_lf_pf(
+    src_layers: Tensor,
+    dst: Tensor,
+    src_indices: Tensor,
+    dst_indices: Tensor,
+    item_size: int,
+    dst_layout_dim: int,
+    num_layers: int,
+) -> None:
+    """One buffer: all device layers to host page_first."""
+    for layer, src in enumerate(_device_layers(src_layers, src_indices, item_size)):
+        rows = src[src_indices].view(dst.dtype)
+        dst[dst_indices, layer] = rows.view(-1, *dst.shape[2:])
+
+
+def transfer_kv_per_layer_mla_pf_lf(
+    src: Tensor,
+    dst: Tensor,
+    src_indices: Tensor,
+    dst_indices: Tensor,
+    layer_id: int,
+    item_size: int,
+    src_layout_dim: int,
+) -> None:
+    """One buffer: host page_first to one device layer."""
+    dst[dst_indices] = src[src_indices, layer_id]
+
+
 COPIES = (
+    transfer_kv_all_layer_mla_lf_pf,
+    transfer_kv_per_layer_mla_pf_lf,
     transfer_kv_all_layer,
     transfer_kv_all_layer_direct_lf_pf,
     transfer_kv_all_layer_lf_pf,

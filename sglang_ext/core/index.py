@@ -112,6 +112,8 @@ class CacheIndex:
             TransferKind.BACKUP: {},
             TransferKind.LOAD: {},
         }
+        # backups that pin a page on the device, and how many pages have any
+        self._pins = np.zeros(self._capacity, dtype=np.int16)
         self._pinned_pages = 0
         self._pinned_window_pages = 0
         self._room_left = 0
@@ -398,7 +400,8 @@ class CacheIndex:
         windows = self._windows_to_back_up(rows, len(full))
         if len(full) == 0 and not windows:
             return None
-        if not self._backlog_allows(len(rows), sum(map(len, windows[:1]))):
+        at_end = windows[0].stop - windows[0].start if windows else 0
+        if not self._backlog_allows(rows, at_end):
             return self._decline(DeclineReason.BACKLOG)
         full, window = self._make_host_room(rows, full, windows, make_room)
         if len(full) == 0 and len(window) == 0:
@@ -413,7 +416,8 @@ class CacheIndex:
             (table.host, full),
             (table.swa_host, window),
         )
-        self._pinned_pages += len(rows)
+        self._pinned_pages += int(np.count_nonzero(self._pins[rows] == 0))
+        self._pins[rows] += 1
         self._pinned_window_pages += len(window)
         transfer = self._begin(
             TransferKind.BACKUP,
@@ -425,11 +429,10 @@ class CacheIndex:
         transfer.failed_here = not (full_ok and window_ok)
         return transfer
 
-    def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[Rows]:
-        """Window pages to copy, one array for each window, the last window first."""
+    def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[slice]:
+        """Windows of ``rows`` that are complete and not on the host, the last one first."""
         table = self.table
-        on_host = table.swa_host.present[rows]
-        kept = on_host.copy()
+        on_host = table.swa_host.present[rows].copy()
         usable = on_host | table.swa_device.ready[rows]
         windows = []
         first = len(rows) - max(new_pages, 1)
@@ -437,47 +440,50 @@ class CacheIndex:
             first, len(rows), self.policy.checkpoint_pages, self.geometry.window_pages
         )
         for start, end in (at_end, *self._branch_windows(rows), *inside):
-            missing = ~kept[start:end]
-            if usable[start:end].all() and missing.any():
-                windows.append(rows[start:end][missing])
-                kept[start:end] = True
+            if usable[start:end].all() and not on_host[start:end].all():
+                windows.append(slice(start, end))
+                on_host[start:end] = True
         return windows
 
-    def _backlog_allows(self, pages: int, window_pages: int) -> bool:
+    def _backlog_allows(self, rows: Rows, window_pages: int) -> bool:
         if not self.pending[TransferKind.BACKUP]:
             return True
+        pages = self._pinned_pages + int(np.count_nonzero(self._pins[rows] == 0))
         return (
-            self._pinned_pages + pages <= self.policy.pinned_pages
+            pages <= self.policy.pinned_pages
             and self._pinned_window_pages + window_pages <= self.policy.pinned_window_pages
         )
 
     def _make_host_room(
-        self, rows: Rows, full: Rows, windows: list[Rows], make_room: bool
+        self, rows: Rows, full: Rows, windows: list[slice], make_room: bool
     ) -> tuple[Rows, Rows]:
         """As much of a backup as there is host room for: (full rows, window rows)."""
         table = self.table
-        # While room is made, the path itself must not be its victim.
-        guard = Hold((table.host, selector(rows)), (table.swa_host, selector(rows)))
+        # While room is made, what the backup needs must not be its victim; older windows
+        # of the same path may be.
+        needed = np.unique(np.concatenate([_NO_ROWS, *(rows[window] for window in windows)]))
+        guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
         if make_room and len(full) > self.host.free_pages:
             self._evict_host(len(full) - self.host.free_pages, int(table.age[rows[-1]]))
         if len(full) > self.host.free_pages:
             self.counters.declined[DeclineReason.HOST_FULL] += 1
             full, windows = full[: self.host.free_pages], []
-        kept = [_NO_ROWS]
-        size, pinned = 0, self._pinned_window_pages
+        kept = _NO_ROWS
         for number, window in enumerate(windows):
-            size += len(window)
-            if number > 0 and pinned + size > self.policy.pinned_window_pages:
+            missing = rows[window][~table.swa_host.present[rows[window]]]
+            added = np.setdiff1d(missing, kept)
+            size = len(kept) + len(added)
+            if number > 0 and self._pinned_window_pages + size > self.policy.pinned_window_pages:
                 break
             if make_room and size > self.host_window.free_pages:
-                age = int(table.swa_age[window[-1]])
+                age = int(table.swa_age[rows[window.stop - 1]])
                 self._evict_host_windows(size - self.host_window.free_pages, age)
             if size > self.host_window.free_pages:
                 self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
-            kept.append(window)
+            kept = np.concatenate((kept, added))
         guard.release()
-        return full, np.concatenate(kept)
+        return full, kept
 
     def _abandon(self, transfer: Transfer) -> None:
         """Give up a pending backup: its pages are free for eviction at once.
@@ -496,7 +502,8 @@ class CacheIndex:
 
     def _end_backup(self, transfer: Transfer) -> None:
         transfer.hold.release()
-        self._pinned_pages -= len(transfer.path)
+        self._pins[transfer.path] -= 1
+        self._pinned_pages -= int(np.count_nonzero(self._pins[transfer.path] == 0))
         self._pinned_window_pages -= len(transfer.window)
 
     def commit_backup(self, op: int, *, ok: bool) -> None:
@@ -566,8 +573,11 @@ class CacheIndex:
         )
         if pool.free_pages() < pages or pool.free_window_pages() < window_pages:
             return None, None
-        full, window = pool.allocate(pages), pool.allocate_window(window_pages)
-        if full is not None and window is None:
+        full = pool.allocate(pages)
+        if full is None:
+            return None, None
+        window = pool.allocate_window(window_pages)
+        if window is None:
             pool.release(full)
         return full, window
 

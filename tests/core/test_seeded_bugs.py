@@ -276,8 +276,9 @@ def placeholders_are_given_to_the_pool(patch: Patch) -> None:
 def half_a_window_is_copied(patch: Patch) -> None:
     original = CacheIndex._windows_to_back_up
 
-    def windows(self: CacheIndex, rows: Any, new_pages: int) -> list[Any]:
-        return [window[1:] for window in original(self, rows, new_pages) if len(window) > 1]
+    def windows(self: CacheIndex, rows: Any, new_pages: int) -> list[slice]:
+        found = original(self, rows, new_pages)
+        return [slice(w.start + 1, w.stop) for w in found if w.stop - w.start > 1]
 
     patch.setattr(CacheIndex, "_windows_to_back_up", windows)
 
