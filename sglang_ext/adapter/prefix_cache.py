@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 
+from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_pool import EngineDevicePool
@@ -28,7 +29,7 @@ from sglang_ext.core import invariants
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.plan import Hold, TransferKind
+from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -81,6 +82,12 @@ class SwaHiCache(BasePrefixCache):
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
+        self._admission = Admission(
+            pool=params.token_to_kv_pool_allocator.size_swa,
+            window=self.sliding_window_size,
+            page=self.page_size,
+            chunk=params.chunked_prefill_size,
+        )
         self._locks: dict[int, Hold] = {}
         self._next_lock = 0
         self._root = Prefix(np.empty(0, dtype=np.int64), 0)
@@ -115,6 +122,7 @@ class SwaHiCache(BasePrefixCache):
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         match = self.index.match(*self._key(params.key))
         self.index.use(match.rows)
+        match = self._admissible(match, len(params.key))
         on_device = self._prefix(match.rows[: match.device_pages])
         best = self._prefix(match.rows)
         return MatchResult(
@@ -125,6 +133,21 @@ class SwaHiCache(BasePrefixCache):
             host_hit_length=(len(match.rows) - match.device_pages) * self._page_tokens,
             swa_host_hit_length=match.window_pages_to_pin * self._page_tokens,
         )
+
+    def _admissible(self, match: PrefixMatch, length: int) -> PrefixMatch:
+        """The match, or the best part of it with which the engine can admit the request:
+        without the load, or nothing at all."""
+        on_device = match.rows[: match.device_pages]
+        locked = len(self.index.window_of(on_device)) * self._page_tokens
+        pinned = match.window_pages_to_pin * self._page_tokens
+        extend = length - len(match.rows) * self._page_tokens
+        if self._admission.is_possible(extend, locked, pinned):
+            return match
+        self.index.counters.inadmissible += 1
+        extend = length - len(on_device) * self._page_tokens
+        if self._admission.is_possible(extend, locked, 0):
+            return PrefixMatch(on_device, len(on_device), 0)
+        return PrefixMatch(match.rows[:0], 0, 0)
 
     def touch_prefix(self, key: "RadixKey") -> None:
         """Refresh the recency of a waiting request's prefix."""

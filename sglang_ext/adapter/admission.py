@@ -1,0 +1,49 @@
+"""Whether the engine can ever admit a request that resumes at a given point.
+
+The engine admits a request when its sliding-window budget (mem_cache/prefill_budget.py,
+``SWAPrefillBudget.check_prefill``) says that it fits, and if it never fits the whole
+pool, with a smaller chunk. But the request's own device prefix is locked while it is
+judged, and that is not part of "never": with a small pool a request can wait for ever on
+an idle server. A cache must not offer what cannot be taken.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admission:
+    """The engine's rule for sliding-window tokens.
+
+    Attributes:
+        pool: tokens of the sliding-window pool.
+        window: tokens the engine keeps behind a sequence.
+        page: tokens of a device page.
+        chunk: largest prefill of one step, None without chunking.
+    """
+
+    pool: int
+    window: int
+    page: int
+    chunk: int | None
+
+    def is_possible(self, extend: int, locked: int, pinned: int) -> bool:
+        """Whether a request is admitted when nothing else runs.
+
+        Args:
+            extend: tokens to prefill.
+            locked: sliding-window tokens of its device prefix, locked meanwhile.
+            pinned: sliding-window tokens that its load is said to take.
+        """
+        extend = self._whole_pages(extend)
+        step = extend if self.chunk is None else min(extend, self.chunk)
+        # the window at the end of the prefill, whatever is generated, and a page
+        headroom = self.window + self.page + self._whole_pages(pinned)
+        need = max(step - self.window, 0) + headroom
+        left = self.pool // self.page * self.page - locked
+        if need < left:
+            return True
+        shrunk = (left - headroom) // self.page
+        return self.chunk is not None and need >= self.pool and shrunk > 0
+
+    def _whole_pages(self, tokens: int) -> int:
+        return -(-tokens // self.page) * self.page
