@@ -2,8 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE := 0.5.23
+# of soaking, for each configuration
+MINUTES ?= 10
 
-.PHONY: demo test check bench-core clean
+.PHONY: demo test check bench-core soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m launch.demo
@@ -19,6 +21,9 @@ check: .venv/ready
 
 bench-core: .venv/ready
 	$(BIN)/python -m launch.bench_core --out out/bench_core.json
+
+soak: .venv/ready
+	$(BIN)/python -m launch.soak --minutes $(MINUTES) --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
 .venv/ready: requirements/engine.txt requirements/cpu.txt pyproject.toml cpu_platform/pyproject.toml

@@ -1,0 +1,445 @@
+"""Soak of the real server: concurrent clients, aborts, retractions, every token checked.
+
+Each configuration runs on a fresh server with all of the engine's strict checks. The
+clients draw from a pool of requests whose answers a server without prefix cache has
+given; whatever completes must be the same, token by token.
+
+    python -m launch.soak --minutes 10 --out out/soak.json
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fnmatch
+import http.client
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import sys
+import threading
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from launch import tiny_model
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
+from launch.soak_traffic import Job, Picker, Pool, Traffic, ask, generate, load, pool_path, save
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "out" / "soak"
+"""Expected answers. Logs of the servers are beside the report, for ``soak.json`` here too."""
+COMMON = (
+    *("--dtype", "float32", "--mem-fraction-static", "0.5", "--skip-server-warmup"),
+    *("--hicache-io-backend", "direct", "--chunked-prefill-size", "512"),
+    *("--max-running-requests", "24", "--enable-metrics"),
+    # admit more than fits, so that requests are retracted
+    *("--schedule-conservativeness", "0.1"),
+)
+REQUEST_TIMEOUT_S = 180.0
+"""A request that takes longer hangs."""
+SAMPLE_S = 5.0
+WARM_UP = 0.2
+"""Part of the time after which memory is expected to be flat."""
+IDLE_S = 4.0
+"""How long the server gets to notice that it is idle and to check its pools."""
+KEPT = 5
+"""Messages of a kind that the report keeps."""
+SERVER_ERRORS = (OSError, http.client.HTTPException)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """A model window, options on top of `COMMON`, and variables of the server."""
+
+    window: int
+    options: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def configuration(
+    policy: str = "write_through",
+    page: int = 1,
+    swa: float = 0.8,
+    ratio: float = 2.0,
+    tokens: int = 6144,
+    window: int = 128,
+    more: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Configuration:
+    """A configuration with host tier. ``swa`` and ``ratio`` are the sizes of the
+    sliding-window pool and of the host pool relative to the full device pool."""
+    options = {
+        "--hicache-write-policy": policy,
+        "--page-size": page,
+        "--swa-full-tokens-ratio": swa,
+        "--hicache-ratio": ratio,
+        "--max-total-tokens": tokens,
+    }
+    listed = [str(item) for pair in options.items() for item in pair]
+    return Configuration(window, ("--enable-hierarchical-cache", *listed, *more), dict(environment))
+
+
+LATE = {"SGLANG_EXT_TEST_REPORT_DELAY_MS": "100"}
+"""Copies are reported late, as they are on a busy bus."""
+# a small sliding-window pool must still hold one chunk and a window
+DEVICE_TOKENS = {0.1: 8192, 0.8: 4096}
+MATRIX = {
+    **{
+        f"{policy}-page{page}-swa{swa}": configuration(policy, page, swa, tokens=tokens)
+        for policy in ("write_through", "write_through_selective", "write_back")
+        for page in (1, 64)
+        for swa, tokens in DEVICE_TOKENS.items()
+    },
+    # one core for each rank: the engine wants one NUMA node for each otherwise
+    "tp2": configuration(
+        page=16, more=("--tp", "2"), environment={"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    ),
+    # every fifth step a request is retracted even though there is room
+    "retract": configuration(
+        page=16, environment={"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5"}
+    ),
+    # the engine's own cache does not survive these three
+    "tight-selective": configuration("write_through_selective", swa=0.12, ratio=1, window=100),
+    "window700-late": configuration(page=16, ratio=1.5, window=700, environment=LATE),
+    "tight-late": configuration(swa=0.12, window=100, environment=LATE),
+}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each configuration")
+    parser.add_argument(
+        "--minutes-for", action="append", default=[], metavar="NAME=M", help="for one of them"
+    )
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="glob patterns")
+    parser.add_argument("--list", action="store_true", help="print the names and exit")
+    parser.add_argument("--stock", action="store_true", help="the engine's own cache, to compare")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--conversations", type=int, default=Traffic().conversations)
+    parser.add_argument("--seed", type=int, default=1, help="order of requests and aborts")
+    parser.add_argument("--cores", default=None, help="run on these only, as 0,2-3")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak.json")
+    args = parser.parse_args(argv)
+    overrides = [item.partition("=") for item in args.minutes_for]
+    if unknown := {name for name, _, _ in overrides} - set(MATRIX):
+        parser.error(f"--minutes-for: unknown {sorted(unknown)}")
+    args.names = [n for n in MATRIX if any(fnmatch.fnmatch(n, p) for p in args.only)]
+    if not args.names:
+        parser.error(f"--only {args.only} matches nothing")
+    args.minutes_for = {name: float(minutes) for name, _, minutes in overrides}
+    return args
+
+
+def pin(cores: str) -> dict[str, str]:
+    """Keep this process and its children on some cores; returns variables for the servers.
+
+    Servers that share a core wait for each other's OpenMP threads, which spin.
+    """
+    chosen: set[int] = set()
+    for part in cores.split(","):
+        first, _, last = part.partition("-")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    os.sched_setaffinity(0, chosen)
+    return {"OMP_NUM_THREADS": str(len(chosen))}
+
+
+def resident_mb(session: int) -> float:
+    """Resident memory of all processes of a session, MB."""
+    pages = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we were looking
+            # the name, in parentheses, may contain anything
+            fields = stat.read_text().rpartition(")")[2].split()
+            pages += int(fields[21]) * (int(fields[3]) == session)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+class Tally:
+    """What became of the requests; filled by all clients."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter(completed=0, aborted=0, failed=0, different=0)
+        self.tokens: Counter[str] = Counter(prompt=0, device=0, host=0)
+        self.failures: list[str] = []
+        self.differences: list[str] = []
+        self._lock = threading.Lock()
+
+    def fail(self, job: Job, message: str) -> None:
+        """A request came to nothing though its client waited for it."""
+        with self._lock:
+            self.counts["failed"] += 1
+            self.failures.append(f"{job.rid} {job.request.name}: {message[:400]}")
+
+    def abort(self) -> None:
+        """A request ended with an error because its client gave up."""
+        with self._lock:
+            self.counts["aborted"] += 1
+
+    def judge(self, job: Job, result: dict[str, Any]) -> None:
+        """An answer arrived: compare its tokens, which an abort may have cut short."""
+        meta, output = result["meta_info"], result.get("output_ids") or []
+        reason = meta["finish_reason"] or {}
+        aborted = reason.get("type") == "abort"
+        if aborted and job.abort_at is None:
+            self.fail(job, f"aborted by the server: {reason}")
+            return
+        expected = job.request.answer
+        with self._lock:
+            self.counts["aborted" if aborted else "completed"] += 1
+            if output != (expected[: len(output)] if aborted else expected):
+                self.counts["different"] += 1
+                self.differences.append(f"{job.rid} {job.request.name}: {output} != {expected}")
+            if not aborted:
+                tiers = meta.get("cached_tokens_details") or {}
+                self.tokens["prompt"] += meta["prompt_tokens"]
+                self.tokens["device"] += tiers.get("device", 0)
+                self.tokens["host"] += tiers.get("host", 0)
+
+    def report(self) -> dict[str, Any]:
+        """Counts, the first messages of each kind and the hit rate."""
+        cached = self.tokens["device"] + self.tokens["host"]
+        return {
+            "requests": dict(self.counts),
+            "failures": self.failures[:KEPT],
+            "differences": self.differences[:KEPT],
+            "tokens": dict(self.tokens),
+            "hit_rate": cached / max(1, self.tokens["prompt"]),
+            "host_share": self.tokens["host"] / max(1, cached),
+        }
+
+
+class Soak:
+    """Clients that keep one server busy."""
+
+    def __init__(self, server: Server, pool: Pool, seed: int) -> None:
+        self.tally = Tally()
+        self.memory: list[tuple[float, float]] = []
+        """Samples: minutes since the start, MB."""
+        self._server = server
+        self._picker = Picker(pool, seed)
+        self._stop = threading.Event()
+
+    def run(self, clients: int, minutes: float) -> None:
+        """Send requests for so long, or until the server dies."""
+        start = time.monotonic()
+        with ThreadPoolExecutor(clients) as threads:
+            running_clients = [threads.submit(self._client) for _ in range(clients)]
+            try:
+                while time.monotonic() < start + 60 * minutes and self._server.is_alive():
+                    self.memory.append(
+                        ((time.monotonic() - start) / 60, resident_mb(self._server.process.pid))
+                    )
+                    self._stop.wait(SAMPLE_S)
+            finally:
+                self._stop.set()
+        for client in running_clients:
+            client.result()  # raises what the client raised
+
+    def _client(self) -> None:
+        latency = 1.0
+        while not self._stop.is_set():
+            start = time.monotonic()
+            self._send(self._picker.pick(), latency)
+            latency = time.monotonic() - start
+
+    def _send(self, job: Job, latency: float) -> None:
+        if job.abort_at is not None:
+            threading.Timer(job.abort_at * latency, self._abort, (job.rid,)).start()
+        request = job.request
+        try:
+            result = generate(
+                self._server,
+                request.prompt,
+                len(request.answer),
+                timeout_s=REQUEST_TIMEOUT_S,
+                rid=job.rid,
+            )
+        except urllib.error.HTTPError as error:
+            message = error.read().decode(errors="replace")
+            if job.abort_at is not None and "abort" in message.lower():
+                self.tally.abort()
+            else:
+                self.tally.fail(job, f"HTTP {error.code}: {message}")
+        except SERVER_ERRORS as error:
+            if self._dies():
+                self._stop.set()
+            else:
+                self.tally.fail(job, repr(error))
+        else:
+            self.tally.judge(job, result)
+
+    def _abort(self, rid: str) -> None:
+        with contextlib.suppress(*SERVER_ERRORS):  # then the request itself tells
+            self._server.post("/abort_request", {"rid": rid}, timeout_s=30.0)
+
+    def _dies(self) -> bool:
+        """Whether a broken connection means the end; connections break a moment before it."""
+        deadline = time.monotonic() + 10
+        while self._server.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return not self._server.is_alive()
+
+
+def memory_report(samples: Sequence[tuple[float, float]], minutes: float) -> dict[str, float]:
+    """Resident memory after the warm-up and at the end, MB, and its slope, MB per minute."""
+    steady = [(at, mb) for at, mb in samples if at >= WARM_UP * minutes]
+    if len(steady) < 2:
+        return {}
+    times, values = zip(*steady, strict=True)
+    slope = statistics.linear_regression(times, values).slope
+    return {"warm_mb": values[0], "end_mb": values[-1], "slope_mb_per_min": slope}
+
+
+def cache_events(metrics: str) -> dict[str, float]:
+    """Our counters in the server's metrics, summed over its ranks."""
+    events: dict[str, float] = {}
+    found = re.findall(
+        r'^sglang_ext:cache_events_total\{.*?event="(\w+)".*?\} (\S+)$', metrics, re.MULTILINE
+    )
+    for event, value in found:
+        events[event] = events.get(event, 0.0) + float(value)
+    return events
+
+
+def log_report(log: str) -> dict[str, Any]:
+    """Retracted requests and bad signs in a server's log."""
+    # while it starts the engine logs the traceback of a call to itself that comes too early
+    _, ready, served = log.partition("ready to roll!")
+    lines = (served if ready else log).splitlines()
+    signs = ("memory leak detected", "Traceback")
+    return {
+        "retracted": sum(map(int, re.findall(r"#retracted_reqs: (\d+)", log))),
+        "bad_lines": [line[:400] for line in lines if any(s in line for s in signs)][:KEPT],
+    }
+
+
+def server_arguments(window: int, options: Sequence[str]) -> list[str]:
+    """Options of a server on the model with this window, which is made if missing."""
+    return ["--model-path", str(tiny(window)), *COMMON, *options]
+
+
+def tiny(window: int) -> Path:
+    """The model with this window; kept between runs."""
+    out = ROOT / ".models" / f"tiny-{window}"
+    if not (out / "model.safetensors").exists():
+        tiny_model.make_model(tiny_model.parse_args(["--out", str(out), "--window", str(window)]))
+    return out
+
+
+def reference(window: int, traffic: Traffic, environment: dict[str, str]) -> Pool:
+    """Requests and the answers of a server without prefix cache; kept between runs."""
+    path = pool_path(FOLDER, window, traffic, tiny(window))
+    if not path.exists():
+        print(f"computing {path}", flush=True)
+        options = ["--disable-radix-cache", "--max-total-tokens", "32768"]
+        log = FOLDER / f"reference-{window}.log"
+        with running(
+            server_arguments(window, options), log, {**CPU, **STRICT_CHECKS, **environment}
+        ) as server:
+            save(ask(server, traffic), path)
+    return load(path)
+
+
+def soak(
+    name: str, minutes: float, args: argparse.Namespace, environment: dict[str, str]
+) -> dict[str, Any]:
+    """One configuration on a fresh server."""
+    chosen = MATRIX[name]
+    traffic = Traffic(conversations=args.conversations)
+    pool = reference(chosen.window, traffic, environment)
+    options = [*(() if args.stock else OURS), *chosen.options]
+    log = args.out.with_suffix("") / f"{'stock-' if args.stock else ''}{name}.log"
+    result: dict[str, Any] = {
+        "name": name,
+        "window": chosen.window,
+        "options": options,
+        "environment": chosen.environment,
+        "minutes": minutes,
+        "crashed": True,
+    }
+    variables = {**CPU, **STRICT_CHECKS, **environment, **chosen.environment}
+    try:
+        with running(server_arguments(chosen.window, options), log, variables) as server:
+            driver = Soak(server, pool, args.seed)
+            driver.run(args.clients, minutes)
+            time.sleep(IDLE_S)
+            result |= driver.tally.report()
+            result["minutes_lived"] = driver.memory[-1][0]
+            result["crashed"] = not (server.is_alive() and server.healthy())
+            if not result["crashed"]:
+                result["memory"] = memory_report(driver.memory, minutes)
+                result["cache_events"] = cache_events(server.get("/metrics"))
+            # read before the stop, which may log a traceback of its own
+            result |= log_report(log.read_text(errors="replace"))
+            if result["crashed"]:
+                result["log_tail"] = server.tail()
+    except ServerError as error:
+        result["log_tail"] = str(error)
+    return result
+
+
+def passed(result: dict[str, Any]) -> bool:
+    """Whether nothing went wrong."""
+    return not (
+        result["crashed"]
+        or result["requests"]["failed"]
+        or result["requests"]["different"]
+        or result["bad_lines"]
+    )
+
+
+def line(result: dict[str, Any]) -> str:
+    """A configuration in one line."""
+    verdict = "ok    " if passed(result) else "CRASH " if result["crashed"] else "FAILED"
+    if "requests" not in result:
+        reason = result["log_tail"].splitlines()[-1:]
+        return f"{verdict} {result['name']}: did not start {reason}"
+    requests = ", ".join(f"{count} {what}" for what, count in result["requests"].items())
+    slope = result.get("memory", {}).get("slope_mb_per_min", float("nan"))
+    return (
+        f"{verdict} {result['name']}: {requests}, {result['retracted']} retracted, "
+        f"hit rate {result['hit_rate']:.3f} (host share {result['host_share']:.3f}), "
+        f"memory {slope:+.1f} MB/min"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the chosen configurations; returns 1 if one of them failed."""
+    args = parse_args(argv)
+    if args.list:
+        print("\n".join(args.names))
+        return 0
+    # a server is in a session of its own and would survive us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    environment = pin(args.cores) if args.cores else {}
+    packages = ("sglang", "torch", "sglang-ext")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    report: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **versions},
+        "cache": "stock" if args.stock else "ours",
+        "clients": args.clients,
+        "seed": args.seed,
+        "traffic": dataclasses.asdict(Traffic(conversations=args.conversations)),
+        "configurations": [],
+    }
+    for name in args.names:
+        result = soak(name, args.minutes_for.get(name, args.minutes), args, environment)
+        print(line(result), flush=True)
+        report["configurations"].append(result)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1))
+    return 0 if all(map(passed, report["configurations"])) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
