@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_pool import EngineDevicePool
 from sglang_ext.adapter.host_pools import (
@@ -19,7 +20,8 @@ from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.config import BACKEND, from_environment
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
+from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.state import BackupPolicy, HostTier
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
@@ -74,7 +76,13 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         )
         rows = device_pages + full.total_pages
         index = CacheIndex(geometry, rows, device_pool, HostTier(full, swa), policy)
-    cache = SwaHiCache(params, index, device_pool)
+    admission = Admission(
+        pool=allocator.size_swa,
+        window=geometry.retained_tokens,
+        page=params.page_size,
+        chunk=params.chunked_prefill_size,
+    )
+    cache = SwaHiCache(params, index, device_pool, admission)
     if group is not None:
         controller = _controller(ctx, kv_pool, group, index)
         cache.attach_host_tier(controller, group)

@@ -73,6 +73,7 @@ class SwaHiCache(BasePrefixCache):
         params: "CacheInitParams",
         index: CacheIndex,
         device_pool: EngineDevicePool,
+        admission: Admission,
     ) -> None:
         self.disable = False
         self.req_to_token_pool = params.req_to_token_pool
@@ -82,12 +83,7 @@ class SwaHiCache(BasePrefixCache):
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
-        self._admission = Admission(
-            pool=params.token_to_kv_pool_allocator.size_swa,
-            window=self.sliding_window_size,
-            page=self.page_size,
-            chunk=params.chunked_prefill_size,
-        )
+        self._admission = admission
         self._locks: dict[int, Hold] = {}
         self._next_lock = 0
         self._root = Prefix(np.empty(0, dtype=np.int64), 0)

@@ -17,9 +17,10 @@ from sglang_ext.core import invariants
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.index import BackupPolicy, CacheIndex, HostTier
+from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
+from sglang_ext.core.state import BackupPolicy, HostTier
 from sglang_ext.core.table import FREE
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang_ext.core import backups as backups_module
 from sglang_ext.core import index as index_module
 from sglang_ext.core.columns import SlotColumn
 from sglang_ext.core.host_space import HostSpace
@@ -207,7 +208,7 @@ def a_request_counts_once_for_each_of_its_chunks(patch: Patch) -> None:
 
 def selective_copies_at_the_first_request(patch: Patch) -> None:
     patch.setattr(
-        index_module, "pages_to_copy_now", lambda policy, hits: len(hits) if hits.any() else 0
+        backups_module, "pages_to_copy_now", lambda policy, hits: len(hits) if hits.any() else 0
     )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.adapter.admission import Admission
 from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.plan import PrefixMatch
@@ -29,6 +30,8 @@ __all__ = [
 
 Tokens = NDArray[np.int64]
 ALL = 10_000
+ROOMY = Admission(pool=1 << 30, window=32, page=1, chunk=None)
+"""An engine that admits anything."""
 """More pages than any scenario has."""
 
 

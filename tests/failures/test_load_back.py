@@ -15,6 +15,7 @@ from sglang_ext.testing.engine import SimEngine, Sizes
 from tests.failures.scenarios import (
     ALL,
     PAGE,
+    ROOMY,
     Tokens,
     check_all,
     engine_with,
@@ -205,7 +206,7 @@ def test_the_engine_is_told_of_device_pages_only_as_device_prefix() -> None:
     engine.finish(request)
     assert engine.index.evict_device(2, 0) == (2, 2)
     params = SimpleNamespace(req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=1)
-    cache: Any = SwaHiCache(params, engine.index, engine.device)  # type: ignore[arg-type]
+    cache: Any = SwaHiCache(params, engine.index, engine.device, ROOMY)  # type: ignore[arg-type]
     result = cache.match_prefix(MatchPrefixParams(key=Key(tokens[:-1])))  # type: ignore[arg-type]
     assert result.device_prefix_len == 4 * PAGE
     assert result.host_hit_length == result.swa_host_hit_length == 2 * PAGE

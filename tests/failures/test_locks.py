@@ -15,6 +15,7 @@ from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
 from tests.failures.scenarios import (
     ALL,
     PAGE,
+    ROOMY,
     check_all,
     engine_with,
     find,
@@ -93,7 +94,7 @@ def test_a_release_without_its_receipt_raises() -> None:
     params = SimpleNamespace(
         req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=PAGE
     )
-    cache: Any = SwaHiCache(params, engine.index, engine.device)
+    cache: Any = SwaHiCache(params, engine.index, engine.device, ROOMY)
     rows = rows_of(engine, tokens)
     node = Prefix(rows, int(engine.index.table.generation[rows[-1]]))
     receipt = cache.inc_lock_ref(node)

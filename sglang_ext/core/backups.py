@@ -1,0 +1,226 @@
+"""Backups, device to host: what is copied, room on the host, begin, abandon, commit."""
+
+import numpy as np
+
+from sglang_ext.core.columns import Rows
+from sglang_ext.core.demotion import (
+    clean_pages,
+    oldest_dirty_paths,
+    oldest_dirty_windows,
+    worthless_windows,
+)
+from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
+from sglang_ext.core.state import IndexState
+from sglang_ext.core.table import selector
+from sglang_ext.core.window import checkpoint_windows
+from sglang_ext.core.write_policy import pages_to_copy_now
+
+_STEPS_AFTER_A_FAILURE = 32
+"""How long copies ahead of eviction pause: a broken host must not keep us busy."""
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+class Backups(IndexState):
+    """The part of the index that fills the host tier."""
+
+    def begin_backup(self, rows: Rows) -> Transfer | Declined | None:
+        """What the write policy copies to the host when a request has extended ``rows``.
+
+        None: there is nothing to copy.
+        """
+        rows = rows[: pages_to_copy_now(self.policy.write, self.table.hits[rows])]
+        # a copy that is not needed yet takes nothing away from those that are
+        return self._begin_backup(rows, make_room=False) if len(rows) else None
+
+    def demote_ahead(self) -> list[Transfer]:
+        """Start copies of what eviction takes next, if room gets low; once a step."""
+        if self.host_tier is None or self._room_left > 0:
+            return []
+        if self._pause > 0:
+            self._pause -= 1
+            return []
+        table, policy = self.table, self.policy
+        room = self.device_pool.free_pages() + clean_pages(table.device, table.host)
+        window_room = (
+            self.device_pool.free_window_pages()
+            + clean_pages(table.swa_device, table.swa_host)
+            + worthless_windows(table)
+        )
+        begun: list[Transfer] = []
+        for path in oldest_dirty_paths(table, policy.write, policy.low_pages - room):
+            plan = self._begin_backup(path, make_room=True)
+            if not isinstance(plan, Transfer):
+                break
+            begun.append(plan)
+        size = self.geometry.window_pages
+        wanted = policy.low_window_pages - window_room
+        for path in oldest_dirty_windows(table, policy.write, size, wanted):
+            plan = self._begin_backup(path, make_room=True, windows_only=True)
+            if not isinstance(plan, Transfer):
+                break
+            begun.append(plan)
+        # as long as less than this is allocated or locked, there is nothing to look for
+        self._room_left = min(room - policy.low_pages, window_room - policy.low_window_pages)
+        return begun
+
+    def _begin_backup(
+        self, rows: Rows, *, make_room: bool, windows_only: bool = False
+    ) -> Transfer | Declined | None:
+        """Start to copy a path to the host: its pages, and the windows worth keeping.
+
+        Pages are copied from the root on. A window is copied whole or not at all.
+        """
+        table = self.table
+        full = rows[~table.host.present[rows] & table.device.ready[rows]]
+        if windows_only:
+            full = _NO_ROWS
+        windows = self._windows_to_back_up(rows, len(full))
+        if len(full) == 0 and not windows:
+            return None
+        at_end = windows[0].stop - windows[0].start if windows else 0
+        if not self._backlog_allows(rows, at_end):
+            return self._decline(DeclineReason.BACKLOG)
+        full, window = self._make_host_room(rows, full, windows, make_room)
+        if len(full) == 0 and len(window) == 0:
+            return Declined(DeclineReason.HOST_FULL)
+        full_slots, full_ok = self.host.reserve(full)
+        window_slots, window_ok = self.host_window.reserve(window)
+        table.host.put(full, full_slots, ready=False)
+        table.swa_host.put(window, window_slots, ready=False)
+        hold = Hold(
+            (table.device, selector(rows)),
+            (table.swa_device, window),
+            (table.host, full),
+            (table.swa_host, window),
+        )
+        self._pinned_pages += int(np.count_nonzero(self._pins[rows] == 0))
+        self._pins[rows] += 1
+        self._pinned_window_pages += len(window)
+        transfer = self._begin(
+            TransferKind.BACKUP,
+            Copies(full, table.device.slots[full], full_slots),
+            Copies(window, table.swa_device.slots[window], window_slots),
+            hold,
+            rows,
+        )
+        transfer.failed_here = not (full_ok and window_ok)
+        return transfer
+
+    def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[slice]:
+        """Windows of ``rows`` that are complete and not on the host, the last one first."""
+        table = self.table
+        on_host = table.swa_host.present[rows].copy()
+        usable = on_host | table.swa_device.ready[rows]
+        windows = []
+        first = len(rows) - max(new_pages, 1)
+        at_end, *inside = checkpoint_windows(
+            first, len(rows), self.policy.checkpoint_pages, self.geometry.window_pages
+        )
+        for start, end in (at_end, *self._branch_windows(rows), *inside):
+            if usable[start:end].all() and not on_host[start:end].all():
+                windows.append(slice(start, end))
+                on_host[start:end] = True
+        return windows
+
+    def _backlog_allows(self, rows: Rows, window_pages: int) -> bool:
+        if not self.pending[TransferKind.BACKUP]:
+            return True
+        pages = self._pinned_pages + int(np.count_nonzero(self._pins[rows] == 0))
+        return (
+            pages <= self.policy.pinned_pages
+            and self._pinned_window_pages + window_pages <= self.policy.pinned_window_pages
+        )
+
+    # ---- room on the host ----------------------------------------------------
+
+    def _make_host_room(
+        self, rows: Rows, full: Rows, windows: list[slice], make_room: bool
+    ) -> tuple[Rows, Rows]:
+        """As much of a backup as there is host room for: (full rows, window rows)."""
+        table = self.table
+        # While room is made, what the backup needs must not be its victim; older windows
+        # of the same path may be.
+        needed = np.unique(np.concatenate([_NO_ROWS, *(rows[window] for window in windows)]))
+        guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
+        if make_room and len(full) > self.host.free_pages:
+            self._evict_host(len(full) - self.host.free_pages, int(table.age[rows[-1]]))
+        if len(full) > self.host.free_pages:
+            self.counters.declined[DeclineReason.HOST_FULL] += 1
+            full, windows = full[: self.host.free_pages], []
+        kept = _NO_ROWS
+        for number, window in enumerate(windows):
+            missing = rows[window][~table.swa_host.present[rows[window]]]
+            added = np.setdiff1d(missing, kept)
+            size = len(kept) + len(added)
+            if number > 0 and self._pinned_window_pages + size > self.policy.pinned_window_pages:
+                break
+            if make_room and size > self.host_window.free_pages:
+                age = int(table.swa_age[rows[window.stop - 1]])
+                self._evict_host_windows(size - self.host_window.free_pages, age)
+            if size > self.host_window.free_pages:
+                self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
+                break
+            kept = np.concatenate((kept, added))
+        guard.release()
+        return full, kept
+
+    def _evict_host(self, pages: int, younger_than: int) -> None:
+        """Make room on the host: copies of pages that are on the device, then the oldest."""
+        duplicates = len(self.host.pop_duplicates(pages, younger_than))
+        self.counters.reclaimed_duplicate_pages += duplicates
+        rows = self.host.pop_oldest(pages - duplicates)
+        self.counters.evicted_host_pages += len(rows)
+        lost = rows[~self.table.device.present[rows]]
+        if len(lost):
+            self._remove(lost)
+
+    def _evict_host_windows(self, pages: int, younger_than: int) -> None:
+        duplicates = len(self.host_window.pop_duplicates(pages, younger_than))
+        self.counters.reclaimed_duplicate_window_pages += duplicates
+        rows = self.host_window.pop_oldest(pages - duplicates)
+        self.counters.evicted_host_window_pages += len(rows)
+
+    # ---- end -----------------------------------------------------------------
+
+    def _abandon(self, transfer: Transfer) -> None:
+        """Give up a pending backup: its pages are free for eviction at once.
+
+        The copy may still run and read what the engine writes there next, so it is
+        never published, and its host slots are free after its commit only.
+        """
+        self._end_backup(transfer)
+        table = self.table
+        table.host.take(transfer.full.rows)
+        table.swa_host.take(transfer.window.rows)
+        self.host.detached += len(transfer.full)
+        self.host_window.detached += len(transfer.window)
+        transfer.abandoned = True
+        self.counters.abandoned_transfers += 1
+
+    def _end_backup(self, transfer: Transfer) -> None:
+        transfer.hold.release()
+        self._pins[transfer.path] -= 1
+        self._pinned_pages -= int(np.count_nonzero(self._pins[transfer.path] == 0))
+        self._pinned_window_pages -= len(transfer.window)
+
+    def commit_backup(self, op: int, *, ok: bool) -> None:
+        """End a backup: its host copies become READY, or go away if it failed."""
+        transfer = self.pending[TransferKind.BACKUP].pop(op)
+        table = self.table
+        if transfer.abandoned:
+            self.host.detached -= len(transfer.full)
+            self.host_window.detached -= len(transfer.window)
+            self.host.release(transfer.full.host)
+            self.host_window.release(transfer.window.host)
+            return
+        self._end_backup(transfer)
+        if ok:
+            table.host.make_ready(transfer.full.rows)
+            table.swa_host.make_ready(transfer.window.rows)
+            self.counters.backed_up_pages += len(transfer.full)
+            self.counters.backed_up_window_pages += len(transfer.window)
+        else:
+            self.host.drop(transfer.full.rows)
+            self.host_window.drop(transfer.window.rows)
+            self.counters.failed_transfers += 1
+            self._pause = _STEPS_AFTER_A_FAILURE

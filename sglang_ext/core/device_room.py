@@ -1,0 +1,55 @@
+"""Room on the device: eviction, and what it does to copies elsewhere."""
+
+import numpy as np
+
+from sglang_ext.core.backups import Backups
+from sglang_ext.core.columns import Rows
+from sglang_ext.core.plan import TransferKind
+
+
+class DeviceRoom(Backups):
+    """The part of the index that frees device pages."""
+
+    def evict_device(
+        self, pages: int, window_pages: int, *, abandon_backups: bool = False
+    ) -> tuple[int, int]:
+        """Free device pages. A page with a host copy stays matchable from there.
+
+        Args:
+            pages: full-attention pages wanted (their peers go with them).
+            window_pages: sliding-window pages wanted, those peers included.
+            abandon_backups: if the rest is held, take back pages that pending
+                backups hold, the last begun first, rather than fail or wait.
+
+        Returns:
+            (pages, window pages) freed; fewer than wanted when the rest is locked.
+        """
+        freed, freed_windows = self._evict_unlocked(pages, window_pages)
+        backups = list(self.pending[TransferKind.BACKUP].values()) if abandon_backups else []
+        while backups and (freed < pages or freed_windows < window_pages):
+            if (last := backups.pop()).abandoned:
+                continue
+            self._abandon(last)
+            more = self._evict_unlocked(pages - freed, window_pages - freed_windows)
+            freed, freed_windows = freed + more[0], freed_windows + more[1]
+        return freed, freed_windows
+
+    def _evict_unlocked(self, pages: int, window_pages: int) -> tuple[int, int]:
+        freed = freed_windows = 0
+        if pages > 0:
+            freed, freed_windows = self._demote(self._device_victims.pop(pages))
+        if window_pages > freed_windows:
+            rows = self._swa_device_victims.pop(window_pages - freed_windows)
+            freed_windows += self._drop_device_windows(rows)
+        return freed, freed_windows
+
+    def _demote(self, rows: Rows) -> tuple[int, int]:
+        table = self.table
+        windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
+        self.device_pool.release(table.device.take(rows))
+        on_host = table.host.present[rows]
+        table.host.offer(rows[on_host])
+        lost = rows[~on_host]
+        self.counters.demoted_pages += int(np.count_nonzero(on_host))
+        extra, extra_windows = self._remove(lost) if len(lost) else (0, 0)
+        return len(rows) + extra, windows + extra_windows

@@ -1,0 +1,180 @@
+"""What the parts of the index share: the table, the pools, transfers in flight."""
+
+import dataclasses
+
+import numpy as np
+
+from sglang_ext.core.columns import Rows
+from sglang_ext.core.counters import Counters
+from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.host_space import HostSpace
+from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
+from sglang_ext.core.ports import DevicePool, HostPool
+from sglang_ext.core.table import PageTable, selector
+from sglang_ext.core.write_policy import WritePolicy
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostTier:
+    """The two host pools of a cache with a host tier."""
+
+    full: HostPool
+    window: HostPool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BackupPolicy:
+    """What is backed up when, and how much of the device that may hold up.
+
+    Attributes:
+        write: when a page is copied to the host.
+        checkpoint_pages: distance of the windows kept inside a prompt.
+        pinned_pages: device pages that pending backups may pin.
+        pinned_window_pages: the same for sliding-window copies.
+        low_pages: device pages that shall be free, or evictable without a loss;
+            below that, the oldest pages are copied to the host.
+        low_window_pages: the same for sliding-window copies.
+    """
+
+    write: WritePolicy
+    checkpoint_pages: int
+    pinned_pages: int
+    pinned_window_pages: int
+    low_pages: int
+    low_window_pages: int
+
+
+class IndexState:
+    """The state, and the small steps that every part is made of."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        capacity: int,
+        device: DevicePool,
+        host: HostTier | None = None,
+        policy: BackupPolicy | None = None,
+    ) -> None:
+        self.geometry = geometry
+        self.device_pool = device
+        self.host_tier = host
+        self.policy = policy or BackupPolicy(
+            WritePolicy.WRITE_THROUGH, capacity, capacity, capacity, 0, 0
+        )
+        self.counters = Counters()
+        self._capacity = capacity
+        # operation numbers go on across a reset: they identify transfers for good
+        self._next_op = dict.fromkeys(TransferKind, 0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and free nothing; the pools are reset by their owners.
+
+        No transfer may be in flight.
+        """
+        self.table = table = PageTable(self.geometry, self._capacity)
+        self._device_victims = VictimQueue(table.device, table.age)
+        self._swa_device_victims = VictimQueue(table.swa_device, table.swa_age)
+        if (tier := self.host_tier) is not None:
+            self.host = HostSpace(table, table.host, table.device, table.age, tier.full)
+            self.host_window = HostSpace(
+                table, table.swa_host, table.swa_device, table.swa_age, tier.window
+            )
+        self.pending: dict[TransferKind, dict[int, Transfer]] = {
+            TransferKind.BACKUP: {},
+            TransferKind.LOAD: {},
+        }
+        # backups that pin a page on the device, and how many pages have any
+        self._pins = np.zeros(self._capacity, dtype=np.int16)
+        self._pinned_pages = 0
+        self._pinned_window_pages = 0
+        self._room_left = 0
+        self._pause = 0
+
+    # ---- use and hold --------------------------------------------------------
+
+    def use(self, rows: Rows) -> None:
+        """Record that a request uses the prefix ``rows`` and the window at its end."""
+        if len(rows) == 0:
+            return
+        self.table.advance()
+        self._touch(rows)
+
+    def _touch(self, rows: Rows) -> None:
+        table = self.table
+        table.touch(selector(rows))
+        table.touch_window(selector(self.window_of(rows)))
+        # who shares a prefix comes back to where it branches off when its own pages are gone
+        for start, end in self._branch_windows(rows):
+            table.touch_window(rows[start:end])
+
+    def _branch_windows(self, rows: Rows) -> list[tuple[int, int]]:
+        """Windows before the pages of a path after which prefixes diverge, as half-open
+        ranges of ``rows``."""
+        ends = np.flatnonzero(self.table.children[rows] > 1) + 1
+        return [(max(0, end - self.geometry.window_pages), end) for end in ends.tolist()]
+
+    def window_of(self, rows: Rows) -> Rows:
+        """The last window of a path: what resuming at its end reads."""
+        return rows[max(0, len(rows) - self.geometry.window_pages) :]
+
+    def hold(self, rows: Rows) -> Hold:
+        """Lock a path: full attention to the root, sliding window for its end."""
+        table = self.table
+        self._room_left -= len(rows)
+        return Hold(
+            (table.device, selector(rows)),
+            (table.swa_device, selector(self.window_of(rows))),
+        )
+
+    # ---- forget --------------------------------------------------------------
+
+    def _drop_device_windows(self, rows: Rows) -> int:
+        table = self.table
+        if len(rows):
+            lost = ~table.swa_host.present[rows]
+            self.counters.dropped_window_pages += int(np.count_nonzero(lost))
+            swa = table.swa_device.take(rows)
+            self.device_pool.release_window(table.device.slots[rows], swa)
+            table.swa_host.offer(rows[~lost])
+        return len(rows)
+
+    def _remove(self, rows: Rows) -> tuple[int, int]:
+        """Forget rows without a full copy, and everything below them.
+
+        Returns:
+            Device (pages, window pages) freed below ``rows``.
+        """
+        table = self.table
+        rows = table.subtree(rows)
+        assert not table.device.locks[rows].any(), "removed a locked page"
+        device = rows[table.device.present[rows]]
+        windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
+        if len(device):
+            self.device_pool.release(table.device.take(device))
+        if self.host_tier is not None:
+            self.host.drop(rows[table.host.present[rows]])
+            self.host_window.drop(rows[table.swa_host.present[rows]])
+        table.remove_rows(rows)
+        self.counters.dropped_pages += len(rows)
+        return len(device), windows
+
+    # ---- transfers -----------------------------------------------------------
+
+    def last_op(self, kind: TransferKind) -> int:
+        """Number of the last transfer begun in a direction, -1 before the first."""
+        return self._next_op[kind] - 1
+
+    def _begin(
+        self, kind: TransferKind, full: Copies, window: Copies, hold: Hold, path: Rows
+    ) -> Transfer:
+        op = self._next_op[kind]
+        self._next_op[kind] = op + 1
+        transfer = Transfer(op, kind, full, window, hold, path)
+        self.pending[kind][op] = transfer
+        return transfer
+
+    def _decline(self, reason: DeclineReason) -> Declined:
+        self.counters.declined[reason] += 1
+        return Declined(reason)
