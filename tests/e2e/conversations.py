@@ -43,7 +43,9 @@ class Answer:
 
 def generate(server: Server, prompt: Sequence[int], length: int) -> dict[str, Any]:
     """One greedy request of exactly ``length`` tokens."""
-    sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
+    # the model has no end token; with ignore_eos the engine would keep room for whole answers
+    # and never have to retract a request
+    sampling = {"temperature": 0, "max_new_tokens": length}
     return server.post("/generate", {"input_ids": list(prompt), "sampling_params": sampling})
 
 
