@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE := 0.5.23
-# of soaking, for each configuration
+# of soaking, for each configuration; one of them alone: make soak ONLY=tight-late MINUTES=15
 MINUTES ?= 10
+ONLY ?= *
 
 .PHONY: demo test check bench-core soak clean
 
@@ -23,7 +24,9 @@ bench-core: .venv/ready
 	$(BIN)/python -m launch.bench_core --out out/bench_core.json
 
 soak: .venv/ready
-	$(BIN)/python -m launch.soak --minutes $(MINUTES) --out out/soak.json
+	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2
+	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 4 --steps 5000 --processes 2
+	$(BIN)/python -m launch.soak --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
 .venv/ready: requirements/engine.txt requirements/cpu.txt pyproject.toml cpu_platform/pyproject.toml
