@@ -26,23 +26,23 @@ class Admission:
     page: int
     chunk: int | None
 
-    def is_possible(self, extend: int, locked: int, pinned: int) -> bool:
+    def is_possible(self, extend: int, max_new: int, locked: int, pinned: int) -> bool:
         """Whether a request is admitted when nothing else runs.
 
         Args:
             extend: tokens to prefill.
+            max_new: tokens it may still generate, as the engine clips them.
             locked: sliding-window tokens of its device prefix, locked meanwhile.
             pinned: sliding-window tokens that its load is said to take.
         """
         extend = self._whole_pages(extend)
         step = extend if self.chunk is None else min(extend, self.chunk)
-        # the window at the end of the prefill, whatever is generated, and a page
-        headroom = self.window + self.page + self._whole_pages(pinned)
-        need = max(step - self.window, 0) + headroom
+        fixed = self.page + self._whole_pages(pinned)
+        need = max(step - self.window, 0) + min(extend + max_new, self.window) + fixed
         left = self.pool // self.page * self.page - locked
         if need < left:
             return True
-        shrunk = (left - headroom) // self.page
+        shrunk = (left - min(max_new, self.window) - fixed) // self.page
         return self.chunk is not None and need >= self.pool and shrunk > 0
 
     def _whole_pages(self, tokens: int) -> int:

@@ -18,7 +18,7 @@ from sglang_ext.adapter.host_pools import (
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
-from sglang_ext.config import BACKEND, from_environment
+from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.state import BackupPolicy, HostTier
@@ -80,7 +80,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
         page=params.page_size,
-        chunk=params.chunked_prefill_size,
+        chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
     cache = SwaHiCache(params, index, device_pool, admission)
     if group is not None:
@@ -146,11 +146,13 @@ def _controller(
     ]
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
+    config = from_environment()
+    faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
+    if faults != CopyFaults() and device.type != "cpu":
+        raise StartupError(f"{REPORT_DELAY} and {SLOWDOWN} are for the CPU platform only")
     if device.type == "cuda":
         engine = CudaTransferEngine(components, layers)
     elif device.type == "cpu":
-        config = from_environment()
-        faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
         engine = CpuTransferEngine(components, layers, faults)
     else:
         raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")

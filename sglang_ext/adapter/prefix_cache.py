@@ -118,7 +118,7 @@ class SwaHiCache(BasePrefixCache):
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         match = self.index.match(*self._key(params.key))
         self.index.use(match.rows)
-        match = self._admissible(match, len(params.key))
+        match = self._admissible(match, params)
         on_device = self._prefix(match.rows[: match.device_pages])
         best = self._prefix(match.rows)
         return MatchResult(
@@ -130,20 +130,28 @@ class SwaHiCache(BasePrefixCache):
             swa_host_hit_length=match.window_pages_to_pin * self._page_tokens,
         )
 
-    def _admissible(self, match: PrefixMatch, length: int) -> PrefixMatch:
+    def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best part of it with which the engine can admit the request:
         without the load, or nothing at all."""
+        length = len(params.key.token_ids)  # the key itself is limited, the prefill is not
+        max_new = self._max_new_tokens(params.req)
         on_device = match.rows[: match.device_pages]
         locked = len(self.index.window_of(on_device)) * self._page_tokens
         pinned = match.window_pages_to_pin * self._page_tokens
         extend = length - len(match.rows) * self._page_tokens
-        if self._admission.is_possible(extend, locked, pinned):
+        if self._admission.is_possible(extend, max_new, locked, pinned):
             return match
         self.index.counters.inadmissible += 1
         extend = length - len(on_device) * self._page_tokens
-        if self._admission.is_possible(extend, locked, 0):
+        if self._admission.is_possible(extend, max_new, locked, 0):
             return PrefixMatch(on_device, len(on_device), 0)
         return PrefixMatch(match.rows[:0], 0, 0)
+
+    def _max_new_tokens(self, req: "Req | None") -> int:
+        """What the engine's admission assumes; an upper bound where the request is unknown."""
+        if req is None or req.sampling_params.max_new_tokens is None:
+            return self.sliding_window_size
+        return max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
 
     def touch_prefix(self, key: "RadixKey") -> None:
         """Refresh the recency of a waiting request's prefix."""

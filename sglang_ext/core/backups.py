@@ -1,5 +1,8 @@
 """Backups, device to host: what is copied, room on the host, begin, abandon, commit."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 
 from sglang_ext.core.columns import Rows
@@ -17,7 +20,13 @@ from sglang_ext.core.write_policy import pages_to_copy_now
 
 _STEPS_AFTER_A_FAILURE = 32
 """How long copies ahead of eviction pause: a broken host must not keep us busy."""
+_MOST_PATHS_A_STEP = 8
+"""A step starts as many copies of each kind at most; the next one goes on."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+def _few(paths: Iterator[Rows]) -> Iterator[Rows]:
+    return itertools.islice(paths, _MOST_PATHS_A_STEP)
 
 
 class Backups(IndexState):
@@ -34,34 +43,49 @@ class Backups(IndexState):
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
-        if self.host_tier is None or self._room_left > 0:
+        if self.host_tier is None or not self._room_may_be_low():
             return []
         if self._pause > 0:
             self._pause -= 1
             return []
         table, policy = self.table, self.policy
-        room = self.device_pool.free_pages() + clean_pages(table.device, table.host)
+        wanted, wanted_windows = self._scan_room()
+        size = self.geometry.window_pages
+        paths = oldest_dirty_paths(table, policy.write, wanted)
+        windows = oldest_dirty_windows(table, policy.write, size, wanted_windows)
+        plans = [
+            *(self._begin_backup(p, make_room=True) for p in _few(paths)),
+            *(self._begin_backup(p, make_room=True, windows_only=True) for p in _few(windows)),
+        ]
+        return [plan for plan in plans if isinstance(plan, Transfer)]
+
+    def _scan_room(self) -> tuple[int, int]:
+        """Pages and window pages that are missing up to the low marks. O(rows)."""
+        table, pool, policy = self.table, self.device_pool, self.policy
+        self._free_at_scan = pool.free_pages()
+        self._free_windows_at_scan = pool.free_window_pages()
+        self._evicted = self._evicted_windows = self._held = 0
+        self._scan_is_due = False
+        room = self._free_at_scan + clean_pages(table.device, table.host)
         window_room = (
-            self.device_pool.free_window_pages()
+            self._free_windows_at_scan
             + clean_pages(table.swa_device, table.swa_host)
             + worthless_windows(table)
         )
-        begun: list[Transfer] = []
-        for path in oldest_dirty_paths(table, policy.write, policy.low_pages - room):
-            plan = self._begin_backup(path, make_room=True)
-            if not isinstance(plan, Transfer):
-                break
-            begun.append(plan)
-        size = self.geometry.window_pages
-        wanted = policy.low_window_pages - window_room
-        for path in oldest_dirty_windows(table, policy.write, size, wanted):
-            plan = self._begin_backup(path, make_room=True, windows_only=True)
-            if not isinstance(plan, Transfer):
-                break
-            begun.append(plan)
-        # as long as less than this is allocated or locked, there is nothing to look for
-        self._room_left = min(room - policy.low_pages, window_room - policy.low_window_pages)
-        return begun
+        self._room_left = room - policy.low_pages
+        self._window_room_left = window_room - policy.low_window_pages
+        return -self._room_left, -self._window_room_left
+
+    def _room_may_be_low(self) -> bool:
+        """Whether a scan could find too little room: what was allocated and locked since
+        the last one is as much as there was above the low marks."""
+        if self._scan_is_due:
+            return True
+        pool = self.device_pool
+        used = self._free_at_scan + self._evicted - pool.free_pages()
+        windows = self._free_windows_at_scan + self._evicted_windows - pool.free_window_pages()
+        left = min(self._room_left - used, self._window_room_left - windows)
+        return left <= self._held
 
     def _begin_backup(
         self, rows: Rows, *, make_room: bool, windows_only: bool = False
@@ -82,7 +106,10 @@ class Backups(IndexState):
             return self._decline(DeclineReason.BACKLOG)
         full, window = self._make_host_room(rows, full, windows, make_room)
         if len(full) == 0 and len(window) == 0:
-            return Declined(DeclineReason.HOST_FULL)
+            full_wanted = not windows_only
+            return Declined(
+                DeclineReason.HOST_FULL if full_wanted else DeclineReason.HOST_WINDOW_FULL
+            )
         full_slots, full_ok = self.host.reserve(full)
         window_slots, window_ok = self.host_window.reserve(window)
         table.host.put(full, full_slots, ready=False)
@@ -123,12 +150,14 @@ class Backups(IndexState):
         return windows
 
     def _backlog_allows(self, rows: Rows, window_pages: int) -> bool:
+        """Limits what backups pin, and what abandoned ones still occupy on the host."""
         if not self.pending[TransferKind.BACKUP]:
             return True
         pages = self._pinned_pages + int(np.count_nonzero(self._pins[rows] == 0))
+        windows = self._pinned_window_pages + window_pages
         return (
-            pages <= self.policy.pinned_pages
-            and self._pinned_window_pages + window_pages <= self.policy.pinned_window_pages
+            pages + self.host.detached <= self.policy.pinned_pages
+            and windows + self.host_window.detached <= self.policy.pinned_window_pages
         )
 
     # ---- room on the host ----------------------------------------------------
@@ -168,6 +197,7 @@ class Backups(IndexState):
         """Make room on the host: copies of pages that are on the device, then the oldest."""
         duplicates = len(self.host.pop_duplicates(pages, younger_than))
         self.counters.reclaimed_duplicate_pages += duplicates
+        self._scan_is_due = True
         rows = self.host.pop_oldest(pages - duplicates)
         self.counters.evicted_host_pages += len(rows)
         lost = rows[~self.table.device.present[rows]]
@@ -177,6 +207,7 @@ class Backups(IndexState):
     def _evict_host_windows(self, pages: int, younger_than: int) -> None:
         duplicates = len(self.host_window.pop_duplicates(pages, younger_than))
         self.counters.reclaimed_duplicate_window_pages += duplicates
+        self._scan_is_due = True
         rows = self.host_window.pop_oldest(pages - duplicates)
         self.counters.evicted_host_window_pages += len(rows)
 
@@ -195,6 +226,7 @@ class Backups(IndexState):
         self.host.detached += len(transfer.full)
         self.host_window.detached += len(transfer.window)
         transfer.abandoned = True
+        self._scan_is_due = True
         self.counters.abandoned_transfers += 1
 
     def _end_backup(self, transfer: Transfer) -> None:
@@ -224,3 +256,4 @@ class Backups(IndexState):
             self.host_window.drop(transfer.window.rows)
             self.counters.failed_transfers += 1
             self._pause = _STEPS_AFTER_A_FAILURE
+            self._scan_is_due = True

@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ABSENT = -1
-_MOST_OFFERS = 4096
 
 Rows = NDArray[np.int64]
 Slots = NDArray[np.int32]
@@ -35,7 +34,9 @@ class SlotColumn:
         self.locks = np.zeros(capacity, dtype=np.int32)
         self.n_present = 0
         self.n_locked = 0
-        self._offered: list[Selector] = []
+        self._offered: list[Selector] | None = []
+        self._offered_rows = 0
+        self._most_offers = max(1024, capacity // 16)
 
     @property
     def n_evictable(self) -> int:
@@ -82,15 +83,21 @@ class SlotColumn:
 
     def offer(self, rows: Selector) -> None:
         """Note rows that may have become victims of eviction."""
+        if self._offered is None:
+            return
         self._offered.append(rows)
-        if len(self._offered) > _MOST_OFFERS:  # nobody evicts here
-            self._offered = [slice(0, len(self.present))]
+        self._offered_rows += rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        if self._offered_rows > self._most_offers:
+            self._offered = None  # a pass over all rows is cheaper, and nothing is kept alive
 
-    def take_offers(self) -> Rows:
-        """Rows offered since the last call, each once."""
+    def take_offers(self) -> Rows | None:
+        """Rows offered since the last call, each once; None if there were too many."""
+        offered, self._offered = self._offered, []
+        self._offered_rows = 0
+        if offered is None:
+            return None
         parts = [
             np.arange(part.start, part.stop, dtype=np.int64) if isinstance(part, slice) else part
-            for part in self._offered
+            for part in offered
         ]
-        self._offered = []
         return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)

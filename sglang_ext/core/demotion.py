@@ -7,10 +7,13 @@ elsewhere; when their turn comes they are clean and nobody waits for a copy.
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.table import UNUSED_BAND, PageTable
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
+
+_CANDIDATES = 4096
 
 
 def clean_pages(device: SlotColumn, host: SlotColumn) -> int:
@@ -31,11 +34,13 @@ def oldest_dirty_paths(table: PageTable, policy: WritePolicy, wanted: int) -> It
 
     Stops when the paths cover ``wanted`` such pages.
     """
+    if wanted <= 0:
+        return
     device = table.device
     dirty = device.ready & (device.locks == 0) & ~table.host.present
     rows = np.flatnonzero(dirty)
     rows = rows[worth_keeping(policy, table.hits[rows])]
-    for row in rows[np.argsort(table.age[rows])].tolist():
+    for row in _oldest(rows, table.age):
         if wanted <= 0:
             return
         if dirty[row]:
@@ -53,12 +58,14 @@ def oldest_dirty_windows(
     A page whose window is not whole can resume nobody: it joins those that are
     evicted first.
     """
+    if wanted <= 0:
+        return
     column = table.swa_device
     dirty = column.ready & (column.locks == 0) & ~table.swa_host.present & (table.swa_age >= 0)
     rows = np.flatnonzero(dirty)
     rows = rows[worth_keeping(policy, table.hits[rows])]
     # on one path deeper is older: the oldest page of a window is its last one
-    for row in rows[np.argsort(table.swa_age[rows])].tolist():
+    for row in _oldest(rows, table.swa_age):
         if wanted <= 0:
             return
         if not dirty[row]:
@@ -72,3 +79,11 @@ def oldest_dirty_windows(
         else:
             table.swa_age[row] += UNUSED_BAND
             column.offer(path[-1:])
+
+
+def _oldest(rows: Rows, age: NDArray[np.int64]) -> list[int]:
+    """The oldest of ``rows``, in order; enough of them for one step."""
+    if len(rows) > _CANDIDATES:
+        rows = rows[np.argpartition(age[rows], _CANDIDATES)[:_CANDIDATES]]
+    order: list[int] = rows[np.argsort(age[rows])].tolist()
+    return order

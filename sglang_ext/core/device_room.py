@@ -4,7 +4,7 @@ import numpy as np
 
 from sglang_ext.core.backups import Backups
 from sglang_ext.core.columns import Rows
-from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.plan import Transfer, TransferKind
 
 
 class DeviceRoom(Backups):
@@ -27,12 +27,23 @@ class DeviceRoom(Backups):
         freed, freed_windows = self._evict_unlocked(pages, window_pages)
         backups = list(self.pending[TransferKind.BACKUP].values()) if abandon_backups else []
         while backups and (freed < pages or freed_windows < window_pages):
-            if (last := backups.pop()).abandoned:
-                continue
-            self._abandon(last)
-            more = self._evict_unlocked(pages - freed, window_pages - freed_windows)
-            freed, freed_windows = freed + more[0], freed_windows + more[1]
+            last = backups.pop()
+            if self._would_free(last, full=freed < pages, window=freed_windows < window_pages):
+                self._abandon(last)
+                more = self._evict_unlocked(pages - freed, window_pages - freed_windows)
+                freed, freed_windows = freed + more[0], freed_windows + more[1]
+        self._evicted += freed
+        self._evicted_windows += freed_windows
         return freed, freed_windows
+
+    def _would_free(self, backup: Transfer, *, full: bool, window: bool) -> bool:
+        """Whether backups alone hold some of its pages, of a kind that is missing."""
+        if backup.abandoned:
+            return False
+        locks = self.table.device.locks[backup.path]
+        if full and (locks == self._pins[backup.path]).any():
+            return True
+        return window and bool((self.table.swa_device.locks[backup.window.rows] == 1).any())
 
     def _evict_unlocked(self, pages: int, window_pages: int) -> tuple[int, int]:
         freed = freed_windows = 0

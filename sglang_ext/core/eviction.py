@@ -51,7 +51,11 @@ class VictimQueue:
         count = min(count, self._column.n_evictable)
         if count <= 0:
             return self._rows[:0]
-        self._merge(self._column.take_offers())
+        offers = self._column.take_offers()
+        if offers is None:
+            self._refill(count)
+        else:
+            self._merge(offers)
         rows = self._take(count)
         if len(rows) < count:
             self._refill(count)

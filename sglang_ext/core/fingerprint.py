@@ -9,7 +9,7 @@ from sglang_ext.core.plan import TransferKind
 
 
 def fingerprint(index: CacheIndex) -> int:
-    """Digest (62 bits) of everything that decisions depend on.
+    """Digest (62 bits) of what decisions depend on.
 
     Host slots are left out: their numbers may differ between ranks after one of them
     failed to allocate, and no decision looks at them. O(rows).
@@ -17,6 +17,7 @@ def fingerprint(index: CacheIndex) -> int:
     table = index.table
     state = hashlib.blake2b(digest_size=8)
     scalars = [table.tick, table.n_rows, *(index.last_op(kind) for kind in TransferKind)]
+    scalars += index.private_state()
     columns = (table.device, table.host, table.swa_device, table.swa_host)
     for column in columns:
         scalars += [column.n_present, column.n_locked]

@@ -8,6 +8,8 @@ from sglang_ext.core.eviction import VictimQueue, youngest_first
 from sglang_ext.core.ports import HostPool
 from sglang_ext.core.table import PageTable
 
+_FEW = 16
+
 
 class HostSpace:
     """One component's copies on the host.
@@ -90,12 +92,14 @@ class HostSpace:
         """Mask of pages with a descendant that is on the host alone."""
         table = self._table
         above = np.zeros(table.capacity, dtype=bool)
-        below = np.flatnonzero(table.host.present & ~table.device.present)
-        while len(below):
-            parents = table.parent[below]
-            below = np.unique(parents[parents >= 0]).astype(np.int64)
-            below = below[~above[below]]
-            above[below] = True
+        level = np.flatnonzero(table.host.present & ~table.device.present)
+        while len(level) > _FEW:
+            parents = table.parent[level]
+            level = np.unique(parents[parents >= 0]).astype(np.int64)
+            level = level[~above[level]]
+            above[level] = True
+        for row in level.tolist():
+            above[table.path(row)[:-1]] = True
         return above
 
     def pop_oldest(self, count: int) -> Rows:

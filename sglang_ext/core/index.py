@@ -81,7 +81,6 @@ class CacheIndex(Loads):
         rows = np.concatenate((known, added)) if len(added) else known
         self._touch(rows)
         table.count_request(rows, request)
-        self._room_left -= len(added)
         return rows
 
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:

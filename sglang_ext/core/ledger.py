@@ -34,7 +34,9 @@ class Ledger:
 
     def failed(self, ops: range) -> None:
         """Backups ``ops`` have ended here without success."""
-        self._failed.update(ops)
+        # what failed before a flush is reported after it
+        committed = self._committed[TransferKind.BACKUP]
+        self._failed.update(op for op in ops if op > committed)
 
     def report(self, backed_up: int, loaded: int) -> list[int]:
         """This rank's view, of the same length on every rank.

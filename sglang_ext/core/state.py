@@ -89,7 +89,11 @@ class IndexState:
         self._pins = np.zeros(self._capacity, dtype=np.int16)
         self._pinned_pages = 0
         self._pinned_window_pages = 0
-        self._room_left = 0
+        # room above the low marks at the last scan, and what has happened to it since
+        self._scan_is_due = True
+        self._room_left = self._window_room_left = 0
+        self._free_at_scan = self._free_windows_at_scan = 0
+        self._evicted = self._evicted_windows = self._held = 0
         self._pause = 0
 
     # ---- use and hold --------------------------------------------------------
@@ -122,7 +126,7 @@ class IndexState:
     def hold(self, rows: Rows) -> Hold:
         """Lock a path: full attention to the root, sliding window for its end."""
         table = self.table
-        self._room_left -= len(rows)
+        self._held += len(rows)
         return Hold(
             (table.device, selector(rows)),
             (table.swa_device, selector(self.window_of(rows))),
@@ -159,6 +163,11 @@ class IndexState:
         table.remove_rows(rows)
         self.counters.dropped_pages += len(rows)
         return len(device), windows
+
+    def private_state(self) -> list[int]:
+        """Numbers beside the table that decisions depend on; for ``fingerprint``."""
+        detached = [self.host.detached, self.host_window.detached] if self.host_tier else []
+        return [self._pause, self._room_left, self._window_room_left, self._held, *detached]
 
     # ---- transfers -----------------------------------------------------------
 

@@ -300,7 +300,8 @@ class PageTable:
         self.swa_age[rows] = self._ages(rows)
 
     def count_request(self, rows: Rows, request: int) -> None:
-        """Count a request on pages of its path; in pieces or again counts once.
+        """Count a request on pages of its path. In pieces, or again with no other request
+        in between, it counts once.
 
         Args:
             request: identifies the request; not NO_REQUEST.

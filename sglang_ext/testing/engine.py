@@ -162,8 +162,9 @@ class SimEngine:
         hold.release()
         return full, window
 
-    def compute(self, request: SimRequest, count: int) -> None:
-        """Prefill or decode up to ``count`` more tokens and checkpoint whole pages.
+    def compute(self, request: SimRequest, count: int, *, checkpoint: bool = True) -> None:
+        """Prefill up to ``count`` more tokens and checkpoint whole pages; decoding steps
+        do not checkpoint.
 
         Raises:
             DeviceFullError: nothing left to evict; the request is unchanged.
@@ -177,7 +178,8 @@ class SimEngine:
         request.computed = stop
         self._write(request)
         self._slide(request)
-        self._checkpoint(request)
+        if checkpoint:
+            self._checkpoint(request)
 
     def finish(self, request: SimRequest) -> None:
         """Keep what was computed and free the rest."""

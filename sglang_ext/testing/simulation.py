@@ -148,13 +148,14 @@ class Simulation:
             return
         which = self.rng.randrange(len(self.engine.running))
         count = self.rng.randint(1, 80)
-        full = [self._compute(engine, which, count) for engine in self.engines]
+        checkpoint = self.rng.random() < 0.7
+        full = [self._compute(engine, which, count, checkpoint) for engine in self.engines]
         assert len(set(full)) == 1, "the device is full on some ranks only"
 
-    def _compute(self, engine: SimEngine, which: int, count: int) -> bool:
+    def _compute(self, engine: SimEngine, which: int, count: int, checkpoint: bool) -> bool:
         request = engine.running[which]
         try:
-            engine.compute(request, count)
+            engine.compute(request, count, checkpoint=checkpoint)
         except DeviceFullError:
             engine.seen.add("retracted")
             engine.abort(request)

@@ -1,9 +1,17 @@
 """What the cache offers can be admitted: compared with the engine's own budget."""
 
+import array
+from types import SimpleNamespace
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sglang_ext.adapter.admission import Admission
+from sglang_ext.adapter.prefix_cache import SwaHiCache
+from tests.core.test_index import engine_with, prompt, serve
 
 
 class Pool:
@@ -36,6 +44,7 @@ class Pool:
     extend=st.integers(1, 1500),
     locked_pages=st.integers(0, 10),
     pinned_pages=st.integers(0, 10),
+    max_new=st.sampled_from([0, 8, 40, 10**4]),
 )
 def test_it_is_the_rule_of_the_engine(
     page: int,
@@ -45,6 +54,7 @@ def test_it_is_the_rule_of_the_engine(
     extend: int,
     locked_pages: int,
     pinned_pages: int,
+    max_new: int,
 ) -> None:
     from sglang.srt.mem_cache.prefill_budget import SWAPrefillBudget
 
@@ -57,16 +67,43 @@ def test_it_is_the_rule_of_the_engine(
     admitted, _ = budget.check_prefill(
         extend_input_len=extend,
         total_tokens=extend,
-        max_new_tokens=10**6,  # an answer of any length
+        max_new_tokens=max_new,
         input_tokens=extend,
         swa_host_hit_length=pinned,
         chunk_limit=chunk,
     )
-    assert admission.is_possible(extend, locked, pinned) == admitted
+    assert admission.is_possible(extend, max_new, locked, pinned) == admitted
 
 
 def test_a_request_that_would_wait_for_ever() -> None:
     """12 pages of 64, a window of two locked and two to load: found by the soak."""
     admission = Admission(pool=819, window=127, page=64, chunk=512)
-    assert not admission.is_possible(extend=600, locked=128, pinned=128)
-    assert admission.is_possible(extend=600, locked=128, pinned=0)
+    assert not admission.is_possible(extend=600, max_new=40, locked=128, pinned=128)
+    assert admission.is_possible(extend=600, max_new=40, locked=128, pinned=0)
+
+
+def test_a_short_request_on_a_pool_of_two_windows() -> None:
+    """The engine asks for what is generated, not for a whole window."""
+    admission = Admission(pool=272, window=128, page=16, chunk=8192)
+    assert admission.is_possible(extend=17, max_new=32, locked=128, pinned=0)
+
+
+def test_a_limited_key_is_not_a_shorter_prefill() -> None:
+    """The engine limits the key so that a token is left to compute; it prefills them all."""
+    asked: list[int] = []
+
+    class Recorder:
+        def is_possible(self, extend: int, max_new: int, locked: int, pinned: int) -> bool:
+            asked.append(extend)
+            return True
+
+    engine = engine_with()
+    serve(engine, prompt(6))
+    params: Any = SimpleNamespace(
+        req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=1
+    )
+    cache: Any = SwaHiCache(params, engine.index, engine.device, Recorder())
+    tokens = array.array("q", prompt(6).tolist())
+    key: Any = RadixKey(tokens, limit=40)
+    cache.match_prefix(MatchPrefixParams(key=key))
+    assert asked == [len(tokens)]

@@ -1,0 +1,78 @@
+"""Backups under pressure: what is given up, what is not, and when copies start."""
+
+from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.engine import SimEngine
+from tests.core.test_index import engine_with, prompt, serve, started
+
+
+def fill_host(engine: SimEngine, prompts: int) -> None:
+    for seed in range(prompts):
+        serve(engine, prompt(4, seed))
+        engine.demote()
+        engine.settle()
+
+
+def test_abandoned_backups_do_not_empty_the_host() -> None:
+    """Copies that never end take no more of the host than pending ones may."""
+    engine = engine_with(
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=100,
+        host_window_pages=100,
+        write=WritePolicy.WRITE_BACK,
+        pinned_share=2,
+        low_share=1,
+    )
+    fill_host(engine, 40)
+    before = engine.index.table.host.n_present
+    for seed in range(100, 140):
+        serve(engine, prompt(4, seed))
+        engine.demote()
+        free = engine.device.free_pages()
+        engine.index.evict_device(40 - free, 0, abandon_backups=True)
+    assert engine.index.host.detached <= 20
+    assert engine.index.table.host.n_present >= before - 40
+    engine.settle()
+    engine.check_idle()
+
+
+def test_a_backup_that_frees_nothing_is_not_abandoned() -> None:
+    """The request that it backs up holds the same pages."""
+    engine = engine_with(pinned_share=1)
+    request = started(engine, prompt(8))
+    engine.compute(request, 4 * 16)
+    assert engine.index.pending[TransferKind.BACKUP]
+    assert engine.index.evict_device(99, 0, abandon_backups=True) == (0, 0)
+    assert engine.index.counters.abandoned_transfers == 0
+    engine.abort(request)
+    assert engine.index.evict_device(99, 0, abandon_backups=True)[0] == 4
+    engine.settle()
+    engine.check_idle()
+
+
+def test_copies_start_while_requests_decode() -> None:
+    """Decoding allocates pages that the table does not see before the request ends."""
+    engine = engine_with(
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=100,
+        host_window_pages=100,
+        write=WritePolicy.WRITE_BACK,
+        pinned_share=1,
+        low_share=4,
+    )
+    for seed in range(5):
+        serve(engine, prompt(4, seed))
+    engine.demote()
+    assert not engine.index.pending[TransferKind.BACKUP]
+    request = started(engine, prompt(20, seed=9))
+    for _ in range(20):
+        engine.compute(request, 16, checkpoint=False)
+        engine.demote()
+        engine.settle()
+    assert engine.index.counters.backed_up_pages >= 8
+    assert engine.index.counters.dropped_pages == 0
+    engine.finish(request)
+    engine.settle()
+    engine.check_idle()
