@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows
+from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.demotion import (
-    clean_pages,
-    oldest_dirty_paths,
-    oldest_dirty_windows,
-    worthless_windows,
+    Frontier,
+    frontier,
+    paths_of_pages,
+    paths_of_windows,
+    worth_a_copy,
 )
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.state import IndexState
@@ -22,11 +25,28 @@ _STEPS_AFTER_A_FAILURE = 32
 """How long copies ahead of eviction pause: a broken host must not keep us busy."""
 _MOST_PATHS_A_STEP = 8
 """A step starts as many copies of each kind at most; the next one goes on."""
+T = TypeVar("T")
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
-def _few(paths: Iterator[Rows]) -> Iterator[Rows]:
+def _few(paths: Iterator[T]) -> Iterator[T]:
     return itertools.islice(paths, _MOST_PATHS_A_STEP)
+
+
+def _look(low: int) -> int:
+    """How far to look: half as much again, so that not every step has to."""
+    return low + low // 2
+
+
+def _near(ahead: Frontier, room: int, low: int) -> tuple[Rows, int]:
+    """(dirty pages within the low mark, room above it)."""
+    rows = ahead.rows[: max(0, low - room)]
+    return rows[ahead.dirty[: len(rows)]], ahead.room - low
+
+
+def _copying(device: SlotColumn, host: SlotColumn, holds: NDArray[np.int16] | int) -> int:
+    mask = device.present & host.present & ~host.ready & (device.locks == holds)
+    return int(np.count_nonzero(mask))
 
 
 class Backups(IndexState):
@@ -48,33 +68,36 @@ class Backups(IndexState):
         if self._pause > 0:
             self._pause -= 1
             return []
-        table, policy = self.table, self.policy
-        wanted, wanted_windows = self._scan_room()
-        size = self.geometry.window_pages
-        paths = oldest_dirty_paths(table, policy.write, wanted)
-        windows = oldest_dirty_windows(table, policy.write, size, wanted_windows)
+        full, window = self._look_ahead()
+        paths = paths_of_pages(self.table, full)
+        windows = paths_of_windows(self.table, window, self.geometry.window_pages)
         plans = [
-            *(self._begin_backup(p, make_room=True) for p in _few(paths)),
-            *(self._begin_backup(p, make_room=True, windows_only=True) for p in _few(windows)),
+            *(self._begin_backup(path, make_room=True, pages=pages) for path, pages in _few(paths)),
+            *(self._begin_backup(p, make_room=True, pages=_NO_ROWS) for p in _few(windows)),
         ]
         return [plan for plan in plans if isinstance(plan, Transfer)]
 
-    def _scan_room(self) -> tuple[int, int]:
-        """Pages and window pages that are missing up to the low marks. O(rows)."""
+    def _look_ahead(self) -> tuple[Rows, Rows]:
+        """(pages, window pages) to copy, oldest first. O(rows)."""
         table, pool, policy = self.table, self.device_pool, self.policy
         self._free_at_scan = pool.free_pages()
         self._free_windows_at_scan = pool.free_window_pages()
         self._evicted = self._evicted_windows = self._held = 0
         self._scan_is_due = False
-        room = self._free_at_scan + clean_pages(table.device, table.host)
-        window_room = (
-            self._free_windows_at_scan
-            + clean_pages(table.swa_device, table.swa_host)
-            + worthless_windows(table)
+        keep = worth_a_copy(table, policy.write)
+        full, window = (table.device, table.host), (table.swa_device, table.swa_host)
+        # pages that backups alone hold are clean when those have ended
+        room = self._free_at_scan + _copying(*full, self._pins)
+        window_room = self._free_windows_at_scan + _copying(*window, 1)
+        pages, self._room_left = _near(
+            frontier(*full, table.age, keep, room, _look(policy.low_pages)), room, policy.low_pages
         )
-        self._room_left = room - policy.low_pages
-        self._window_room_left = window_room - policy.low_window_pages
-        return -self._room_left, -self._window_room_left
+        used = keep & (table.swa_age >= 0)
+        low = policy.low_window_pages
+        windows, self._window_room_left = _near(
+            frontier(*window, table.swa_age, used, window_room, _look(low)), window_room, low
+        )
+        return pages, windows
 
     def _room_may_be_low(self) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since
@@ -88,16 +111,21 @@ class Backups(IndexState):
         return left <= self._held
 
     def _begin_backup(
-        self, rows: Rows, *, make_room: bool, windows_only: bool = False
+        self, rows: Rows, *, make_room: bool, pages: Rows | None = None
     ) -> Transfer | Declined | None:
-        """Start to copy a path to the host: its pages, and the windows worth keeping.
+        """Start to copy pages of a path to the host, and the windows worth keeping.
 
-        Pages are copied from the root on. A window is copied whole or not at all.
+        A window is copied whole or not at all.
+
+        Args:
+            rows: the path.
+            make_room: whether other host copies may give way.
+            pages: those of ``rows`` to copy; None for all without a host copy.
         """
         table = self.table
         full = rows[~table.host.present[rows] & table.device.ready[rows]]
-        if windows_only:
-            full = _NO_ROWS
+        if pages is not None:
+            full = pages
         windows = self._windows_to_back_up(rows, len(full))
         if len(full) == 0 and not windows:
             return None
@@ -106,9 +134,9 @@ class Backups(IndexState):
             return self._decline(DeclineReason.BACKLOG)
         full, window = self._make_host_room(rows, full, windows, make_room)
         if len(full) == 0 and len(window) == 0:
-            full_wanted = not windows_only
+            only_windows = pages is not None and len(pages) == 0
             return Declined(
-                DeclineReason.HOST_FULL if full_wanted else DeclineReason.HOST_WINDOW_FULL
+                DeclineReason.HOST_WINDOW_FULL if only_windows else DeclineReason.HOST_FULL
             )
         full_slots, full_ok = self.host.reserve(full)
         window_slots, window_ok = self.host_window.reserve(window)
@@ -172,7 +200,7 @@ class Backups(IndexState):
         needed = np.unique(np.concatenate([_NO_ROWS, *(rows[window] for window in windows)]))
         guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
         if make_room and len(full) > self.host.free_pages:
-            self._evict_host(len(full) - self.host.free_pages, int(table.age[rows[-1]]))
+            self._evict_host(len(full) - self.host.free_pages, int(table.age[full].max()))
         if len(full) > self.host.free_pages:
             self.counters.declined[DeclineReason.HOST_FULL] += 1
             full, windows = full[: self.host.free_pages], []
@@ -183,8 +211,9 @@ class Backups(IndexState):
             size = len(kept) + len(added)
             if number > 0 and self._pinned_window_pages + size > self.policy.pinned_window_pages:
                 break
-            if make_room and size > self.host_window.free_pages:
-                age = int(table.swa_age[rows[window.stop - 1]])
+            age = int(table.swa_age[rows[window]].max())
+            # a window that nobody has used yet takes nothing away
+            if make_room and age >= 0 and size > self.host_window.free_pages:
                 self._evict_host_windows(size - self.host_window.free_pages, age)
             if size > self.host_window.free_pages:
                 self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1

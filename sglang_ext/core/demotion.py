@@ -1,9 +1,10 @@
 """What to copy to the host ahead of its eviction from the device.
 
-Eviction takes the oldest pages, so these are copied while there is still room
-elsewhere; when their turn comes they are clean and nobody waits for a copy.
+Eviction takes the oldest pages, so the oldest ones must have their copies while there
+is still room elsewhere; when their turn comes nobody waits for a copy.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,77 +14,84 @@ from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.table import UNUSED_BAND, PageTable
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
-_CANDIDATES = 4096
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
-def clean_pages(device: SlotColumn, host: SlotColumn) -> int:
-    """Pages that eviction can take, or soon can, without a loss."""
-    safe = device.present & host.present
-    return int(np.count_nonzero(safe & ((device.locks == 0) | ~host.ready)))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frontier:
+    """The pages that eviction takes next.
 
-
-def worthless_windows(table: PageTable) -> int:
-    """Evictable sliding-window pages that nobody has resumed from: no loss either."""
-    column = table.swa_device
-    mask = column.present & (column.locks == 0) & ~table.swa_host.present
-    return int(np.count_nonzero(table.swa_age[mask] < 0))
-
-
-def oldest_dirty_paths(table: PageTable, policy: WritePolicy, wanted: int) -> Iterator[Rows]:
-    """Paths that end at the oldest evictable pages without a host copy.
-
-    Stops when the paths cover ``wanted`` such pages.
+    Attributes:
+        rows: oldest first.
+        dirty: (rows,) bool, which of them would be lost.
+        room: pages that can be allocated before the first dirty one is lost.
     """
-    if wanted <= 0:
-        return
-    device = table.device
-    dirty = device.ready & (device.locks == 0) & ~table.host.present
-    rows = np.flatnonzero(dirty)
-    rows = rows[worth_keeping(policy, table.hits[rows])]
-    for row in _oldest(rows, table.age):
-        if wanted <= 0:
-            return
-        if dirty[row]:
+
+    rows: Rows
+    dirty: NDArray[np.bool_]
+    room: int
+
+
+def frontier(
+    device: SlotColumn,
+    host: SlotColumn,
+    age: NDArray[np.int64],
+    keep: NDArray[np.bool_],
+    room: int,
+    wanted: int,
+) -> Frontier:
+    """Look ``wanted`` pages ahead.
+
+    Args:
+        device, host: copies of one component.
+        age: (table rows,) int64, smaller is evicted first.
+        keep: (table rows,) bool, which pages are worth a copy.
+        room: pages that are free, or will be without a loss.
+    """
+    reach = wanted - room
+    if reach <= 0:
+        return Frontier(_NO_ROWS, np.empty(0, dtype=bool), room)
+    rows = np.flatnonzero(device.present & (device.locks == 0))
+    if len(rows) > reach:
+        rows = rows[np.argpartition(age[rows], reach)[:reach]]
+    rows = rows[np.argsort(age[rows])]
+    dirty = keep[rows] & ~host.present[rows]
+    return Frontier(rows, dirty, room + (int(dirty.argmax()) if dirty.any() else len(rows)))
+
+
+def paths_of_pages(table: PageTable, rows: Rows) -> Iterator[tuple[Rows, Rows]]:
+    """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first."""
+    left = np.zeros(table.capacity, dtype=bool)
+    left[rows] = True
+    for row in rows.tolist():
+        if left[row]:
             path = table.path(row)
-            wanted -= int(np.count_nonzero(dirty[path]))
-            dirty[path] = False
-            yield path
+            on_path = path[left[path]]
+            left[on_path] = False
+            yield path, on_path
 
 
-def oldest_dirty_windows(
-    table: PageTable, policy: WritePolicy, window_pages: int, wanted: int
-) -> Iterator[Rows]:
-    """Paths that end with the oldest evictable windows without a host copy.
+def paths_of_windows(table: PageTable, rows: Rows, window_pages: int) -> Iterator[Rows]:
+    """Paths that end with the windows of the pages ``rows``, oldest first.
 
-    A page whose window is not whole can resume nobody: it joins those that are
-    evicted first.
+    On one path deeper is older, so the oldest page of a window is its last one. A page
+    whose window is not whole joins those that are evicted first.
     """
-    if wanted <= 0:
-        return
     column = table.swa_device
-    dirty = column.ready & (column.locks == 0) & ~table.swa_host.present & (table.swa_age >= 0)
-    rows = np.flatnonzero(dirty)
-    rows = rows[worth_keeping(policy, table.hits[rows])]
-    # on one path deeper is older: the oldest page of a window is its last one
-    for row in _oldest(rows, table.swa_age):
-        if wanted <= 0:
-            return
-        if not dirty[row]:
+    covered = np.zeros(table.capacity, dtype=bool)
+    for row in rows.tolist():
+        if covered[row]:
             continue
         path = table.path(row)
         window = path[max(0, len(path) - window_pages) :]
+        covered[window] = True
         if (column.ready[window] | table.swa_host.present[window]).all():
-            wanted -= int(np.count_nonzero(dirty[window]))
-            dirty[window] = False
             yield path
         else:
             table.swa_age[row] += UNUSED_BAND
             column.offer(path[-1:])
 
 
-def _oldest(rows: Rows, age: NDArray[np.int64]) -> list[int]:
-    """The oldest of ``rows``, in order; enough of them for one step."""
-    if len(rows) > _CANDIDATES:
-        rows = rows[np.argpartition(age[rows], _CANDIDATES)[:_CANDIDATES]]
-    order: list[int] = rows[np.argsort(age[rows])].tolist()
-    return order
+def worth_a_copy(table: PageTable, policy: WritePolicy) -> NDArray[np.bool_]:
+    """Mask of pages that the write policy keeps."""
+    return table.device.ready & worth_keeping(policy, table.hits)

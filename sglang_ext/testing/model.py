@@ -153,7 +153,10 @@ class ModelledIndex(CacheIndex):
         """See CacheIndex; sources are READY, windows whole, victims in order."""
         before = self._states()
         path = {self._key(row) for row in rows.tolist()}
-        duplicates = self._duplicates(before, path, self.pages[self._key(rows[-1])])
+        copied = [self._key(row) for row in options.get("pages", rows).tolist()]
+        missing = [self.pages[key] for key in copied if before[key][1] == ABSENT]
+        youngest = max(missing, key=lambda page: page.order, default=None)
+        duplicates = self._duplicates(before, path, youngest) if youngest else set()
         plan = super()._begin_backup(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]

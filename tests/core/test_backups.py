@@ -76,3 +76,27 @@ def test_copies_start_while_requests_decode() -> None:
     engine.finish(request)
     engine.settle()
     engine.check_idle()
+
+
+def test_the_oldest_pages_are_copied_however_many_younger_ones_have_a_copy() -> None:
+    """Eviction goes by age: clean pages elsewhere do not save the dirty ones before them."""
+    engine = engine_with(
+        device_pages=41,
+        device_window_pages=41,
+        host_pages=40,
+        host_window_pages=40,
+        write=WritePolicy.WRITE_BACK,
+        pinned_share=1,
+        low_share=4,
+    )
+    for seed in range(10):
+        serve(engine, prompt(4, seed))
+    table = engine.index.table
+    for seed in range(2, 10):  # all but the two oldest prompts
+        rows = table.lookup(prompt(4, seed)[:-1].reshape(-1, 16), None)
+        engine._submit(engine.index._begin_backup(rows, make_room=True))
+        engine.settle()
+    engine.demote()
+    engine.settle()
+    engine.index.evict_device(8, 8)
+    assert engine.index.counters.dropped_pages == 0
