@@ -30,9 +30,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from launch import tiny_model
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
-from launch.soak_traffic import Job, Picker, Pool, Traffic, ask, generate, load, pool_path, save
+from launch.soak_traffic import SOAK, Job, Picker, Pool, ask, load, pool_path, save
+from launch.tiny_model import ready_made
+from launch.traffic import Traffic, generate
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "out" / "soak"
@@ -125,7 +126,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the names and exit")
     parser.add_argument("--stock", action="store_true", help="the engine's own cache, to compare")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--conversations", type=int, default=Traffic().conversations)
+    parser.add_argument("--conversations", type=int, default=SOAK.conversations)
     parser.add_argument("--seed", type=int, default=1, help="order of requests and aborts")
     parser.add_argument("--cores", default=None, help="run on these only, as 0,2-3")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak.json")
@@ -325,20 +326,12 @@ def log_report(log: str) -> dict[str, Any]:
 
 def server_arguments(window: int, options: Sequence[str]) -> list[str]:
     """Options of a server on the model with this window, which is made if missing."""
-    return ["--model-path", str(tiny(window)), *COMMON, *options]
-
-
-def tiny(window: int) -> Path:
-    """The model with this window; kept between runs."""
-    out = ROOT / ".models" / f"tiny-{window}"
-    if not (out / "model.safetensors").exists():
-        tiny_model.make_model(tiny_model.parse_args(["--out", str(out), "--window", str(window)]))
-    return out
+    return ["--model-path", str(ready_made(window)), *COMMON, *options]
 
 
 def reference(window: int, traffic: Traffic, environment: dict[str, str]) -> Pool:
     """Requests and the answers of a server without prefix cache; kept between runs."""
-    path = pool_path(FOLDER, window, traffic, tiny(window))
+    path = pool_path(FOLDER, window, traffic, ready_made(window))
     if not path.exists():
         print(f"computing {path}", flush=True)
         options = ["--disable-radix-cache", "--max-total-tokens", "32768"]
@@ -355,7 +348,7 @@ def soak(
 ) -> dict[str, Any]:
     """One configuration on a fresh server."""
     chosen = MATRIX[name]
-    traffic = Traffic(conversations=args.conversations)
+    traffic = dataclasses.replace(SOAK, conversations=args.conversations)
     pool = reference(chosen.window, traffic, environment)
     options = [*(() if args.stock else OURS), *chosen.options]
     log = args.out.with_suffix("") / f"{'stock-' if args.stock else ''}{name}.log"
@@ -429,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cache": "stock" if args.stock else "ours",
         "clients": args.clients,
         "seed": args.seed,
-        "traffic": dataclasses.asdict(Traffic(conversations=args.conversations)),
+        "traffic": dataclasses.asdict(dataclasses.replace(SOAK, conversations=args.conversations)),
         "configurations": [],
     }
     for name in args.names:

@@ -7,34 +7,19 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from launch.server import Server
+from launch.traffic import Traffic, hold_conversation
 
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Shape of the pool. Lengths in tokens; ``fork`` is the chance that a round
-    restarts from a random point of the history instead of its end.
-
-    Tokens whose log-probabilities are closer than ``tie`` may swap with the order of the
-    additions, which depends on how prompts were cut and batched. A cache is not to blame
-    for that, so rounds with such an answer are not part of the pool.
-    """
-
-    conversations: int = 48
-    rounds: int = 5
-    shared: int = 150
-    first: tuple[int, int] = (120, 360)
-    question: tuple[int, int] = (20, 90)
-    answer: tuple[int, int] = (8, 40)
-    fork: float = 0.15
-    vocabulary: int = 512
-    tie: float = 1e-4
-    seed: int = 1
+SOAK = Traffic(conversations=48, rounds=5, shared=150, parallel=16)
+"""Enough conversations for eviction, few enough to be answered once by a server alone."""
+TIE = 1e-4
+"""Tokens whose log-probabilities are closer may swap with the order of the additions,
+which depends on how prompts were cut and batched. A cache is not to blame for that, so
+rounds with such an answer are not part of the pool."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,50 +35,20 @@ Pool = list[list[Request]]
 """Requests by conversation and round."""
 
 
-def generate(
-    server: Server, prompt: Sequence[int], length: int, timeout_s: float = 600.0, **fields: Any
-) -> dict[str, Any]:
-    """One greedy request of exactly ``length`` tokens; ``fields`` go into it as they are."""
-    # no ignore_eos, which the model has no need of: with it the engine keeps room for whole
-    # answers and never has to retract a request
-    sampling = {"temperature": 0, "max_new_tokens": length}
-    body = {"input_ids": prompt, "sampling_params": sampling, **fields}
-    result: dict[str, Any] = server.post("/generate", body, timeout_s)
-    return result
-
-
-def _conversation(server: Server, traffic: Traffic, number: int) -> Iterator[Request]:
+def _requests(server: Server, traffic: Traffic, number: int) -> Iterator[Request]:
     """The rounds of one conversation, answered by ``server``, without ambiguous ones."""
-    rng = random.Random(f"{traffic.seed}/{number}")
-
-    def tokens(span: tuple[int, int]) -> list[int]:
-        return [rng.randrange(2, traffic.vocabulary) for _ in range(rng.randint(*span))]
-
-    # every third conversation starts with the same system prompt
-    system = random.Random(traffic.seed)
-    history = [
-        system.randrange(2, traffic.vocabulary) for _ in range(traffic.shared * (number % 3 == 0))
-    ]
-    history += tokens(traffic.first)
-    for turn in range(traffic.rounds):
-        if turn and rng.random() < traffic.fork:
-            history = history[: rng.randint(len(history) // 2, len(history))]
-        history += tokens(traffic.question)
-        result = generate(
-            server, history, rng.randint(*traffic.answer), return_logprob=True, top_logprobs_num=2
-        )
+    logprobs = {"return_logprob": True, "top_logprobs_num": 2}
+    for turn, prompt, result in hold_conversation(server, traffic, number, **logprobs):
         best_two = result["meta_info"]["output_top_logprobs"]
-        answer = result["output_ids"]
-        if min(first[0] - second[0] for first, second in best_two) > traffic.tie:
-            yield Request(f"conversation {number} round {turn}", list(history), answer)
-        history += answer
+        if min(first[0] - second[0] for first, second in best_two) > TIE:
+            yield Request(f"conversation {number} round {turn}", prompt, result["output_ids"])
 
 
-def ask(server: Server, traffic: Traffic, parallel: int = 16) -> Pool:
+def ask(server: Server, traffic: Traffic) -> Pool:
     """Hold every conversation once; the server's answers become the expected ones."""
-    with ThreadPoolExecutor(parallel) as threads:
+    with ThreadPoolExecutor(traffic.parallel) as threads:
         pool = threads.map(
-            lambda number: list(_conversation(server, traffic, number)),
+            lambda number: list(_requests(server, traffic, number)),
             range(traffic.conversations),
         )
         return [rounds for rounds in pool if rounds]
@@ -101,7 +56,7 @@ def ask(server: Server, traffic: Traffic, parallel: int = 16) -> Pool:
 
 def pool_path(folder: Path, window: int, traffic: Traffic, model: Path) -> Path:
     """Where the pool is kept; the name changes with the traffic and with the weights."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(traffic)).encode())
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(traffic), TIE]).encode())
     digest.update((model / "model.safetensors").read_bytes())
     return folder / f"reference-{window}-{digest.hexdigest()[:12]}.json"
 

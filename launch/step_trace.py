@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.server import CPU, OURS, running
-from launch.soak import COMMON, configuration
-from launch.soak_traffic import Traffic, ask
-from launch.tiny_model import make_model
-from launch.tiny_model import parse_args as parse_model_args
+from launch.soak import configuration, server_arguments
+from launch.soak_traffic import ask
+from launch.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,17 +28,14 @@ def measure(slowdown: int, policy: str, folder: Path) -> dict[str, Any]:
     name = f"{policy}-{slowdown}"
     trace = folder / f"{name}.steps"
     setup = configuration(policy, page=16, tokens=4096)
-    model = ROOT / ".models" / f"tiny-{setup.window}"
-    if not (model / "model.safetensors").exists():
-        make_model(parse_model_args(["--out", str(model), "--window", str(setup.window)]))
     environment = {
         **CPU,
         "SGLANG_EXT_TEST_BACKUP_SLOWDOWN": str(slowdown),
         "SGLANG_EXT_TEST_STEP_TRACE": str(trace),
     }
-    arguments = ["--model-path", str(model), *COMMON, *OURS, *setup.options]
+    arguments = server_arguments(setup.window, [*OURS, *setup.options])
     with running(arguments, folder / f"{name}.log", environment) as server:
-        ask(server, Traffic(conversations=24, rounds=4), parallel=8)
+        ask(server, Traffic(conversations=24, rounds=4, shared=150, parallel=8))
     steps, cache, in_flight = np.loadtxt(trace, unpack=True)
     return {
         "policy": policy,

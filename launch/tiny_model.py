@@ -136,5 +136,13 @@ def make_model(args: argparse.Namespace) -> Path:
     return args.out
 
 
+def ready_made(window: int) -> Path:
+    """A tiny model with this window, made unless it is there; kept between runs."""
+    out = Path(__file__).resolve().parent.parent / ".models" / f"tiny-{window}"
+    if not (out / "model.safetensors").exists():
+        make_model(parse_args(["--out", str(out), "--window", str(window)]))
+    return out
+
+
 if __name__ == "__main__":
     print(make_model(parse_args()))

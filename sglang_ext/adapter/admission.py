@@ -31,7 +31,7 @@ class Admission:
 
         Args:
             extend: tokens to prefill.
-            max_new: tokens it may still generate, as the engine clips them.
+            max_new: tokens it may still generate.
             locked: sliding-window tokens of its device prefix, locked meanwhile.
             pinned: sliding-window tokens that its load is said to take.
         """

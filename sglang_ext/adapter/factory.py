@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _PINNED_SHARE = 2
 """Backups in flight may pin one in this many device pages."""
 _LOW_SHARE = 4
-"""One in this many device pages shall be free, or evictable without a loss."""
+"""Pages are copied ahead of eviction up to one in this many device pages."""
 
 
 def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":

@@ -148,7 +148,7 @@ class SwaHiCache(BasePrefixCache):
         return PrefixMatch(match.rows[:0], 0, 0)
 
     def _max_new_tokens(self, req: "Req | None") -> int:
-        """What the engine's admission assumes; an upper bound where the request is unknown."""
+        """Tokens a request may still generate; where it is unknown, more than matter."""
         if req is None or req.sampling_params.max_new_tokens is None:
             return self.sliding_window_size
         return max(0, req.sampling_params.max_new_tokens - len(req.output_ids))

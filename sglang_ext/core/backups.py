@@ -1,20 +1,11 @@
 """Backups, device to host: what is copied, room on the host, begin, abandon, commit."""
 
 import itertools
-from collections.abc import Iterator
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.demotion import (
-    Frontier,
-    frontier,
-    paths_of_pages,
-    paths_of_windows,
-    worth_a_copy,
-)
+from sglang_ext.core.columns import Rows
+from sglang_ext.core.demotion import look_ahead, paths_of_pages, paths_of_windows, worth_a_copy
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.state import IndexState
 from sglang_ext.core.table import selector
@@ -25,28 +16,7 @@ _STEPS_AFTER_A_FAILURE = 32
 """How long copies ahead of eviction pause: a broken host must not keep us busy."""
 _MOST_PATHS_A_STEP = 8
 """A step starts as many copies of each kind at most; the next one goes on."""
-T = TypeVar("T")
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
-
-
-def _few(paths: Iterator[T]) -> Iterator[T]:
-    return itertools.islice(paths, _MOST_PATHS_A_STEP)
-
-
-def _look(low: int) -> int:
-    """How far to look: half as much again, so that not every step has to."""
-    return low + low // 2
-
-
-def _near(ahead: Frontier, room: int, low: int) -> tuple[Rows, int]:
-    """(dirty pages within the low mark, room above it)."""
-    rows = ahead.rows[: max(0, low - room)]
-    return rows[ahead.dirty[: len(rows)]], ahead.room - low
-
-
-def _copying(device: SlotColumn, host: SlotColumn, holds: NDArray[np.int16] | int) -> int:
-    mask = device.present & host.present & ~host.ready & (device.locks == holds)
-    return int(np.count_nonzero(mask))
 
 
 class Backups(IndexState):
@@ -72,8 +42,12 @@ class Backups(IndexState):
         paths = paths_of_pages(self.table, full)
         windows = paths_of_windows(self.table, window, self.geometry.window_pages)
         plans = [
-            *(self._begin_backup(path, make_room=True, pages=pages) for path, pages in _few(paths)),
-            *(self._begin_backup(p, make_room=True, pages=_NO_ROWS) for p in _few(windows)),
+            self._begin_backup(path, make_room=True, pages=pages)
+            for path, pages in itertools.islice(paths, _MOST_PATHS_A_STEP)
+        ]
+        plans += [
+            self._begin_backup(path, make_room=True, pages=_NO_ROWS)
+            for path in itertools.islice(windows, _MOST_PATHS_A_STEP)
         ]
         return [plan for plan in plans if isinstance(plan, Transfer)]
 
@@ -85,19 +59,26 @@ class Backups(IndexState):
         self._evicted = self._evicted_windows = self._held = 0
         self._scan_is_due = False
         keep = worth_a_copy(table, policy.write)
-        full, window = (table.device, table.host), (table.swa_device, table.swa_host)
-        # pages that backups alone hold are clean when those have ended
-        room = self._free_at_scan + _copying(*full, self._pins)
-        window_room = self._free_windows_at_scan + _copying(*window, 1)
-        pages, self._room_left = _near(
-            frontier(*full, table.age, keep, room, _look(policy.low_pages)), room, policy.low_pages
+        full = look_ahead(
+            table.device,
+            table.host,
+            table.age,
+            keep,
+            self._pins,
+            self._free_at_scan,
+            policy.low_pages,
         )
-        used = keep & (table.swa_age >= 0)
-        low = policy.low_window_pages
-        windows, self._window_room_left = _near(
-            frontier(*window, table.swa_age, used, window_room, _look(low)), window_room, low
+        window = look_ahead(
+            table.swa_device,
+            table.swa_host,
+            table.swa_age,
+            keep & (table.swa_age >= 0),
+            1,
+            self._free_windows_at_scan,
+            policy.low_window_pages,
         )
-        return pages, windows
+        self._room_left, self._window_room_left = full.room, window.room
+        return full.dirty, window.dirty
 
     def _room_may_be_low(self) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since
@@ -123,9 +104,9 @@ class Backups(IndexState):
             pages: those of ``rows`` to copy; None for all without a host copy.
         """
         table = self.table
-        full = rows[~table.host.present[rows] & table.device.ready[rows]]
-        if pages is not None:
-            full = pages
+        full = pages
+        if full is None:
+            full = rows[~table.host.present[rows] & table.device.ready[rows]]
         windows = self._windows_to_back_up(rows, len(full))
         if len(full) == 0 and not windows:
             return None

@@ -18,45 +18,51 @@ _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Frontier:
-    """The pages that eviction takes next.
+class Ahead:
+    """What a look at the pages that eviction takes next has found.
 
     Attributes:
-        rows: oldest first.
-        dirty: (rows,) bool, which of them would be lost.
-        room: pages that can be allocated before the first dirty one is lost.
+        dirty: rows to copy to the host now, oldest first.
+        room: pages that can be allocated or locked before there is more to copy.
     """
 
-    rows: Rows
-    dirty: NDArray[np.bool_]
+    dirty: Rows
     room: int
 
 
-def frontier(
+def look_ahead(
     device: SlotColumn,
     host: SlotColumn,
     age: NDArray[np.int64],
     keep: NDArray[np.bool_],
-    room: int,
-    wanted: int,
-) -> Frontier:
-    """Look ``wanted`` pages ahead.
+    holds: NDArray[np.int16] | int,
+    free: int,
+    low: int,
+) -> Ahead:
+    """Pages without a host copy that eviction meets before it has freed ``low`` pages.
 
     Args:
         device, host: copies of one component.
         age: (table rows,) int64, smaller is evicted first.
         keep: (table rows,) bool, which pages are worth a copy.
-        room: pages that are free, or will be without a loss.
+        holds: locks that pending backups have on each page.
+        free: pages that are free on the device, part of ``low``.
     """
-    reach = wanted - room
+    # pages that backups alone hold can be evicted without a loss when those have ended
+    copying = device.present & host.present & ~host.ready & (device.locks == holds)
+    safe = free + int(np.count_nonzero(copying))
+    near = max(0, low - safe)
+    # half as much again is looked at, so that not every step has to look
+    reach = low + low // 2 - safe
     if reach <= 0:
-        return Frontier(_NO_ROWS, np.empty(0, dtype=bool), room)
+        return Ahead(_NO_ROWS, safe - low)
     rows = np.flatnonzero(device.present & (device.locks == 0))
     if len(rows) > reach:
         rows = rows[np.argpartition(age[rows], reach)[:reach]]
     rows = rows[np.argsort(age[rows])]
     dirty = keep[rows] & ~host.present[rows]
-    return Frontier(rows, dirty, room + (int(dirty.argmax()) if dirty.any() else len(rows)))
+    clean = int(dirty.argmax()) if dirty.any() else len(rows)
+    return Ahead(rows[:near][dirty[:near]], safe + clean - low)
 
 
 def paths_of_pages(table: PageTable, rows: Rows) -> Iterator[tuple[Rows, Rows]]:

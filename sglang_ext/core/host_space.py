@@ -9,6 +9,7 @@ from sglang_ext.core.ports import HostPool
 from sglang_ext.core.table import PageTable
 
 _FEW = 16
+"""Up to so many paths are walked one by one rather than a level at a time."""
 
 
 class HostSpace:
@@ -76,8 +77,8 @@ class HostSpace:
         descendants on the host alone stays: they would be lost with it.
 
         Args:
-            younger_than: age of the page that needs the room. Copies of older pages
-                stay, or the two would take each other's place forever.
+            younger_than: age of the youngest page that needs the room. Copies of older
+                pages stay, or the two would take each other's place forever.
         """
         column = self.column
         both = column.ready & self._device.ready & (column.locks == 0)

@@ -32,8 +32,8 @@ class BackupPolicy:
         checkpoint_pages: distance of the windows kept inside a prompt.
         pinned_pages: device pages that pending backups may pin.
         pinned_window_pages: the same for sliding-window copies.
-        low_pages: device pages that shall be free, or evictable without a loss;
-            below that, the oldest pages are copied to the host.
+        low_pages: device pages, free ones included, that eviction shall be able to
+            free before it meets one without a host copy.
         low_window_pages: the same for sliding-window copies.
     """
 

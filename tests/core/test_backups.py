@@ -1,9 +1,23 @@
 """Backups under pressure: what is given up, what is not, and when copies start."""
 
+from typing import Any
+
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve, started
+
+
+def write_back(device_pages: int, host_pages: int, **sizes: Any) -> SimEngine:
+    """As many window pages as pages, and nothing is declined for what it pins."""
+    return engine_with(
+        device_pages=device_pages,
+        device_window_pages=device_pages,
+        host_pages=host_pages,
+        host_window_pages=host_pages,
+        write=WritePolicy.WRITE_BACK,
+        **{"pinned_share": 1, "low_share": 4, **sizes},
+    )
 
 
 def fill_host(engine: SimEngine, prompts: int) -> None:
@@ -15,15 +29,7 @@ def fill_host(engine: SimEngine, prompts: int) -> None:
 
 def test_abandoned_backups_do_not_empty_the_host() -> None:
     """Copies that never end take no more of the host than pending ones may."""
-    engine = engine_with(
-        device_pages=40,
-        device_window_pages=40,
-        host_pages=100,
-        host_window_pages=100,
-        write=WritePolicy.WRITE_BACK,
-        pinned_share=2,
-        low_share=1,
-    )
+    engine = write_back(40, 100, pinned_share=2, low_share=1)
     fill_host(engine, 40)
     before = engine.index.table.host.n_present
     for seed in range(100, 140):
@@ -53,15 +59,7 @@ def test_a_backup_that_frees_nothing_is_not_abandoned() -> None:
 
 def test_copies_start_while_requests_decode() -> None:
     """Decoding allocates pages that the table does not see before the request ends."""
-    engine = engine_with(
-        device_pages=40,
-        device_window_pages=40,
-        host_pages=100,
-        host_window_pages=100,
-        write=WritePolicy.WRITE_BACK,
-        pinned_share=1,
-        low_share=4,
-    )
+    engine = write_back(40, 100)
     for seed in range(5):
         serve(engine, prompt(4, seed))
     engine.demote()
@@ -80,15 +78,7 @@ def test_copies_start_while_requests_decode() -> None:
 
 def test_the_oldest_pages_are_copied_however_many_younger_ones_have_a_copy() -> None:
     """Eviction goes by age: clean pages elsewhere do not save the dirty ones before them."""
-    engine = engine_with(
-        device_pages=41,
-        device_window_pages=41,
-        host_pages=40,
-        host_window_pages=40,
-        write=WritePolicy.WRITE_BACK,
-        pinned_share=1,
-        low_share=4,
-    )
+    engine = write_back(41, 40)
     for seed in range(10):
         serve(engine, prompt(4, seed))
     table = engine.index.table

@@ -234,7 +234,8 @@ def an_early_copy_takes_room_from_others(patch: Patch) -> None:
     )
 
 
-def a_rank_commits_what_has_ended_here(patch: Patch) -> None:
+def mix_in_the_local_report(patch: Patch, mix: Callable[[Any, Any], Any]) -> None:
+    """Ranks apply ``mix`` of their own report and the agreed one."""
     reported: dict[int, list[int]] = {}
     report, commit = Ledger.report, Ledger.commit
 
@@ -242,26 +243,18 @@ def a_rank_commits_what_has_ended_here(patch: Patch) -> None:
         reported[id(self)] = report(self, backed_up, loaded)
         return reported[id(self)]
 
-    def local(self: Ledger, agreed: list[int]) -> list[int]:
-        return commit(self, [*reported[id(self)][:2], *agreed[2:]])
-
     patch.setattr(Ledger, "report", remember)
-    patch.setattr(Ledger, "commit", local)
+    patch.setattr(
+        Ledger, "commit", lambda self, agreed: commit(self, mix(reported[id(self)], agreed))
+    )
+
+
+def a_rank_commits_what_has_ended_here(patch: Patch) -> None:
+    mix_in_the_local_report(patch, lambda local, agreed: [*local[:2], *agreed[2:]])
 
 
 def a_failure_elsewhere_is_not_one_here(patch: Patch) -> None:
-    reported: dict[int, list[int]] = {}
-    report, commit = Ledger.report, Ledger.commit
-
-    def remember(self: Ledger, backed_up: int, loaded: int) -> list[int]:
-        reported[id(self)] = report(self, backed_up, loaded)
-        return reported[id(self)]
-
-    def local(self: Ledger, agreed: list[int]) -> list[int]:
-        return commit(self, [*agreed[:2], *reported[id(self)][2:]])
-
-    patch.setattr(Ledger, "report", remember)
-    patch.setattr(Ledger, "commit", local)
+    mix_in_the_local_report(patch, lambda local, agreed: [*agreed[:2], *local[2:]])
 
 
 def room_is_asked_from_the_pool(patch: Patch) -> None:

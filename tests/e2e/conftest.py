@@ -1,15 +1,14 @@
 """Models and servers for end-to-end tests."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launch.server import CPU, STRICT_CHECKS, Server, running
-from tests.conftest import ROOT
-from tests.e2e.conversations import Answer, Traffic, converse
+from launch.tiny_model import ready_made
+from launch.traffic import Traffic
+from tests.e2e.conversations import Answer, converse
 
 COMMON = (
     *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),
@@ -20,15 +19,7 @@ COMMON = (
 @pytest.fixture(scope="session")
 def model() -> Callable[[int], Path]:
     """Tiny model by window size; kept between runs."""
-
-    def make(window: int) -> Path:
-        out = ROOT / ".models" / f"tiny-{window}"
-        if not (out / "model.safetensors").exists():
-            command = [sys.executable, "-m", "launch.tiny_model", "--out", str(out)]
-            subprocess.run([*command, "--window", str(window)], check=True, cwd=ROOT)
-        return out
-
-    return make
+    return ready_made
 
 
 @pytest.fixture(scope="session")

@@ -8,25 +8,9 @@ import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from launch.server import Server
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Shape of the traffic. Lengths in tokens; ``fork`` is the chance that a round
-    restarts from a random point of the history instead of its end."""
-
-    conversations: int = 12
-    rounds: int = 6
-    first: tuple[int, int] = (120, 360)
-    question: tuple[int, int] = (20, 90)
-    answer: tuple[int, int] = (8, 40)
-    fork: float = 0.15
-    parallel: int = 4
-    vocabulary: int = 512
-    seed: int = 1
+from launch.traffic import Traffic, hold_conversation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,30 +25,9 @@ class Answer:
     output: tuple[int, ...]
 
 
-def generate(server: Server, prompt: Sequence[int], length: int) -> dict[str, Any]:
-    """One greedy request of exactly ``length`` tokens."""
-    # the model has no end token; with ignore_eos the engine would keep room for whole answers
-    # and never have to retract a request
-    sampling = {"temperature": 0, "max_new_tokens": length}
-    return server.post("/generate", {"input_ids": list(prompt), "sampling_params": sampling})
-
-
 def _rounds(server: Server, traffic: Traffic, number: int) -> Iterator[Answer]:
     """One conversation, a round at a time."""
-    rng = random.Random(f"{traffic.seed}/{number}")
-
-    def tokens(span: tuple[int, int]) -> list[int]:
-        return [rng.randrange(2, traffic.vocabulary) for _ in range(rng.randint(*span))]
-
-    # every third conversation starts with the same system prompt
-    shared = random.Random(traffic.seed)
-    history = [shared.randrange(2, traffic.vocabulary) for _ in range(100 * (number % 3 == 0))]
-    history += tokens(traffic.first)
-    for turn in range(traffic.rounds):
-        if turn and rng.random() < traffic.fork:
-            history = history[: rng.randint(len(history) // 2, len(history))]
-        history += tokens(traffic.question)
-        result = generate(server, history, rng.randint(*traffic.answer))
+    for turn, _, result in hold_conversation(server, traffic, number):
         meta = result["meta_info"]
         details = meta["cached_tokens_details"] or {"device": 0, "host": 0}
         yield Answer(
@@ -75,7 +38,6 @@ def _rounds(server: Server, traffic: Traffic, number: int) -> Iterator[Answer]:
             details["host"],
             tuple(result["output_ids"]),
         )
-        history += result["output_ids"]
 
 
 def converse(server: Server, traffic: Traffic) -> list[Answer]:

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from launch.server import CPU, OURS, start
+from launch.traffic import Traffic, generate
 from tests.e2e.conftest import assert_idle_and_alive
-from tests.e2e.conversations import Traffic, converse, differences, generate
+from tests.e2e.conversations import converse, differences
 
 HOST = ["--enable-hierarchical-cache", "--hicache-ratio", "2"]
 

@@ -5,8 +5,9 @@ import time
 import pytest
 
 from launch.server import OURS
+from launch.traffic import Traffic
 from tests.e2e.conftest import assert_idle_and_alive
-from tests.e2e.conversations import Traffic, converse, differences, hit_rates
+from tests.e2e.conversations import converse, differences, hit_rates
 
 TRAFFIC = Traffic(conversations=12, rounds=6)
 # (page, window): the window is no multiple of the page, or smaller than it

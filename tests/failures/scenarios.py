@@ -30,9 +30,9 @@ __all__ = [
 
 Tokens = NDArray[np.int64]
 ALL = 10_000
+"""More pages than any scenario has."""
 ROOMY = Admission(pool=1 << 30, window=32, page=1, chunk=None)
 """An engine that admits anything."""
-"""More pages than any scenario has."""
 
 
 def pages_of(tokens: Tokens, page: int = PAGE) -> Pages:
