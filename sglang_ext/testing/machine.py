@@ -38,6 +38,8 @@ WINDOWS = {"smaller": (1, 5), "equal": (16,), "larger": (31, 40, 70)}
 """Windows by their relation to a page of the table, 16 tokens."""
 STEPS_AN_EXAMPLE = 80
 _MAX_PROMPT = 400
+_POOLS = (1, 2, 3, 4, 5, 6, 8, 8, 12, 12, 16, 16, 24, 40, 64)
+_TAILS = (1, 15, 16, 17, 31, 32, 33, 48, 60, 75)
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -57,8 +59,8 @@ class IndexMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def build(self, data: st.DataObject) -> None:
-        """Pools of 1 to 64 pages; half of the time of a few pages only."""
-        few_or_many = st.one_of(st.integers(1, 8), st.integers(1, 64))
+        """Pools of 1 to 64 pages, half of them of a few pages only, and a few requests."""
+        few_or_many = st.sampled_from(_POOLS)
         geometry = Geometry(
             data.draw(st.sampled_from(self.device_pages)), data.draw(st.sampled_from(self.windows))
         )
@@ -67,21 +69,28 @@ class IndexMachine(RuleBasedStateMachine):
         sizes = Sizes(
             device_pages=pages,
             device_window_pages=max(1, int(pages * share)),
-            host_pages=data.draw(st.one_of(st.just(0), few_or_many)),
+            host_pages=data.draw(st.one_of(*[few_or_many] * 4, st.just(0))),
             host_window_pages=data.draw(few_or_many),
             checkpoint_pages=data.draw(st.integers(1, 6)),
             pinned_share=data.draw(st.sampled_from([1, 2, 4])),
-            low_share=data.draw(st.sampled_from([1, 2, 4, 100])),
+            low_share=data.draw(st.sampled_from([1, 1, 2, 4, 100])),
             write=data.draw(st.sampled_from(self.policies)),
         )
-        self.page = geometry.page_tokens
+        self.demotes = data.draw(st.booleans())
         self.engine = SimEngine(geometry, sizes, index_type=ModelledIndex)
         self.histories: list[NDArray[np.int64]] = []
+        # an example may have no rule that starts requests: Hypothesis leaves rules out
+        for tail in data.draw(st.lists(st.sampled_from(_TAILS), min_size=2, max_size=8)):
+            self.turn(data.draw(st.integers(0, 5)), 1.0, tail, tail % 2)
+            while self.engine.running:
+                self.step(self.pick(0), _MAX_PROMPT)
+            if data.draw(st.booleans()):
+                self.engine.settle()
 
     @rule(
         base=st.integers(0, 5),
         keep=st.sampled_from([1.0, 1.0, 1.0, 0.9, 0.5, 0.2]),
-        tail=st.integers(1, 60),
+        tail=st.sampled_from(_TAILS),
         bit=st.integers(0, 1),
         namespace=st.sampled_from([None, None, None, "lora"]),
         chunk=st.sampled_from([_MAX_PROMPT, _MAX_PROMPT, 40, 7]),
@@ -90,13 +99,8 @@ class IndexMachine(RuleBasedStateMachine):
         self, base: int, keep: float, tail: int, bit: int, namespace: object, chunk: int
     ) -> None:
         """Start a request whose prompt is a cut of an earlier one and a new tail."""
-        if len(self.engine.running) >= 3:
-            return
-        old = self.histories[-1 - base % len(self.histories)] if self.histories else np.empty(0)
-        cut = old[: int(len(old) * keep)]
-        tokens = np.concatenate((cut, np.full(tail, bit))).astype(np.int64)[:_MAX_PROMPT]
-        self.histories.append(tokens)
-        self.step(self.engine.start(tokens, namespace), chunk)
+        if len(self.engine.running) < 3:
+            self.turn(base, keep, tail, bit, namespace, chunk)
 
     @precondition(lambda self: self.engine.running)
     @rule(which=st.integers(0, 9), chunk=st.integers(1, 80))
@@ -159,12 +163,28 @@ class IndexMachine(RuleBasedStateMachine):
         self.engine.settle()
         self.engine.check_idle()
 
+    def turn(
+        self,
+        base: int,
+        keep: float,
+        tail: int,
+        bit: int,
+        namespace: object = None,
+        chunk: int = _MAX_PROMPT,
+    ) -> None:
+        """A request that goes on where the ``base``-th last one was, up to ``keep`` of it."""
+        old = self.histories[-1 - base % len(self.histories)] if self.histories else np.empty(0)
+        cut = old[: int(len(old) * keep)]
+        tokens = np.concatenate((cut, np.full(tail, bit))).astype(np.int64)[:_MAX_PROMPT]
+        self.histories.append(tokens)
+        self.step(self.engine.start(tokens, namespace), chunk)
+
     def pick(self, which: int) -> SimRequest:
         """A running request."""
         return self.engine.running[which % len(self.engine.running)]
 
     def step(self, request: SimRequest, chunk: int) -> None:
-        """A chunk; without room the request is retracted."""
+        """A scheduler step with one chunk; without room the request is retracted."""
         try:
             self.engine.compute(request, chunk)
         except DeviceFullError:
@@ -173,6 +193,8 @@ class IndexMachine(RuleBasedStateMachine):
         else:
             if request.done:
                 self.engine.finish(request)
+        if self.demotes:
+            self.engine.demote()
 
     @invariant()
     def consistent(self) -> None:
