@@ -1,0 +1,20 @@
+"""``python -m sglang_ext``: the tools that need no running engine."""
+
+import sys
+
+from sglang_ext.sizing import cli as size
+
+COMMANDS = {"size": size.main}
+
+
+def main() -> int:
+    """Run the named tool."""
+    name = sys.argv[1] if len(sys.argv) > 1 else None
+    if name not in COMMANDS:
+        print(f"usage: python -m sglang_ext {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
+        return 2
+    return COMMANDS[name](sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

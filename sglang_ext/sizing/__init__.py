@@ -1,0 +1,1 @@
+"""Sizing: replay traffic against the cache's own core, without an engine or memory."""

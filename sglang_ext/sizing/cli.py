@@ -1,0 +1,177 @@
+"""How much host memory is worth it: hit rate, bytes moved and recompute against its size.
+
+    python -m sglang_ext size --model gpt-oss-20b --device-tokens 200000 \\
+        --traffic chat --host-gb 2 4 8 --plot out/size.png
+
+Requests are replayed one at a time against the cache's own index, for every host size
+and write policy.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.sizing import plot, traces
+from sglang_ext.sizing.model import PRESETS, ModelShape
+from sglang_ext.sizing.replay import Budget, Replay, Result
+from sglang_ext.sizing.traffic import SHAPES, Tokens, interleave
+
+_VOCABULARY = 1 << 17
+_GB = 1e9
+Requests = Callable[[], Iterable[tuple[Tokens, Tokens]]]
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang_ext size",
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    model = parser.add_argument_group("model, as one rank sees it")
+    model.add_argument("--model", choices=sorted(PRESETS), help="a known one")
+    for field in dataclasses.fields(ModelShape):
+        model.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=int,
+            default=argparse.SUPPRESS,
+            help="instead of the known model's",
+        )
+    engine = parser.add_argument_group("engine, named as its own options")
+    engine.add_argument("--page-size", type=int, default=64)
+    engine.add_argument("--chunked-prefill-size", type=int, default=8192)
+    engine.add_argument("--device-tokens", type=int, default=200_000, help="full-attention pool")
+    engine.add_argument("--swa-full-tokens-ratio", type=float, default=0.8)
+    engine.add_argument("--host-gb", type=float, nargs="+", default=[0, 2, 4, 8], help="10^9 bytes")
+    engine.add_argument(
+        "--policy",
+        nargs="+",
+        choices=[policy.value for policy in WritePolicy],
+        default=[WritePolicy.WRITE_THROUGH.value],
+    )
+    traffic = parser.add_argument_group("traffic")
+    traffic.add_argument("--traffic", choices=sorted(SHAPES), default="chat")
+    traffic.add_argument("--sessions", type=int, help="of that traffic; default: the shape's own")
+    traffic.add_argument("--active", type=int, default=32, help="sessions at the same time")
+    traffic.add_argument("--seed", type=int, default=1)
+    traffic.add_argument("--trace", type=Path, help="JSON lines instead: token ids, or Mooncake's")
+    parser.add_argument("--out", type=Path, default=Path("out/size.json"))
+    parser.add_argument("--plot", type=Path, help="PNG or SVG file to draw")
+    args = parser.parse_args(argv)
+    try:
+        args.shape = _model(args)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.trace is not None and not args.trace.is_file():
+        parser.error(f"--trace {args.trace} is not a file")
+    for name in ("page_size", "chunked_prefill_size", "device_tokens", "active"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
+    if not 0 < args.swa_full_tokens_ratio <= 1:
+        parser.error(f"--swa-full-tokens-ratio {args.swa_full_tokens_ratio}: allowed: 0 to 1")
+    if min(args.host_gb) < 0:
+        parser.error(f"--host-gb {min(args.host_gb)}: at least 0 is needed")
+    return args
+
+
+def _model(args: argparse.Namespace) -> ModelShape:
+    fields = [field.name for field in dataclasses.fields(ModelShape)]
+    given = {name: getattr(args, name) for name in fields if hasattr(args, name)}
+    if args.model:
+        return dataclasses.replace(PRESETS[args.model], **given)
+    try:
+        return ModelShape(**given)
+    except TypeError as error:
+        raise ValueError(f"without --model its shape is needed: {error}") from error
+
+
+def requests(args: argparse.Namespace) -> tuple[Requests, int]:
+    """(a function that starts the requests from the first one, how many they are)."""
+    if args.trace is not None:
+        with args.trace.open() as lines:
+            return functools.partial(traces.read, args.trace), sum(1 for _ in lines)
+    shape = SHAPES[args.traffic]()
+    if args.sessions:
+        shape = dataclasses.replace(shape, sessions=args.sessions)
+    replayed = functools.partial(interleave, shape, args.active, _VOCABULARY, args.seed)
+    return replayed, shape.turns
+
+
+def budget(args: argparse.Namespace, host_gb: float) -> Budget:
+    """Memory of the tiers, in pages of the table."""
+    page = args.shape.geometry(args.page_size).page_tokens
+    pages = args.device_tokens // page
+    return Budget(pages, int(pages * args.swa_full_tokens_ratio), int(host_gb * _GB))
+
+
+def row(policy: str, host_gb: float, result: Result) -> dict[str, Any]:
+    """One line of the report."""
+    return {
+        "policy": policy,
+        "host_gb": host_gb,
+        "hit_rate": result.hit_rate,
+        **dataclasses.asdict(result),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The report for a reader."""
+    lines = ["policy                   host GB  hit rate  on host  written GB  loaded GB  again"]
+    for entry in rows:
+        prompt = max(1, entry["prompt"])
+        lines.append(
+            f"{entry['policy']:<24} {entry['host_gb']:>7g} {entry['hit_rate']:>9.3f} "
+            f"{entry['from_host'] / prompt:>8.3f} {entry['written_bytes'] / _GB:>11.2f} "
+            f"{entry['loaded_bytes'] / _GB:>10.2f} {entry['again'] / prompt:>6.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replay, print, write and draw; returns 1 if the trace cannot be read."""
+    args = parse_args(argv)
+    try:
+        rows = replay_all(args)
+    except traces.TraceError as error:
+        print(f"--trace: {error}", file=sys.stderr)
+        return 1
+    print(table(rows))
+    settings = {name: value for name, value in vars(args).items() if name != "shape"}
+    report = {"model": dataclasses.asdict(args.shape), "settings": settings, "cells": rows}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1, default=str))
+    if args.plot is not None:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot.draw(rows, args.plot)
+    return 0
+
+
+def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row of the report for each policy and host size."""
+    start, count = requests(args)
+    cells = list(itertools.product(args.policy, sorted(set(args.host_gb))))
+    rows = []
+    with tqdm(total=count * len(cells), unit="req", smoothing=0.05) as progress:
+        for policy, host_gb in cells:
+            replay = Replay(
+                args.shape,
+                budget(args, host_gb),
+                WritePolicy(policy),
+                args.page_size,
+                args.chunked_prefill_size,
+            )
+            progress.set_description(f"{policy}, {host_gb:g} GB")
+            for prompt, answer in start():
+                replay.serve(prompt, answer)
+                progress.update()
+            rows.append(row(policy, host_gb, replay.result()))
+    return rows
