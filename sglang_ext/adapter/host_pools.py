@@ -28,6 +28,10 @@ class EngineHostPool:
         """See HostPool."""
         return int(self._pool.logical_size) // self._page_tokens
 
+    def room(self, used: int) -> int:
+        """See HostPool."""
+        return self.total_pages - used
+
     def free_pages(self) -> int:
         """Table pages that the engine's pool could hand out now; for checks."""
         return int(self._pool.available_size()) // self._page_tokens

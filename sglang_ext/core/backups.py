@@ -6,8 +6,8 @@ import numpy as np
 
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.demotion import look_ahead, paths_of_pages, paths_of_windows, worth_a_copy
+from sglang_ext.core.host_room import HostRoom
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
-from sglang_ext.core.state import IndexState
 from sglang_ext.core.table import selector
 from sglang_ext.core.window import checkpoint_windows
 from sglang_ext.core.write_policy import pages_to_copy_now
@@ -19,7 +19,7 @@ _MOST_PATHS_A_STEP = 8
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
-class Backups(IndexState):
+class Backups(HostRoom):
     """The part of the index that fills the host tier."""
 
     def begin_backup(self, rows: Rows) -> Transfer | Declined | None:
@@ -113,16 +113,12 @@ class Backups(IndexState):
         at_end = windows[0].stop - windows[0].start if windows else 0
         if not self._backlog_allows(rows, at_end):
             return self._decline(DeclineReason.BACKLOG)
-        full, window = self._make_host_room(rows, full, windows, make_room)
+        full, window, reserved = self._reserve_on_host(rows, full, windows, make_room)
         if len(full) == 0 and len(window) == 0:
             only_windows = pages is not None and len(pages) == 0
             return Declined(
                 DeclineReason.HOST_WINDOW_FULL if only_windows else DeclineReason.HOST_FULL
             )
-        full_slots, full_ok = self.host.reserve(full)
-        window_slots, window_ok = self.host_window.reserve(window)
-        table.host.put(full, full_slots, ready=False)
-        table.swa_host.put(window, window_slots, ready=False)
         hold = Hold(
             (table.device, selector(rows)),
             (table.swa_device, window),
@@ -134,12 +130,12 @@ class Backups(IndexState):
         self._pinned_window_pages += len(window)
         transfer = self._begin(
             TransferKind.BACKUP,
-            Copies(full, table.device.slots[full], full_slots),
-            Copies(window, table.swa_device.slots[window], window_slots),
+            Copies(full, table.device.slots[full], table.host.slots[full]),
+            Copies(window, table.swa_device.slots[window], table.swa_host.slots[window]),
             hold,
             rows,
         )
-        transfer.failed_here = not (full_ok and window_ok)
+        transfer.failed_here = not reserved
         return transfer
 
     def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[slice]:
@@ -168,58 +164,6 @@ class Backups(IndexState):
             pages + self.host.detached <= self.policy.pinned_pages
             and windows + self.host_window.detached <= self.policy.pinned_window_pages
         )
-
-    # ---- room on the host ----------------------------------------------------
-
-    def _make_host_room(
-        self, rows: Rows, full: Rows, windows: list[slice], make_room: bool
-    ) -> tuple[Rows, Rows]:
-        """As much of a backup as there is host room for: (full rows, window rows)."""
-        table = self.table
-        # While room is made, what the backup needs must not be its victim; older windows
-        # of the same path may be.
-        needed = np.unique(np.concatenate([_NO_ROWS, *(rows[window] for window in windows)]))
-        guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
-        if make_room and len(full) > self.host.free_pages:
-            self._evict_host(len(full) - self.host.free_pages, int(table.age[full].max()))
-        if len(full) > self.host.free_pages:
-            self.counters.declined[DeclineReason.HOST_FULL] += 1
-            full, windows = full[: self.host.free_pages], []
-        kept = _NO_ROWS
-        for number, window in enumerate(windows):
-            missing = rows[window][~table.swa_host.present[rows[window]]]
-            added = np.setdiff1d(missing, kept)
-            size = len(kept) + len(added)
-            if number > 0 and self._pinned_window_pages + size > self.policy.pinned_window_pages:
-                break
-            age = int(table.swa_age[rows[window]].max())
-            # a window that nobody has used yet takes nothing away
-            if make_room and age >= 0 and size > self.host_window.free_pages:
-                self._evict_host_windows(size - self.host_window.free_pages, age)
-            if size > self.host_window.free_pages:
-                self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
-                break
-            kept = np.concatenate((kept, added))
-        guard.release()
-        return full, kept
-
-    def _evict_host(self, pages: int, younger_than: int) -> None:
-        """Make room on the host: copies of pages that are on the device, then the oldest."""
-        duplicates = len(self.host.pop_duplicates(pages, younger_than))
-        self.counters.reclaimed_duplicate_pages += duplicates
-        self._scan_is_due = True
-        rows = self.host.pop_oldest(pages - duplicates)
-        self.counters.evicted_host_pages += len(rows)
-        lost = rows[~self.table.device.present[rows]]
-        if len(lost):
-            self._remove(lost)
-
-    def _evict_host_windows(self, pages: int, younger_than: int) -> None:
-        duplicates = len(self.host_window.pop_duplicates(pages, younger_than))
-        self.counters.reclaimed_duplicate_window_pages += duplicates
-        self._scan_is_due = True
-        rows = self.host_window.pop_oldest(pages - duplicates)
-        self.counters.evicted_host_window_pages += len(rows)
 
     # ---- end -----------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class Counters:
     dropped_window_pages: int = 0
     evicted_host_pages: int = 0
     evicted_host_window_pages: int = 0
+    moved_host_pages: int = 0
     reclaimed_duplicate_pages: int = 0
     reclaimed_duplicate_window_pages: int = 0
     abandoned_transfers: int = 0

@@ -48,36 +48,44 @@ class VictimQueue:
 
         The caller must evict them: they leave the queue.
         """
+        rows, used = self._find(count)
+        self._rows, self._ages = self._rows[used:], self._ages[used:]
+        return rows
+
+    def peek(self) -> int | None:
+        """The row that ``pop`` would take first; it stays in the queue."""
+        rows, _ = self._find(1)
+        return int(rows[0]) if len(rows) else None
+
+    def _find(self, count: int) -> tuple[Rows, int]:
+        """The next ``count`` victims, and how much of the queue they and what is no
+        victim any more take up."""
         count = min(count, self._column.n_evictable)
         if count <= 0:
-            return self._rows[:0]
+            return self._rows[:0], 0
         offers = self._column.take_offers()
         if offers is None:
             self._refill(count)
         else:
             self._merge(offers)
-        rows = self._take(count)
+        rows, used = self._at_front(count)
         if len(rows) < count:
             self._refill(count)
-            rows = self._take(count)
-        if len(rows) < count:
-            assert self._spare is not None, "the column has fewer victims than it counts"
-            self._rows, self._ages = self._rows[:0], self._ages[:0]
-        return rows
+            rows, used = self._at_front(count)
+        assert len(rows) == count or self._spare is not None, "fewer victims than counted"
+        return rows, used
 
-    def _take(self, count: int) -> Rows:
-        """``count`` valid rows off the front; fewer, taking none, if the batch is short."""
+    def _at_front(self, count: int) -> tuple[Rows, int]:
+        """As ``_find``, in the batch at hand; fewer if it is short."""
         size = max(2 * count, 64)
         while True:
             rows, ages = self._rows[:size], self._ages[:size]
             valid = self._are_victims(rows) & (self._age[rows] == ages)
             where = np.flatnonzero(valid)
             if len(where) >= count:
-                used = int(where[count - 1]) + 1
-                self._rows, self._ages = self._rows[used:], self._ages[used:]
-                return rows[where[:count]]
+                return rows[where[:count]], int(where[count - 1]) + 1
             if size >= len(self._rows):
-                return rows[where]
+                return rows[where], len(self._rows)
             size *= 4
 
     def _are_victims(self, rows: Selector) -> NDArray[np.bool_]:

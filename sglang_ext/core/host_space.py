@@ -15,8 +15,8 @@ _FEW = 16
 class HostSpace:
     """One component's copies on the host.
 
-    Room is counted from the table, not asked from the pool: every rank holds the
-    same table, so every rank decides alike even when one rank's pool misbehaves.
+    Room is counted from the table and from what was allocated before: every rank has
+    done the same, so every rank decides alike even when one rank's pool misbehaves.
 
     Attributes:
         column: the copies on the host.
@@ -43,7 +43,7 @@ class HostSpace:
     @property
     def free_pages(self) -> int:
         """Pages that can be reserved without taking any away."""
-        return self._pool.total_pages - self.column.n_present - self.detached
+        return self._pool.room(self.column.n_present + self.detached)
 
     def reserve(self, rows: Rows) -> tuple[Slots, bool]:
         """Slots for ``rows``; there must be room for them.
@@ -82,7 +82,8 @@ class HostSpace:
         """
         column = self.column
         both = column.ready & self._device.ready & (column.locks == 0)
-        both &= self._age > younger_than
+        # a window that nobody has used yet has the smallest age and gives way all the same
+        both &= (self._age > younger_than) | (self._age < 0)
         if column is self._table.host and both.any():
             both &= ~self._above_host_only()
         rows = youngest_first(np.flatnonzero(both), self._age, count)
@@ -102,6 +103,11 @@ class HostSpace:
         for row in level.tolist():
             above[table.path(row)[:-1]] = True
         return above
+
+    def oldest_age(self) -> int | None:
+        """Age of what ``pop_oldest`` would drop first."""
+        row = self._victims.peek()
+        return None if row is None else int(self._age[row])
 
     def pop_oldest(self, count: int) -> Rows:
         """Drop up to ``count`` copies of pages that are on the host alone, least

@@ -51,9 +51,12 @@ class DevicePool(Protocol):
 class HostPool(Protocol):
     """Host slots of one component. The core counts them, the pool hands them out."""
 
-    @property
-    def total_pages(self) -> int:
-        """Table pages that fit; the same on every rank."""
+    def room(self, used: int) -> int:
+        """Table pages that can be allocated; the same on every rank.
+
+        Args:
+            used: pages that the table and abandoned backups have.
+        """
         ...
 
     def allocate(self, pages: int) -> Slots | None:
@@ -63,4 +66,13 @@ class HostPool(Protocol):
 
     def release(self, slots: Slots) -> None:
         """Give back slots."""
+        ...
+
+
+class HostMemory(Protocol):
+    """The bytes behind the pages of an arena."""
+
+    def move(self, component: int, source: Slots, target: Slots) -> None:
+        """Copy pages of a component to other slots, at once. Nothing is in flight in either
+        place."""
         ...

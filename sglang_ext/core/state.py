@@ -4,23 +4,38 @@ import dataclasses
 
 import numpy as np
 
+from sglang_ext.core.arena import Arena
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
-from sglang_ext.core.ports import DevicePool, HostPool
+from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
 from sglang_ext.core.table import PageTable, selector
 from sglang_ext.core.write_policy import WritePolicy
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostTier:
-    """The two host pools of a cache with a host tier."""
+    """The host memory of a cache with a host tier.
+
+    Attributes:
+        full, window: a pool for each component.
+        shared: the memory that they share, None if each has its own.
+    """
 
     full: HostPool
     window: HostPool
+    shared: "SharedMemory | None" = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """One memory for both components: component 0 is full attention, 1 the windows."""
+
+    arena: Arena
+    memory: HostMemory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -55,8 +55,12 @@ class CountedHostPool:
     """HostPool (see ``core.ports``); the core itself counts what is free."""
 
     def __init__(self, pages: int, geometry: Geometry) -> None:
-        self.total_pages = pages
+        self._pages = pages
         self._per_page = geometry.slots_per_page
+
+    def room(self, used: int) -> int:
+        """See HostPool."""
+        return self._pages - used
 
     def allocate(self, pages: int) -> Slots | None:
         """See HostPool."""

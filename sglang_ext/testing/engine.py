@@ -14,17 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
+from sglang_ext.core.arena import Arena
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
-from sglang_ext.core.state import BackupPolicy, HostTier
+from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
 from sglang_ext.core.table import FREE
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
-from sglang_ext.testing.transfers import Pace, SimLane
+from sglang_ext.testing.shared_memory import SimSharedMemory
+from sglang_ext.testing.transfers import HostSlots, Pace, SimLane
+
+_SLOT_BYTES = (2, 3)
+"""Of each component, in shared memory: neither is a multiple of the other."""
 
 
 class DeviceFullError(Exception):
@@ -53,7 +58,12 @@ class SimRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sizes:
-    """What an engine is built with; pages are table pages."""
+    """What an engine is built with; pages are table pages.
+
+    Attributes:
+        extent_pages: 0 for a host pool of each component; else both share the memory that
+            the two would have, in extents of so many of the larger pages.
+    """
 
     device_pages: int
     device_window_pages: int
@@ -63,6 +73,7 @@ class Sizes:
     pinned_share: int = 4
     low_share: int = 4
     write: WritePolicy = WritePolicy.WRITE_THROUGH
+    extent_pages: int = 0
 
     def policy(self) -> BackupPolicy:
         """The backup policy of these sizes."""
@@ -95,10 +106,18 @@ class SimEngine:
         self.geometry = geometry
         self.device = SimDevicePool(sizes.device_pages, sizes.device_window_pages, geometry)
         per_page = geometry.slots_per_page
-        self.host = SimSlots(sizes.host_pages * per_page, geometry)
-        self.host_window = SimSlots(sizes.host_window_pages * per_page, geometry)
-        tier = HostTier(self.host, self.host_window) if sizes.host_pages else None
-        capacity = sizes.device_pages + sizes.host_pages
+        self.host: HostSlots = SimSlots(sizes.host_pages * per_page, geometry)
+        self.host_window: HostSlots = SimSlots(sizes.host_window_pages * per_page, geometry)
+        shared = None
+        if sizes.extent_pages:
+            shared = self._shared_memory(sizes, per_page)
+            self.host, self.host_window = shared.full, shared.window
+        host_rows = self.host.total // per_page
+        tier = None
+        if host_rows:
+            whole = SharedMemory(shared.arena, shared) if shared else None
+            tier = HostTier(self.host, self.host_window, whole)
+        capacity = sizes.device_pages + host_rows
         self.index = index_type(geometry, capacity, self.device, tier, sizes.policy())
         self.ledger = Ledger(self.index)
         self.lanes = {
@@ -110,6 +129,14 @@ class SimEngine:
         self._pace = pace or Pace()
         self._rng = random.Random(seed)
         self._numbers = itertools.count()
+
+    @staticmethod
+    def _shared_memory(sizes: Sizes, per_page: int) -> SimSharedMemory:
+        page_bytes = [size * per_page for size in _SLOT_BYTES]
+        total = sizes.host_pages * page_bytes[0] + sizes.host_window_pages * page_bytes[1]
+        extent_bytes = sizes.extent_pages * max(page_bytes) + 1
+        arena = Arena(total // extent_bytes, extent_bytes, page_bytes, per_page)
+        return SimSharedMemory(arena, extent_bytes, _SLOT_BYTES)
 
     # ---- requests ------------------------------------------------------------
 
@@ -274,6 +301,13 @@ class SimEngine:
         for plan in self.index.demote_ahead():
             self._mark("demotion")
             self._submit(plan)
+
+    def press_host(self, pages: int = 0, windows: int = 0, younger_than: int = -(1 << 63)) -> None:
+        """Something of that age needs so much room on the host."""
+        index = self.index
+        for space, count in ((index.host, pages), (index.host_window, windows)):
+            if count:
+                index._make_room(space, space.free_pages + count, younger_than)
 
     def report(self) -> list[int]:
         """What this rank tells the others, see Ledger."""

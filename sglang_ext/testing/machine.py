@@ -32,6 +32,7 @@ from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest, Sizes
 from sglang_ext.testing.model import ModelledIndex
+from sglang_ext.testing.pools import SimSlots
 
 DEVICE_PAGES = (1, 2, 16)
 WINDOWS = {"smaller": (1, 5), "equal": (16,), "larger": (31, 40, 70)}
@@ -75,6 +76,7 @@ class IndexMachine(RuleBasedStateMachine):
             pinned_share=data.draw(st.sampled_from([1, 2, 4])),
             low_share=data.draw(st.sampled_from([1, 1, 2, 4, 100])),
             write=data.draw(st.sampled_from(self.policies)),
+            extent_pages=data.draw(st.sampled_from([0, 0, 2, 3])),
         )
         self.demotes = data.draw(st.booleans())
         self.engine = SimEngine(geometry, sizes, index_type=ModelledIndex)
@@ -149,7 +151,7 @@ class IndexMachine(RuleBasedStateMachine):
     def rarely(self, which: int) -> None:
         """The next host allocation fails; or everything is forgotten in a flush, transfers
         in flight or not."""
-        if which == 0:
+        if which == 0 and isinstance(self.engine.host, SimSlots):
             self.engine.host.allocations_to_fail = 1
         elif which == 1 and not self.engine.running:
             self.engine.reset()

@@ -52,6 +52,10 @@ class SimSlots:
         """Whole table pages that fit."""
         return self.total // self._per_page
 
+    def room(self, used: int) -> int:
+        """See HostPool: an allocation that failed must not be seen in it."""
+        return self.total_pages - used
+
     def free_pages(self) -> int:
         """Whole table pages left."""
         return len(self.free) // self._per_page
@@ -85,6 +89,15 @@ class SimSlots:
     def holds(self, slots: Slots, tags: Tags, layers: slice = slice(None)) -> bool:
         """Whether each page's slots hold its tag."""
         return bool((self.content[layers, slots] == tags[:, None]).all())
+
+    def get(self, layer: int, slots: Slots) -> Tags:
+        """Tag of each slot."""
+        tags: Tags = self.content[layer, slots]
+        return tags
+
+    def put(self, layer: int, slots: Slots, tags: Tags | int) -> None:
+        """Write the tag of each slot."""
+        self.content[layer, slots] = tags
 
     @property
     def used(self) -> int:

@@ -21,6 +21,7 @@ from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
 from sglang_ext.testing.model import ModelledIndex
+from sglang_ext.testing.pools import SimSlots
 from sglang_ext.testing.transfers import Pace
 
 _MAX_RUNNING = 4
@@ -54,9 +55,10 @@ class Simulation:
             pinned_share=rng.choice([1, 1, 4]),
             low_share=rng.choice([1, 2, 4, 100]),
             write=rng.choice(list(WritePolicy)),
+            extent_pages=rng.choice([0, 0, 2, 3, 5]),
         )
         pace = Pace(layer=rng.choice([0.1, 1.0, 4.0]), fails=rng.choice([0.0, 0.05]))
-        self.allocation_fails = rng.choice([0.0, 0.01])
+        self.allocation_fails = rng.choice([0.0, 0.03])
         self.engines = [
             SimEngine(
                 geometry,
@@ -116,7 +118,9 @@ class Simulation:
     def step(self) -> None:
         """A step of the scheduler: copies go on, one collective, commits, demotions."""
         if self.rng.random() < self.allocation_fails:
-            self.rng.choice(self.engines).host.allocations_to_fail = 1
+            unlucky = self.rng.choice(self.engines).host
+            if isinstance(unlucky, SimSlots):
+                unlucky.allocations_to_fail = 1
         duration = self.rng.choice([0.0, 1.0, 1.0, 3.0])
         for engine in self.engines:
             engine.pass_time(duration)

@@ -6,6 +6,9 @@ from collections import deque
 
 from sglang_ext.core.plan import Copies, Transfer, TransferKind
 from sglang_ext.testing.pools import LAYERS, STALE, SimDevicePool, SimSlots
+from sglang_ext.testing.shared_memory import SharedSlots
+
+HostSlots = SimSlots | SharedSlots
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class SimLane:
     """Transfers of one direction on one rank: first in, first out, layer by layer."""
 
     def __init__(
-        self, kind: TransferKind, device: SimDevicePool, host: SimSlots, window: SimSlots
+        self, kind: TransferKind, device: SimDevicePool, host: HostSlots, window: HostSlots
     ) -> None:
         self._kind = kind
         self._device = device
@@ -86,11 +89,11 @@ class SimLane:
             self.submitted.popleft()
             self.ended = transfer.op
 
-    def _copy(self, copies: Copies, device: SimSlots, host: SimSlots, step: _Step) -> None:
+    def _copy(self, copies: Copies, device: SimSlots, host: HostSlots, step: _Step) -> None:
         layer = step.layer
         if self._kind is TransferKind.LOAD:
-            device.content[layer, copies.device] = host.content[layer, copies.host]
+            device.put(layer, copies.device, host.get(layer, copies.host))
         elif step.transfer.op in self.failed:  # a failed copy leaves anything behind
-            host.content[layer, copies.host] = STALE
+            host.put(layer, copies.host, STALE)
         else:
-            host.content[layer, copies.host] = device.content[layer, copies.device]
+            host.put(layer, copies.host, device.get(layer, copies.device))

@@ -12,7 +12,6 @@ from sglang_ext.core.plan import Declined, DeclineReason, Hold, TransferKind
 from sglang_ext.testing.engine import SimEngine, SimRequest, Sizes
 
 PAGE = 16
-EVERYTHING = -(1 << 63)
 
 
 def prompt(pages: int, seed: int = 0) -> NDArray[np.int64]:
@@ -92,7 +91,7 @@ def test_a_stale_match_is_declined() -> None:
     engine.settle()
     engine.index.evict_device(5, 5)
     match = engine.index.match(tokens[:-1].reshape(-1, PAGE), None)
-    engine.index._evict_host_windows(12, EVERYTHING)
+    engine.press_host(windows=12)
     assert engine.index.begin_load(match.rows) == Declined(DeclineReason.STALE)
     engine.check()
 
@@ -101,11 +100,10 @@ def test_a_host_page_is_not_released_before_its_backup_is_acknowledged() -> None
     engine = engine_with(host_pages=6, host_window_pages=4)
     serve(engine, prompt(6))
     assert engine.index.pending[TransferKind.BACKUP]
-    engine.index._evict_host(6, EVERYTHING)
-    engine.index._evict_host_windows(4, EVERYTHING)
+    engine.press_host(pages=6, windows=4)
     assert engine.host.free_pages() == 0, "a RESERVED host page was given away"
     engine.settle()
-    engine.index._evict_host(6, EVERYTHING)
+    engine.press_host(pages=6)
     assert engine.host.free_pages() == 6
 
 
@@ -116,8 +114,7 @@ def test_a_host_page_is_not_released_while_it_is_loaded_from() -> None:
     engine.settle()
     engine.index.evict_device(6, 6)
     started(engine, tokens)
-    engine.index._evict_host(24, EVERYTHING)
-    engine.index._evict_host_windows(12, EVERYTHING)
+    engine.press_host(pages=24, windows=12)
     assert engine.host.used >= 6
     assert engine.host_window.used == 2 * 1
 

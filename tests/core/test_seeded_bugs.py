@@ -226,10 +226,10 @@ def duplicates_of_older_pages_go_too(patch: Patch) -> None:
 
 
 def an_early_copy_takes_room_from_others(patch: Patch) -> None:
-    original = CacheIndex._make_host_room
+    original = CacheIndex._reserve_on_host
     patch.setattr(
         CacheIndex,
-        "_make_host_room",
+        "_reserve_on_host",
         lambda self, rows, full, windows, make_room: original(self, rows, full, windows, True),
     )
 

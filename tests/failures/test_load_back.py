@@ -27,8 +27,6 @@ from tests.failures.scenarios import (
     serve_and_settle,
 )
 
-OLDEST = -(1 << 63)
-
 
 def test_room_for_a_load_is_not_made_on_the_host_it_reads() -> None:
     """C1: the device is full of pages without a copy, and the host has no room for them."""
@@ -85,8 +83,7 @@ def test_a_host_page_keeps_its_contents_until_a_slow_load_has_read_it() -> None:
         serve(engine, prompt(4, seed))
     request = engine.start(tokens)
     assert engine.index.pending[TransferKind.LOAD]
-    engine.index._evict_host(ALL, OLDEST)
-    engine.index._evict_host_windows(ALL, OLDEST)
+    engine.press_host(pages=ALL, windows=ALL)
     engine.demote()
     while engine.index.pending[TransferKind.BACKUP]:
         engine.copy(TransferKind.BACKUP)

@@ -148,7 +148,7 @@ def test_branches_inside_a_prefix_that_is_loaded_leave_no_host_lock(flush: bool)
         assert engine.host.free_pages() == 24 and engine.host_window.free_pages() == 12
     check_all(engine, idle=True)
     engine.index.evict_device(ALL, ALL)
-    engine.index._evict_host(ALL, -(1 << 63))
+    engine.press_host(pages=ALL)
     assert engine.host.used == 0, "a host page stayed locked"
 
 

@@ -39,18 +39,19 @@ def test_page_in_device_and_host_lru() -> None:
     for tokens in (first, second):
         engine.finish(run(engine, tokens, chunk=PAGE, settle=True))
     index.evict_device(ALL, ALL)
-    index._evict_host(1, NOTHING_IS_YOUNGER)  # the pass: all others stand in the queue now
-    index._evict_host_windows(1, NOTHING_IS_YOUNGER)
+    engine.press_host(
+        pages=1, younger_than=NOTHING_IS_YOUNGER
+    )  # the pass: all others stand in the queue now
+    engine.press_host(windows=1, younger_than=NOTHING_IS_YOUNGER)
     engine.finish(run(engine, second, settle=True))
     rows, column = rows_of(engine, second), copies(engine)
-    index._evict_host(ALL, NOTHING_IS_YOUNGER)
-    index._evict_host_windows(ALL, NOTHING_IS_YOUNGER)
+    engine.press_host(ALL, ALL, NOTHING_IS_YOUNGER)
     check_all(engine)
     assert len(rows_of(engine, first)) == 0, "pages on the host alone are victims"
     assert column["host"].ready[rows].all(), "a page of the device was a victim on the host"
     assert (column["swa_host"].ready[rows] == column["swa_device"].present[rows]).all()
     index.evict_device(ALL, ALL)
-    index._evict_host(ALL, NOTHING_IS_YOUNGER)
+    engine.press_host(pages=ALL, younger_than=NOTHING_IS_YOUNGER)
     assert index.table.n_rows == 0, "a page left the device, and the host did not notice"
     check_all(engine, idle=True)
 

@@ -1,0 +1,202 @@
+"""One host memory for both components: extents that each takes and gives back.
+
+The memory is cut into extents of equal size. An extent belongs to nobody or to one
+component, whose pages fill it; a page lies in one extent. Full-attention pages and
+sliding-window pages are of different size, so each component numbers its pages as if
+the whole memory were its own: page ``n`` is the bytes ``[n * page_bytes, (n + 1) *
+page_bytes)``. That is what lets two ordinary pools be views of one memory.
+
+Nothing here depends on anything but the calls made, so every rank gets the same pages.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Slots
+
+Pages = NDArray[np.int64]
+"""Page numbers of one component."""
+NOBODY = -1
+
+
+class Arena:
+    """Who has which extent, and which of its pages are taken.
+
+    Args:
+        extents: how many there are.
+        extent_bytes: size of each; must hold a page of every component.
+        page_bytes: size of a page of each component.
+        slots_per_page: slots of one page, numbered in the order of their bytes.
+
+    Attributes:
+        owner: (extents,) int8, component or NOBODY.
+    """
+
+    def __init__(
+        self, extents: int, extent_bytes: int, page_bytes: Sequence[int], slots_per_page: int
+    ) -> None:
+        if extent_bytes < 2 * max(page_bytes):
+            raise ValueError(f"an extent of {extent_bytes} bytes is too small for {page_bytes}")
+        self._slots_per_page = slots_per_page
+        start = np.arange(extents, dtype=np.int64) * extent_bytes
+        # pages [first, stop) of a component lie in an extent as a whole
+        self._first = [-(-start // size) for size in page_bytes]
+        self._stop = [(start + extent_bytes) // size for size in page_bytes]
+        self.owner = np.full(extents, NOBODY, dtype=np.int8)
+        self._used = np.zeros(extents, dtype=np.int64)
+        self.clear()
+
+    def clear(self) -> None:
+        """Take everything back."""
+        self.owner[:] = NOBODY
+        self._used[:] = 0
+        self._taken = [np.zeros(stop.max(initial=0), dtype=bool) for stop in self._stop]
+        self._holes = [0] * len(self._stop)
+
+    # ---- room ----------------------------------------------------------------
+
+    def holes(self, component: int) -> int:
+        """Free pages in the extents of a component."""
+        return self._holes[component]
+
+    def pages_per_extent(self, component: int) -> int:
+        """Pages that every extent can hold; some hold one more."""
+        return int((self._stop[component] - self._first[component]).min())
+
+    def taken(self, component: int) -> int:
+        """Pages that a component has."""
+        return int(self._used[self.owner == component].sum())
+
+    @property
+    def free_extents(self) -> int:
+        """Extents that belong to nobody."""
+        return int(np.count_nonzero(self.owner == NOBODY))
+
+    def free_pages(self, component: int) -> int:
+        """Pages that ``allocate`` could hand out now."""
+        size = self._stop[component] - self._first[component]
+        return self._holes[component] + int(size[self.owner == NOBODY].sum())
+
+    # ---- pages ---------------------------------------------------------------
+
+    def allocate(self, component: int, pages: int) -> Pages | None:
+        """Free pages, all or nothing. The fullest extents are filled first, so that others
+        run empty."""
+        if pages > self.free_pages(component):
+            return None
+        found: list[Pages] = []
+        if pages and self._holes[component]:
+            own = np.flatnonzero(self.owner == component)
+            for extent in own[np.argsort(-self._used[own], kind="stable")].tolist():
+                pages = self._take(component, extent, pages, found)
+        while pages:
+            extent = int(np.argmax(self.owner == NOBODY))
+            self.owner[extent] = component
+            self._holes[component] += self._size(component, extent)
+            pages = self._take(component, extent, pages, found)
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def _take(self, component: int, extent: int, pages: int, found: list[Pages]) -> int:
+        """Take up to ``pages`` free pages of an extent; returns how many are missing."""
+        first, stop = int(self._first[component][extent]), int(self._stop[component][extent])
+        if pages == 0 or self._used[extent] == stop - first:
+            return pages
+        taken = self._taken[component]
+        chosen = np.flatnonzero(~taken[first:stop])[:pages] + first
+        taken[chosen] = True
+        self._used[extent] += len(chosen)
+        self._holes[component] -= len(chosen)
+        found.append(chosen)
+        return pages - len(chosen)
+
+    def release(self, component: int, pages: Pages) -> None:
+        """Give pages back; an extent without pages belongs to nobody."""
+        taken = self._taken[component]
+        assert taken[pages].all(), "a free host page was freed again"
+        taken[pages] = False
+        extents, counts = np.unique(self.extent_of(component, pages), return_counts=True)
+        self._used[extents] -= counts
+        self._holes[component] += len(pages)
+        for extent in extents[self._used[extents] == 0].tolist():
+            self.owner[extent] = NOBODY
+            self._holes[component] -= self._size(component, extent)
+
+    def extent_of(self, component: int, pages: Pages) -> Pages:
+        """The extent in which each page lies."""
+        extents: Pages = np.searchsorted(self._first[component], pages, side="right") - 1
+        return extents
+
+    def _size(self, component: int, extent: int) -> int:
+        return int(self._stop[component][extent] - self._first[component][extent])
+
+    # ---- compaction ----------------------------------------------------------
+
+    def to_vacate(self, component: int, movable: Pages) -> Pages:
+        """Pages to move elsewhere to set an extent of a component free; none if that is not
+        possible.
+
+        Args:
+            movable: pages of the component that may be moved.
+        """
+        counts = np.bincount(self.extent_of(component, movable), minlength=len(self.owner))
+        size = self._stop[component] - self._first[component]
+        possible = (self.owner == component) & (counts == self._used)
+        # its pages fit into the holes of the others
+        possible &= self._holes[component] >= size
+        extents = np.flatnonzero(possible)
+        if len(extents) == 0:
+            return movable[:0]
+        emptiest = int(extents[np.argmin(self._used[extents])])
+        chosen: Pages = movable[self.extent_of(component, movable) == emptiest]
+        return chosen
+
+    def move(self, component: int, pages: Pages) -> Pages:
+        """New places for the pages of one extent, which becomes free; the contents have to
+        be copied before anything else is written there."""
+        extent = int(self.extent_of(component, pages[:1])[0])
+        assert len(pages) == self._used[extent], "an extent is vacated as a whole"
+        taken = self._taken[component]
+        first, stop = self._first[component][extent], self._stop[component][extent]
+        # taken as a whole for the moment: a page must not move within its extent
+        taken[first:stop] = True
+        blocked = self._size(component, extent) - len(pages)
+        self._used[extent] += blocked
+        self._holes[component] -= blocked
+        places = self.allocate(component, len(pages))
+        assert places is not None
+        self.release(component, np.arange(first, stop))
+        return places
+
+    # ---- slots ---------------------------------------------------------------
+
+    def slots(self, pages: Pages) -> Slots:
+        """Slots (n, slots_per_page) of pages."""
+        per_page = self._slots_per_page
+        return (pages[:, None] * per_page + np.arange(per_page)).astype(np.int32)
+
+    def pages(self, slots: Slots) -> Pages:
+        """Inverse of ``slots``."""
+        return slots[:, 0].astype(np.int64) // self._slots_per_page
+
+
+class ArenaPool:
+    """HostPool (see ``core.ports``) of one component of an arena."""
+
+    def __init__(self, arena: Arena, component: int) -> None:
+        self.arena = arena
+        self.component = component
+
+    def room(self, used: int) -> int:
+        """See HostPool."""
+        return self.arena.free_pages(self.component)
+
+    def allocate(self, pages: int) -> Slots | None:
+        """See HostPool."""
+        found = self.arena.allocate(self.component, pages)
+        return None if found is None else self.arena.slots(found)
+
+    def release(self, slots: Slots) -> None:
+        """See HostPool."""
+        self.arena.release(self.component, self.arena.pages(slots))

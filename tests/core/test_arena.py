@@ -1,0 +1,129 @@
+"""The arena by itself: two components, one memory, no byte twice."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_ext.core.arena import NOBODY, Arena
+
+PAGE_BYTES = st.tuples(st.integers(1, 7), st.integers(1, 7))
+CALLS = st.lists(
+    st.tuples(st.sampled_from(["take", "give", "vacate"]), st.integers(0, 1), st.integers(1, 9)),
+    max_size=60,
+)
+
+
+class Ledger:
+    """What the arena has handed out, byte by byte."""
+
+    def __init__(self, page_bytes: tuple[int, int], extents: int, pages: int) -> None:
+        self.page_bytes = page_bytes
+        self.extent_bytes = pages * max(page_bytes) + 1
+        self.arena = Arena(extents, self.extent_bytes, page_bytes, 1)
+        self.pages: tuple[list[int], list[int]] = ([], [])
+
+    def check(self) -> None:
+        taken = np.zeros(len(self.arena.owner) * self.extent_bytes, dtype=int)
+        for component, size in enumerate(self.page_bytes):
+            for page in self.pages[component]:
+                first, last = page * size, (page + 1) * size - 1
+                extent = first // self.extent_bytes
+                assert extent == last // self.extent_bytes, "a page in two extents"
+                assert self.arena.owner[extent] == component
+                taken[first : last + 1] += 1
+            assert self.arena.taken(component) == len(self.pages[component])
+        assert taken.max(initial=0) <= 1, "a byte belongs to two pages"
+        used = {
+            page * s // self.extent_bytes
+            for c, s in zip(self.pages, self.page_bytes, strict=True)
+            for page in c
+        }
+        assert set(np.flatnonzero(self.arena.owner != NOBODY).tolist()) == used, (
+            "an empty extent is kept"
+        )
+
+    def take(self, component: int, count: int) -> None:
+        room = self.arena.free_pages(component)
+        got = self.arena.allocate(component, count)
+        assert (got is not None) == (count <= room)
+        if got is not None:
+            self.pages[component].extend(got.tolist())
+            assert self.arena.free_pages(component) == room - count
+
+    def give(self, component: int, count: int) -> None:
+        mine = self.pages[component]
+        given = [mine.pop(count % len(mine)) for _ in range(min(count, len(mine)))]
+        if given:
+            self.arena.release(component, np.array(given))
+
+    def vacate(self, component: int, skip: int) -> None:
+        """Every ``skip``-th page may not be moved."""
+        mine = np.array(self.pages[component], dtype=np.int64)
+        movable = np.delete(mine, slice(skip - 1, None, skip + 1))
+        free = self.arena.free_extents
+        chosen = self.arena.to_vacate(component, movable)
+        if len(chosen) == 0:
+            return
+        assert set(chosen.tolist()) <= set(movable.tolist())
+        places = self.arena.move(component, chosen)
+        assert self.arena.free_extents == free + 1
+        self.pages[component][:] = [*np.setdiff1d(mine, chosen).tolist(), *places.tolist()]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(page_bytes=PAGE_BYTES, extents=st.integers(0, 6), pages=st.integers(2, 5), calls=CALLS)
+def test_no_byte_belongs_to_two_pages(
+    page_bytes: tuple[int, int], extents: int, pages: int, calls: list[tuple[str, int, int]]
+) -> None:
+    ledger = Ledger(page_bytes, extents, pages)
+    for call, component, number in calls:
+        getattr(ledger, call)(component, number)
+        ledger.check()
+    ledger.arena.clear()
+    assert ledger.arena.free_extents == extents
+
+
+def test_the_fullest_extents_are_filled_first() -> None:
+    arena = Arena(4, 8, (2, 4), 1)
+    pages = arena.allocate(0, 12)
+    assert pages is not None
+    arena.release(0, pages[[0, 4, 5, 6]])
+    more = arena.allocate(0, 1)
+    assert more is not None
+    assert more.tolist() == [0]
+    assert arena.to_vacate(0, np.arange(12)).size == 0, "three holes do not hold four pages"
+    assert arena.free_extents == 1
+
+
+def test_a_whole_extent_worth_of_holes_sets_one_free() -> None:
+    arena = Arena(3, 8, (2, 4), 1)
+    pages = arena.allocate(0, 12)
+    assert pages is not None
+    arena.release(0, pages[[0, 1, 4, 8]])
+    chosen = arena.to_vacate(0, np.setdiff1d(pages, pages[[0, 1, 4, 8]]))
+    assert chosen.tolist() == [2, 3], "the emptiest one moves"
+    assert arena.move(0, chosen).tolist() == [4, 8]
+    assert arena.free_extents == 1
+    assert arena.free_pages(1) == 2
+
+
+def test_slots_are_the_pages_bytes_in_order() -> None:
+    arena = Arena(2, 64, (4, 8), 4)
+    pages = np.array([3, 0])
+    assert arena.slots(pages).tolist() == [[12, 13, 14, 15], [0, 1, 2, 3]]
+    assert arena.pages(arena.slots(pages)).tolist() == [3, 0]
+
+
+def test_an_extent_must_hold_two_of_the_larger_pages() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        Arena(2, 15, (4, 8), 1)
+
+
+def test_a_page_given_back_twice_is_noticed() -> None:
+    arena = Arena(1, 16, (4, 8), 1)
+    pages = arena.allocate(1, 1)
+    assert pages is not None
+    arena.release(1, pages)
+    with pytest.raises(AssertionError, match="freed again"):
+        arena.release(1, pages)
