@@ -4,12 +4,14 @@ The memory is cut into extents of equal size. An extent belongs to nobody or to 
 component, whose pages fill it; a page lies in one extent. Full-attention pages and
 sliding-window pages are of different size, so each component numbers its pages as if
 the whole memory were its own: page ``n`` is the bytes ``[n * page_bytes, (n + 1) *
-page_bytes)``. That is what lets two ordinary pools be views of one memory.
+page_bytes)``. That is what lets two ordinary pools be views of one memory. Pools keep K
+and V apart, in two *planes* of the memory; the same holds in each.
 
 Nothing here depends on anything but the calls made, so every rank gets the same pages.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,33 +21,91 @@ from sglang_ext.core.columns import Slots
 Pages = NDArray[np.int64]
 """Page numbers of one component."""
 NOBODY = -1
+_PAGES = 16
+"""Pages of the larger component in an extent, if the memory is neither small nor large."""
+_FEWEST, _MOST = 8, 1024
+"""Extents of a small and of a large memory."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArenaShape:
+    """How a memory is cut.
+
+    Attributes:
+        extents: how many there are.
+        extent_bytes: size of an extent in each plane.
+        page_bytes: for each component, size of a page in each plane.
+        slots_per_page: slots of one page, numbered in the order of their bytes.
+    """
+
+    extents: int
+    extent_bytes: tuple[int, ...]
+    page_bytes: tuple[tuple[int, ...], ...]
+    slots_per_page: int
+
+    def __post_init__(self) -> None:
+        for size in self.page_bytes:
+            if any(2 * page > extent for page, extent in zip(size, self.extent_bytes, strict=True)):
+                raise ValueError(f"extents of {self.extent_bytes} bytes are too small for {size}")
+            ratio = [page * self.extent_bytes[0] for page in size]
+            if ratio != [extent * size[0] for extent in self.extent_bytes]:
+                raise ValueError(f"pages of {self.page_bytes} bytes divide K and V differently")
+
+    @property
+    def plane_bytes(self) -> tuple[int, ...]:
+        """Size of each plane."""
+        return tuple(self.extents * size for size in self.extent_bytes)
+
+    def page_numbers(self, component: int) -> tuple[Pages, Pages]:
+        """Pages ``[first, stop)`` of a component that lie in each extent as a whole."""
+        # the same in every plane: all are divided in the same proportion
+        page, extent = self.page_bytes[component][0], self.extent_bytes[0]
+        start = np.arange(self.extents, dtype=np.int64) * extent
+        return -(-start // page), (start + extent) // page
+
+    def pages(self, component: int) -> int:
+        """Numbers of pages in use: all are smaller."""
+        return int(self.page_numbers(component)[1].max(initial=0))
+
+
+def shape_for(
+    budget: int, page_bytes: tuple[tuple[int, ...], ...], slots_per_page: int
+) -> ArenaShape:
+    """Extents for a memory of at most ``budget`` bytes.
+
+    Enough of them that little is lost in the last one of each component; not so many that
+    looking through them takes time; each large enough that pages which would lie in two
+    extents, and are not used, are few.
+
+    Raises:
+        ValueError: the components divide a page between the planes in different proportions.
+    """
+    planes = [max(sizes) for sizes in zip(*page_bytes, strict=True)]
+    most = budget // sum(planes)
+    pages = max(2, min(_PAGES, most // _FEWEST), most // _MOST)
+    extent_bytes = []
+    for plane, largest in enumerate(planes):
+        even = math.lcm(*(sizes[plane] for sizes in page_bytes))
+        size = pages * largest
+        extent_bytes.append(size // even * even if even <= size else size)
+    extents = budget // sum(extent_bytes)
+    return ArenaShape(extents, tuple(extent_bytes), page_bytes, slots_per_page)
 
 
 class Arena:
     """Who has which extent, and which of its pages are taken.
 
-    Args:
-        extents: how many there are.
-        extent_bytes: size of each; must hold a page of every component.
-        page_bytes: size of a page of each component.
-        slots_per_page: slots of one page, numbered in the order of their bytes.
-
     Attributes:
         owner: (extents,) int8, component or NOBODY.
     """
 
-    def __init__(
-        self, extents: int, extent_bytes: int, page_bytes: Sequence[int], slots_per_page: int
-    ) -> None:
-        if extent_bytes < 2 * max(page_bytes):
-            raise ValueError(f"an extent of {extent_bytes} bytes is too small for {page_bytes}")
-        self._slots_per_page = slots_per_page
-        start = np.arange(extents, dtype=np.int64) * extent_bytes
-        # pages [first, stop) of a component lie in an extent as a whole
-        self._first = [-(-start // size) for size in page_bytes]
-        self._stop = [(start + extent_bytes) // size for size in page_bytes]
-        self.owner = np.full(extents, NOBODY, dtype=np.int8)
-        self._used = np.zeros(extents, dtype=np.int64)
+    def __init__(self, shape: ArenaShape) -> None:
+        self.shape = shape
+        numbers = [shape.page_numbers(component) for component in range(len(shape.page_bytes))]
+        self._first = [first for first, _ in numbers]
+        self._stop = [stop for _, stop in numbers]
+        self.owner = np.full(shape.extents, NOBODY, dtype=np.int8)
+        self._used = np.zeros(shape.extents, dtype=np.int64)
         self.clear()
 
     def clear(self) -> None:
@@ -173,12 +233,12 @@ class Arena:
 
     def slots(self, pages: Pages) -> Slots:
         """Slots (n, slots_per_page) of pages."""
-        per_page = self._slots_per_page
+        per_page = self.shape.slots_per_page
         return (pages[:, None] * per_page + np.arange(per_page)).astype(np.int32)
 
     def pages(self, slots: Slots) -> Pages:
         """Inverse of ``slots``."""
-        return slots[:, 0].astype(np.int64) // self._slots_per_page
+        return slots[:, 0].astype(np.int64) // self.shape.slots_per_page
 
 
 class ArenaPool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
-from sglang_ext.core.arena import Arena
+from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
@@ -135,8 +135,9 @@ class SimEngine:
         page_bytes = [size * per_page for size in _SLOT_BYTES]
         total = sizes.host_pages * page_bytes[0] + sizes.host_window_pages * page_bytes[1]
         extent_bytes = sizes.extent_pages * max(page_bytes) + 1
-        arena = Arena(total // extent_bytes, extent_bytes, page_bytes, per_page)
-        return SimSharedMemory(arena, extent_bytes, _SLOT_BYTES)
+        pages = tuple((size,) for size in page_bytes)
+        shape = ArenaShape(total // extent_bytes, (extent_bytes,), pages, per_page)
+        return SimSharedMemory(Arena(shape), _SLOT_BYTES)
 
     # ---- requests ------------------------------------------------------------
 

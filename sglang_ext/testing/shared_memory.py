@@ -15,11 +15,10 @@ class SimSharedMemory:
     HostMemory (see ``core.ports``).
     """
 
-    def __init__(self, arena: Arena, extent_bytes: int, slot_bytes: tuple[int, int]) -> None:
+    def __init__(self, arena: Arena, slot_bytes: tuple[int, int]) -> None:
         self.arena = arena
-        self.content: Tags = np.full(
-            (LAYERS, len(arena.owner) * extent_bytes), STALE, dtype=np.int64
-        )
+        (size,) = arena.shape.plane_bytes
+        self.content: Tags = np.full((LAYERS, size), STALE, dtype=np.int64)
         self.full, self.window = (
             SharedSlots(self, component, size) for component, size in enumerate(slot_bytes)
         )
@@ -45,7 +44,7 @@ class SharedSlots(ArenaPool):
         super().__init__(memory.arena, component)
         self._memory = memory
         self._bytes = np.arange(slot_bytes)
-        self._per_page = memory.arena.slots(np.zeros(1, dtype=np.int64)).shape[1]
+        self._per_page = memory.arena.shape.slots_per_page
 
     @property
     def total(self) -> int:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_ext.core.arena import NOBODY, Arena
+from sglang_ext.core.arena import NOBODY, Arena, ArenaShape, shape_for
 
 PAGE_BYTES = st.tuples(st.integers(1, 7), st.integers(1, 7))
 CALLS = st.lists(
@@ -14,13 +14,18 @@ CALLS = st.lists(
 )
 
 
+def arena(extents: int, extent_bytes: int, page_bytes: tuple[int, int], slots: int = 1) -> Arena:
+    pages = tuple((size,) for size in page_bytes)
+    return Arena(ArenaShape(extents, (extent_bytes,), pages, slots))
+
+
 class Ledger:
     """What the arena has handed out, byte by byte."""
 
     def __init__(self, page_bytes: tuple[int, int], extents: int, pages: int) -> None:
         self.page_bytes = page_bytes
         self.extent_bytes = pages * max(page_bytes) + 1
-        self.arena = Arena(extents, self.extent_bytes, page_bytes, 1)
+        self.arena = arena(extents, self.extent_bytes, page_bytes)
         self.pages: tuple[list[int], list[int]] = ([], [])
 
     def check(self) -> None:
@@ -85,45 +90,80 @@ def test_no_byte_belongs_to_two_pages(
 
 
 def test_the_fullest_extents_are_filled_first() -> None:
-    arena = Arena(4, 8, (2, 4), 1)
-    pages = arena.allocate(0, 12)
+    memory = arena(4, 8, (2, 4))
+    pages = memory.allocate(0, 12)
     assert pages is not None
-    arena.release(0, pages[[0, 4, 5, 6]])
-    more = arena.allocate(0, 1)
+    memory.release(0, pages[[0, 4, 5, 6]])
+    more = memory.allocate(0, 1)
     assert more is not None
     assert more.tolist() == [0]
-    assert arena.to_vacate(0, np.arange(12)).size == 0, "three holes do not hold four pages"
-    assert arena.free_extents == 1
+    assert memory.to_vacate(0, np.arange(12)).size == 0, "three holes do not hold four pages"
+    assert memory.free_extents == 1
 
 
 def test_a_whole_extent_worth_of_holes_sets_one_free() -> None:
-    arena = Arena(3, 8, (2, 4), 1)
-    pages = arena.allocate(0, 12)
+    memory = arena(3, 8, (2, 4))
+    pages = memory.allocate(0, 12)
     assert pages is not None
-    arena.release(0, pages[[0, 1, 4, 8]])
-    chosen = arena.to_vacate(0, np.setdiff1d(pages, pages[[0, 1, 4, 8]]))
+    memory.release(0, pages[[0, 1, 4, 8]])
+    chosen = memory.to_vacate(0, np.setdiff1d(pages, pages[[0, 1, 4, 8]]))
     assert chosen.tolist() == [2, 3], "the emptiest one moves"
-    assert arena.move(0, chosen).tolist() == [4, 8]
-    assert arena.free_extents == 1
-    assert arena.free_pages(1) == 2
+    assert memory.move(0, chosen).tolist() == [4, 8]
+    assert memory.free_extents == 1
+    assert memory.free_pages(1) == 2
 
 
 def test_slots_are_the_pages_bytes_in_order() -> None:
-    arena = Arena(2, 64, (4, 8), 4)
+    memory = arena(2, 64, (4, 8), 4)
     pages = np.array([3, 0])
-    assert arena.slots(pages).tolist() == [[12, 13, 14, 15], [0, 1, 2, 3]]
-    assert arena.pages(arena.slots(pages)).tolist() == [3, 0]
+    assert memory.slots(pages).tolist() == [[12, 13, 14, 15], [0, 1, 2, 3]]
+    assert memory.pages(memory.slots(pages)).tolist() == [3, 0]
 
 
 def test_an_extent_must_hold_two_of_the_larger_pages() -> None:
     with pytest.raises(ValueError, match="too small"):
-        Arena(2, 15, (4, 8), 1)
+        arena(2, 15, (4, 8))
 
 
 def test_a_page_given_back_twice_is_noticed() -> None:
-    arena = Arena(1, 16, (4, 8), 1)
-    pages = arena.allocate(1, 1)
+    memory = arena(1, 16, (4, 8))
+    pages = memory.allocate(1, 1)
     assert pages is not None
-    arena.release(1, pages)
+    memory.release(1, pages)
     with pytest.raises(AssertionError, match="freed again"):
-        arena.release(1, pages)
+        memory.release(1, pages)
+
+
+@given(
+    budget=st.integers(1, 10**9),
+    sizes=st.tuples(st.integers(1, 10**5), st.integers(1, 10**5)),
+    planes=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+@settings(deadline=None, derandomize=True)
+def test_a_memory_is_cut_within_its_budget(
+    budget: int, sizes: tuple[int, int], planes: tuple[int, int]
+) -> None:
+    page_bytes = tuple(tuple(size * plane for plane in planes) for size in sizes)
+    shape = shape_for(budget, page_bytes, 1)
+    assert sum(shape.plane_bytes) <= budget
+    assert sum(shape.plane_bytes) + sum(shape.extent_bytes) > budget, "memory is left over"
+    assert shape.extents <= 2 * 1024
+    for component, pages in enumerate(page_bytes):
+        first, stop = shape.page_numbers(component)
+        assert (stop > first).all()
+        for page, extent in zip(pages, shape.extent_bytes, strict=True):
+            start = np.arange(shape.extents) * extent
+            assert (first * page >= start).all()
+            assert (stop * page <= start + extent).all()
+
+
+def test_pages_of_equal_size_leave_nothing_over() -> None:
+    shape = shape_for(10**6, ((100, 100), (50, 50)), 1)
+    for component, per_extent in ((0, 16), (1, 32)):
+        first, stop = shape.page_numbers(component)
+        assert set((stop - first).tolist()) == {per_extent}
+
+
+def test_components_that_divide_k_and_v_differently_cannot_share() -> None:
+    with pytest.raises(ValueError, match="divide K and V differently"):
+        shape_for(10**6, ((100, 100), (100, 50)), 1)
