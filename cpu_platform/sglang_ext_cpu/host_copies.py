@@ -13,6 +13,7 @@ page_first_direct (pages, L, page, H, D); page_head (pages, H, page, L, D).
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -230,11 +231,12 @@ def _plain_alloc(
     dtype: torch.dtype,
     device: str,
     pin_memory: bool,
-    allocator: object,
+    allocator: Any,
     registration_granularity_bytes: int | None = None,
 ) -> Tensor:
     """Host buffer without cudaHostRegister: there is no device to pin it for."""
-    return torch.empty(dims, dtype=dtype, device=device)
+    buffer: Tensor = allocator.allocate(dims, dtype=dtype, device=device)
+    return buffer
 
 
 def install() -> None:

@@ -9,19 +9,17 @@ import torch.distributed as dist
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_pool import EngineDevicePool
-from sglang_ext.adapter.host_pools import (
-    EngineCopies,
-    EngineHostPool,
-    build_host_group,
-    layers_by_component,
-)
+from sglang_ext.adapter.host_arena import HostUsage
+from sglang_ext.adapter.host_pools import EngineCopies, build_host_group, layers_by_component
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
+from sglang_ext.core.arena import ArenaPool
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.state import BackupPolicy, HostTier
+from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
+from sglang_ext.core.window import checkpoint_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
@@ -61,21 +59,22 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     device_pool = EngineDevicePool(allocator, geometry)
     device_pages = allocator.size_full // geometry.page_tokens
     window_pages = allocator.size_swa // geometry.page_tokens
-    group = build_host_group(params, kv_pool) if ctx.enable_hierarchical_cache else None
-    if group is None:
+    if not ctx.enable_hierarchical_cache:
         index = CacheIndex(geometry, device_pages, device_pool)
     else:
-        full, swa = (EngineHostPool(entry.host_pool, geometry) for entry in _components(group))
+        group, memory = build_host_group(params, kv_pool, geometry)
+        arena = memory.arena
         policy = BackupPolicy(
             write=WritePolicy(get_memory().hicache_write_policy),
-            checkpoint_pages=_checkpoint_pages(geometry, full.total_pages, swa.total_pages),
+            checkpoint_pages=checkpoint_pages(geometry, arena.shape.page_bytes),
             pinned_pages=device_pages // _PINNED_SHARE,
             pinned_window_pages=window_pages // _PINNED_SHARE,
             low_pages=device_pages // _LOW_SHARE,
             low_window_pages=window_pages // _LOW_SHARE,
         )
-        rows = device_pages + full.total_pages
-        index = CacheIndex(geometry, rows, device_pool, HostTier(full, swa), policy)
+        tier = HostTier(ArenaPool(arena, 0), ArenaPool(arena, 1), SharedMemory(arena, memory))
+        rows = device_pages + arena.shape.pages(0)
+        index = CacheIndex(geometry, rows, device_pool, tier, policy)
     admission = Admission(
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
@@ -83,9 +82,10 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
     cache = SwaHiCache(params, index, device_pool, admission)
-    if group is not None:
+    if ctx.enable_hierarchical_cache:
         controller = _controller(ctx, kv_pool, group, index)
-        cache.attach_host_tier(controller, group)
+        usage = HostUsage(arena, geometry.page_tokens)
+        cache.attach_host_tier(controller, group, memory, usage)
         kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
         ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     if params.enable_metrics:
@@ -115,12 +115,6 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
     raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
-
-
-def _checkpoint_pages(geometry: Geometry, full_pages: int, window_pages: int) -> int:
-    """Distance of windows inside a prompt: the closest at which they do not outgrow the
-    host's sliding-window pool before its full-attention pool is full."""
-    return max(1, -(-geometry.window_pages * full_pages // max(1, window_pages)))
 
 
 def _components(group: "HostPoolGroup") -> tuple[Any, Any]:

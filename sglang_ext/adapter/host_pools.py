@@ -1,49 +1,20 @@
-"""The host tier on SGLang's host pools: slots for the core, copies for transfers."""
+"""The host tier on SGLang's host pools: their size, and copies for transfers."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.core.columns import Slots
+from sglang_ext.adapter.host_arena import ArenaMemory, tensors_from
+from sglang_ext.config import BACKEND
+from sglang_ext.core.arena import ArenaShape, shape_for
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.pool_host.base import HostKVCache
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
-
-
-class EngineHostPool:
-    """HostPool (see ``core.ports``) over one SGLang host pool."""
-
-    def __init__(self, pool: "HostKVCache", geometry: Geometry) -> None:
-        self._pool = pool
-        self._page_tokens = geometry.page_tokens
-        self._indices = SlotIndices(geometry)
-
-    @property
-    def total_pages(self) -> int:
-        """See HostPool."""
-        return int(self._pool.logical_size) // self._page_tokens
-
-    def room(self, used: int) -> int:
-        """See HostPool."""
-        return self.total_pages - used
-
-    def free_pages(self) -> int:
-        """Table pages that the engine's pool could hand out now; for checks."""
-        return int(self._pool.available_size()) // self._page_tokens
-
-    def allocate(self, pages: int) -> Slots | None:
-        """See HostPool."""
-        tokens = self._pool.alloc(pages * self._page_tokens)
-        return None if tokens is None else self._indices.slots(tokens)
-
-    def release(self, slots: Slots) -> None:
-        """See HostPool."""
-        self._pool.free(self._indices.tokens(slots))
 
 
 class EngineCopies:
@@ -89,28 +60,83 @@ def layers_by_component(pool: "SWAKVPool") -> tuple[dict[int, int], dict[int, in
     return full, swa
 
 
-def build_host_group(params: "CacheInitParams", pool: "SWAKVPool") -> "HostPoolGroup":
-    """SGLang's host pools for both components, sized by the engine's own flags."""
-    from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import (
-        _split_hicache_size,
-        build_hybrid_swa_group,
-    )
+def page_bytes(pool: Any, geometry: Geometry) -> tuple[int, int]:
+    """Bytes of one table page of a device pool: (K, V), all layers."""
+    info = pool.get_device_pool_infos()[0].buffer_info
+    rows = len(info.buffers.k) * info.head_num * info.dtype.itemsize * geometry.page_tokens
+    return rows * info.head_dim, rows * info.v_head_dim
+
+
+def host_budget(params: "CacheInitParams", pool: "SWAKVPool", geometry: Geometry) -> int:
+    """Bytes of host memory of this rank, from the engine's flags: ``--hicache-size`` in GB,
+    or ``--hicache-ratio`` times the device pools."""
     from sglang.srt.runtime_context import get_memory
 
-    full_layers, swa_layers = layers_by_component(pool)
-    full_size = swa_size = None
     if get_memory().hicache_size > 0:
-        full_size, swa_size = _split_hicache_size(
-            get_memory().hicache_size, (pool.full_kv_pool, pool.swa_kv_pool)
+        return int(get_memory().hicache_size * 1e9)
+    allocator: Any = params.token_to_kv_pool_allocator
+    device = sum(
+        tokens // geometry.page_tokens * sum(page_bytes(component, geometry))
+        for tokens, component in (
+            (allocator.size_full, pool.full_kv_pool),
+            (allocator.size_swa, pool.swa_kv_pool),
         )
-    return build_hybrid_swa_group(
-        page_size=params.page_size,
-        full_kv_pool=pool.full_kv_pool,
-        swa_kv_pool=pool.swa_kv_pool,
-        full_layer_mapping=full_layers,
-        swa_layer_mapping=swa_layers,
-        use_mla=False,
-        kv_host_size=full_size,
-        swa_host_size=swa_size,
-        swa_attn_allocator=params.token_to_kv_pool_allocator.swa_attn_allocator,
     )
+    return int(device * get_memory().hicache_ratio)
+
+
+def build_host_group(
+    params: "CacheInitParams", pool: "SWAKVPool", geometry: Geometry
+) -> tuple["HostPoolGroup", ArenaMemory]:
+    """SGLang's host pools for both components, and the memory that they share.
+
+    Raises:
+        StartupError: the budget is too small or the machine has not as much, or the
+            components cannot share a memory.
+    """
+    from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import build_hybrid_swa_group
+    from sglang.srt.mem_cache.pool_host.base import host_memory_budget_bytes
+
+    budget = host_budget(params, pool, geometry)
+    sizes = tuple(page_bytes(p, geometry) for p in (pool.full_kv_pool, pool.swa_kv_pool))
+    try:
+        shape = shape_for(budget, sizes, geometry.slots_per_page)
+    except ValueError as error:
+        raise StartupError(
+            f"{BACKEND}: this model's KV cannot share a host memory: {error}"
+        ) from error
+    least = 2 * sum(shape.extent_bytes)
+    if shape.extents < 2:
+        raise StartupError(
+            f"--hicache-size or --hicache-ratio: {budget} bytes of host memory are too little; "
+            f"at least {least} are needed for this model"
+        )
+    available = host_memory_budget_bytes()
+    if budget > available:
+        raise StartupError(
+            f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
+            f"{available / 1e9:.2f} GB are available to this rank"
+        )
+    memory = ArenaMemory(shape, pin=torch.device(pool.device).type == "cuda")
+    full_layers, swa_layers = layers_by_component(pool)
+    with tensors_from(memory):
+        group = build_hybrid_swa_group(
+            page_size=params.page_size,
+            full_kv_pool=pool.full_kv_pool,
+            swa_kv_pool=pool.swa_kv_pool,
+            full_layer_mapping=full_layers,
+            swa_layer_mapping=swa_layers,
+            use_mla=False,
+            kv_host_size=_size_of(shape, 0, geometry),
+            swa_host_size=_size_of(shape, 1, geometry),
+            swa_attn_allocator=params.token_to_kv_pool_allocator.swa_attn_allocator,
+        )
+    return group, memory
+
+
+def _size_of(shape: ArenaShape, component: int, geometry: Geometry) -> float:
+    """GB to ask for, so that the engine makes a pool of exactly the arena's slots: it rounds
+    down and adds a page."""
+    token_bytes = sum(shape.page_bytes[component]) / geometry.page_tokens
+    slots = shape.pages(component) * shape.slots_per_page
+    return ((slots - 1) * geometry.device_page + 0.5) * token_bytes / 1e9

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
+    from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
     from sglang_ext.adapter.metrics import IndexMetrics
     from sglang_ext.adapter.step_trace import StepTrace
 
@@ -92,15 +93,23 @@ class SwaHiCache(BasePrefixCache):
         self.cache_controller: HostTierController | None = None  # type: ignore[assignment]
         self.full_kv_pool_host: Any = None
         self._host_group: HostPoolGroup | None = None
+        self._host_memory: ArenaMemory | None = None
         self.enable_storage = False
         self.metrics: IndexMetrics | None = None
         self.step_trace: StepTrace | None = None
 
-    def attach_host_tier(self, controller: HostTierController, group: "HostPoolGroup") -> None:
+    def attach_host_tier(
+        self,
+        controller: HostTierController,
+        group: "HostPoolGroup",
+        memory: ArenaMemory,
+        usage: HostUsage,
+    ) -> None:
         """Give the cache its host tier; at start, before any request."""
         self.cache_controller = controller
         self._host_group = group
-        self.full_kv_pool_host = group.anchor_entry.host_pool
+        self._host_memory = memory
+        self.full_kv_pool_host = usage
 
     # ---- capabilities --------------------------------------------------------
 
@@ -326,8 +335,8 @@ class SwaHiCache(BasePrefixCache):
         """Drop everything; the engine clears its allocator right after."""
         if self.cache_controller is not None:
             self.cache_controller.reset()
-        if self._host_group is not None:
-            self._host_group.clear()
+        if self._host_memory is not None:
+            self._host_memory.arena.clear()
         self.index.reset()
         self._locks.clear()
 
@@ -337,6 +346,8 @@ class SwaHiCache(BasePrefixCache):
             self.cache_controller.close()
         if self._host_group is not None:
             self._host_group.destroy()
+        if self._host_memory is not None:
+            self._host_memory.close()
 
     # ---- checks --------------------------------------------------------------
 
@@ -354,12 +365,11 @@ class SwaHiCache(BasePrefixCache):
         self._checked = state
 
     def _check_host_pools(self) -> None:
-        tier = self.index.host_tier
-        if tier is None:
+        if self._host_memory is None:
             return
         table = self.index.table
-        for pool, column in ((tier.full, table.host), (tier.window, table.swa_host)):
-            used = pool.total_pages - pool.free_pages()  # type: ignore[attr-defined]
+        for component, column in enumerate((table.host, table.swa_host)):
+            used = self._host_memory.arena.taken(component)
             assert used == column.n_present, f"host pages: {used} used, {column.n_present} known"
 
     def available_and_evictable_str(self) -> str:

@@ -73,6 +73,8 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
     def resolve(original: Any, server_args: "ServerArgs") -> None:
         if settings.selected and not getattr(server_args, "_resolution_finished", False):
             select(server_args)
+        if server_args.radix_cache_backend == config.BACKEND:
+            lay_out_by_pages(server_args)
         original(server_args)
         view = resolving_view(server_args)
         if view.radix_cache_backend == config.BACKEND and not view.disable_radix_cache:
@@ -87,6 +89,13 @@ def select(server_args: "ServerArgs") -> None:
         server_args.radix_cache_backend = config.BACKEND
     if not server_args.disable_radix_cache:
         server_args.enable_hierarchical_cache = True
+
+
+def lay_out_by_pages(server_args: "ServerArgs") -> None:
+    """Full-attention and sliding-window pages share one host memory, so a page must be in one
+    place there. The engine turns this layout into the one that fits the io backend."""
+    if server_args.hicache_mem_layout == "layer_first":
+        server_args.hicache_mem_layout = "page_first"
 
 
 def verify_hook() -> None:

@@ -1,9 +1,11 @@
 """Sliding windows: where a request can resume, and which windows are kept for that."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sglang_ext.core.geometry import Geometry
 
 
 def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
@@ -25,6 +27,22 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
     complete = (position - last_missing >= window_pages) | (last_missing < 0)
     ends = np.flatnonzero(complete)
     return int(ends[-1]) + 1 if len(ends) else 0
+
+
+_WINDOW_SHARE = 4
+"""Windows inside prompts take up to one part of the host memory in so many."""
+
+
+def checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
+    """Distance of the windows kept inside a prompt: as close as a fixed part of the memory
+    allows, and not closer than a window.
+
+    Args:
+        page_bytes: of a full-attention page and of a sliding-window page, in each plane.
+    """
+    full, window = (sum(size) for size in page_bytes)
+    window_bytes = geometry.window_pages * window
+    return max(geometry.window_pages, -(-_WINDOW_SHARE * window_bytes // full))
 
 
 def checkpoint_windows(

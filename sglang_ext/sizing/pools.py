@@ -51,20 +51,8 @@ class CountedDevicePool:
         self._free_windows += len(swa)
 
 
-class CountedHostPool:
-    """HostPool (see ``core.ports``); the core itself counts what is free."""
+class NoBytes:
+    """HostMemory (see ``core.ports``) in which nothing is to be moved."""
 
-    def __init__(self, pages: int, geometry: Geometry) -> None:
-        self._pages = pages
-        self._per_page = geometry.slots_per_page
-
-    def room(self, used: int) -> int:
-        """See HostPool."""
-        return self._pages - used
-
-    def allocate(self, pages: int) -> Slots | None:
-        """See HostPool."""
-        return np.zeros((pages, self._per_page), dtype=np.int32)
-
-    def release(self, slots: Slots) -> None:
-        """See HostPool."""
+    def move(self, component: int, source: Slots, target: Slots) -> None:
+        """See HostMemory."""

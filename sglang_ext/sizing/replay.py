@@ -9,14 +9,15 @@ import dataclasses
 
 import numpy as np
 
+from sglang_ext.core.arena import Arena, ArenaPool, shape_for
 from sglang_ext.core.columns import ABSENT, Rows, Slots
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
-from sglang_ext.core.state import BackupPolicy, HostTier
+from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
+from sglang_ext.core.window import checkpoint_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import ModelShape
-from sglang_ext.sizing.pools import CountedDevicePool, CountedHostPool
+from sglang_ext.sizing.pools import CountedDevicePool, NoBytes
 from sglang_ext.sizing.traffic import Tokens
 
 _LOW_SHARE = 4
@@ -93,22 +94,24 @@ class Replay:
         self._pool = CountedDevicePool(
             budget.device_pages, budget.device_window_pages, self.geometry
         )
-        full, window = split(budget, self._full_page_bytes, self._window_page_bytes)
+        sizes = self._full_page_bytes, self._window_page_bytes
+        page_bytes = tuple((size // 2, size // 2) for size in sizes)
+        shape = shape_for(budget.host_bytes, page_bytes, self.geometry.slots_per_page)
         tier = None
-        if full and window:
-            tier = HostTier(
-                CountedHostPool(full, self.geometry), CountedHostPool(window, self.geometry)
-            )
+        if shape.extents:
+            arena = Arena(shape)
+            shared = SharedMemory(arena, NoBytes())
+            tier = HostTier(ArenaPool(arena, 0), ArenaPool(arena, 1), shared)
         backups = BackupPolicy(
             write=policy,
-            checkpoint_pages=checkpoint_pages(self.geometry, full, window),
+            checkpoint_pages=checkpoint_pages(self.geometry, page_bytes),
             pinned_pages=budget.device_pages,
             pinned_window_pages=budget.device_window_pages,
             low_pages=budget.device_pages // _LOW_SHARE,
             low_window_pages=budget.device_window_pages // _LOW_SHARE,
         )
         self.index = CacheIndex(
-            self.geometry, budget.device_pages + full, self._pool, tier, backups
+            self.geometry, budget.device_pages + shape.pages(0), self._pool, tier, backups
         )
         self._counted = Result()
 
@@ -223,19 +226,3 @@ class _Request:
     rows: Rows
     lock: Hold
     number: int
-
-
-def split(budget: Budget, full_page_bytes: int, window_page_bytes: int) -> tuple[int, int]:
-    """Host pages of each component: in proportion to the device pools, as the engine
-    divides ``--hicache-size``."""
-    device_bytes = (
-        budget.device_pages * full_page_bytes + budget.device_window_pages * window_page_bytes
-    )
-    share = budget.host_bytes / device_bytes
-    return int(budget.device_pages * share), int(budget.device_window_pages * share)
-
-
-def checkpoint_pages(geometry: Geometry, full_pages: int, window_pages: int) -> int:
-    """Distance of windows inside a prompt: the closest at which they do not outgrow the
-    host's sliding-window pool before its full-attention pool is full."""
-    return max(1, -(-geometry.window_pages * full_pages // max(1, window_pages)))

@@ -7,7 +7,7 @@ import pytest
 
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import PRESETS, ModelShape
-from sglang_ext.sizing.replay import Budget, Replay, split
+from sglang_ext.sizing.replay import Budget, Replay
 from sglang_ext.sizing.traffic import Chat, Tokens, interleave
 
 MODEL = ModelShape(2, 2, window=33, kv_heads=1, head_dim=8)
@@ -76,11 +76,6 @@ def test_what_does_not_fit_the_device_is_counted_and_leaves_nothing_behind() -> 
     cache.index.evict_device(4, 4)
     assert cache.index.device_pool.free_pages() == 4
     assert cache.index.device_pool.free_window_pages() == 4
-
-
-def test_host_bytes_are_divided_as_the_device_pools_are() -> None:
-    full, window = split(Budget(100, 50, 3000), full_page_bytes=10, window_page_bytes=20)
-    assert (full, window) == (150, 75)
 
 
 def test_sizes_of_known_models() -> None:

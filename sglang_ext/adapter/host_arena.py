@@ -1,0 +1,140 @@
+"""One host allocation behind SGLang's two host pools.
+
+Each pool is the engine's own class with its own layout and copies; only its tensors are
+views of the arena's memory, handed out by a host tensor allocator.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from sglang_ext.core.arena import Arena, ArenaShape
+from sglang_ext.core.columns import Slots
+
+_REGISTERED = "_sglang_cuda_host_registered_ranges"
+"""Attribute in which the engine keeps what it has to unregister of a host tensor."""
+_ENOUGH = 1 << 62
+
+
+class ArenaMemory:
+    """The bytes of an arena: K of all pages in one plane, V in the other.
+
+    HostMemory (see ``core.ports``).
+
+    Args:
+        pin: register the memory with CUDA, once for both pools.
+    """
+
+    def __init__(self, shape: ArenaShape, *, pin: bool) -> None:
+        from sglang.srt.mem_cache.pool_host import common
+
+        self.arena = Arena(shape)
+        size = sum(shape.plane_bytes)
+        self._bytes = common.HostTensorAllocator().allocate((size,), torch.uint8, "cpu")
+        self._pinned = pin
+        if pin:
+            common._cuda_host_register(self._bytes, sum(shape.extent_bytes))
+
+    def plane(self, number: int, dims: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A contiguous tensor over the beginning of a plane."""
+        sizes = self.arena.shape.plane_bytes
+        start, used = sum(sizes[:number]), math.prod(dims) * dtype.itemsize
+        assert used <= sizes[number], f"{dims} is more than the arena holds"
+        return self._bytes[start : start + used].view(dtype).view(dims)
+
+    def both_planes(self, dims: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor (2, ...) whose halves are the beginnings of the two planes."""
+        first, second = self.arena.shape.plane_bytes
+        assert first == second, "K and V of one tensor are equally large"
+        assert dims[0] == 2, f"{dims} is not K and V"
+        half = self.plane(1, dims[1:], dtype)
+        whole = self._bytes.view(dtype)
+        return whole.as_strided(dims, (first // dtype.itemsize, *half.stride()), 0)
+
+    def move(self, component: int, source: Slots, target: Slots) -> None:
+        """See HostMemory. A slot is contiguous in each plane, in every layout by pages."""
+        shape = self.arena.shape
+        old, new = (torch.from_numpy(s.reshape(-1).astype("int64")) for s in (source, target))
+        for number, page_bytes in enumerate(shape.page_bytes[component]):
+            slot_bytes = page_bytes // shape.slots_per_page
+            slots = shape.plane_bytes[number] // slot_bytes
+            rows = self.plane(number, (slots, slot_bytes), torch.uint8)
+            rows[new] = rows[old]
+
+    def close(self) -> None:
+        """Unregister the memory."""
+        if self._pinned:
+            from sglang.srt.mem_cache.pool_host.common import _cuda_host_unregister
+
+            _cuda_host_unregister(self._bytes)
+            self._pinned = False
+
+
+class _Allocator:
+    """What the engine calls a host tensor allocator: gives one pool its buffers.
+
+    Pools with K and V of equal width ask once, for (2, ...); others for K and then for V.
+    """
+
+    def __init__(self, memory: ArenaMemory) -> None:
+        self._memory = memory
+        self._asked = 0
+
+    def allocate(self, dims: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+        """A view of the arena."""
+        assert device == "cpu", f"host memory on {device}"
+        first, second = self._memory.arena.shape.plane_bytes
+        if first == second:
+            view = self._memory.both_planes(dims, dtype)
+        else:
+            view = self._memory.plane(self._asked, dims, dtype)
+        self._asked += 1
+        # the memory is registered as a whole, not by its pools
+        setattr(view, _REGISTERED, [])
+        return view
+
+
+@contextlib.contextmanager
+def tensors_from(memory: ArenaMemory) -> Iterator[None]:
+    """Host pools that are built inside get their tensors from ``memory``."""
+    from sglang.srt.mem_cache.pool_host import base, common
+
+    replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+        (base, "get_allocator_from_storage", lambda _: _Allocator(memory)),
+        (common, "_cuda_host_register", lambda *_: None),
+    ]
+    originals = [getattr(module, name) for module, name, _ in replaced]
+    for module, name, replacement in replaced:
+        setattr(module, name, replacement)
+    try:
+        # every pool would ask for memory of its own
+        with base.host_memory_budget_scope(_ENOUGH):
+            yield
+    finally:
+        for (module, name, _), original in zip(replaced, originals, strict=True):
+            setattr(module, name, original)
+
+
+class HostUsage:
+    """What the engine's metrics read of a host pool, for both components together.
+
+    Counts in tokens of full-attention KV.
+    """
+
+    def __init__(self, arena: Arena, page_tokens: int) -> None:
+        self._arena = arena
+        self._page_tokens = page_tokens
+        self._page_bytes = [sum(size) for size in arena.shape.page_bytes]
+        self.logical_size = self._tokens(sum(arena.shape.plane_bytes))
+
+    def available_size(self) -> int:
+        """Tokens that are free."""
+        pages = enumerate(self._page_bytes)
+        used = sum(self._arena.taken(component) * size for component, size in pages)
+        return self.logical_size - self._tokens(used)
+
+    def _tokens(self, size: int) -> int:
+        return size * self._page_tokens // self._page_bytes[0]
