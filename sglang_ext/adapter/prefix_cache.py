@@ -102,8 +102,8 @@ class SwaHiCache(BasePrefixCache):
         self,
         controller: HostTierController,
         group: "HostPoolGroup",
-        memory: ArenaMemory,
-        usage: HostUsage,
+        memory: "ArenaMemory",
+        usage: "HostUsage",
     ) -> None:
         """Give the cache its host tier; at start, before any request."""
         self.cache_controller = controller
