@@ -127,14 +127,14 @@ def build_host_group(
             full_layer_mapping=full_layers,
             swa_layer_mapping=swa_layers,
             use_mla=False,
-            kv_host_size=_size_of(shape, 0, geometry),
-            swa_host_size=_size_of(shape, 1, geometry),
+            kv_host_size=size_to_ask_for(shape, 0, geometry),
+            swa_host_size=size_to_ask_for(shape, 1, geometry),
             swa_attn_allocator=params.token_to_kv_pool_allocator.swa_attn_allocator,
         )
     return group, memory
 
 
-def _size_of(shape: ArenaShape, component: int, geometry: Geometry) -> float:
+def size_to_ask_for(shape: ArenaShape, component: int, geometry: Geometry) -> float:
     """GB to ask for, so that the engine makes a pool of exactly the arena's slots: it rounds
     down and adds a page."""
     token_bytes = sum(shape.page_bytes[component]) / geometry.page_tokens

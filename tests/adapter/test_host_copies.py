@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import sglang_ext_cpu.host_copies as copies
 copies.install()
 from sglang.srt.mem_cache.pool_host import mha
+from sglang.srt.mem_cache.pool_host.common import HostTensorAllocator
 layout, io_backend, page = sys.argv[1], sys.argv[2], int(sys.argv[3])
 layers, heads, k_dim, tokens, host_tokens = 3, 2, 4, 64, 128
 k = [torch.randn(tokens, heads, k_dim) for _ in range(layers)]
@@ -21,7 +22,8 @@ pool.layout, pool.page_size, pool.layer_num, pool.target_layer_num = layout, pag
 pool.size, pool.page_num = host_tokens, host_tokens // page
 pool.head_num, pool.head_dim = heads, k_dim
 pool.v_head_dim, pool.dtype, pool.device = k_dim, torch.float32, "cpu"
-pool.pin_memory, pool._transfer_device, pool.allocator = True, torch.device("cpu"), None
+pool.pin_memory, pool._transfer_device = True, torch.device("cpu")
+pool.allocator = HostTensorAllocator()
 pool.device_k_buffers, pool.device_v_buffers = tuple(k), tuple(v)
 table = lambda ts: torch.tensor([t.data_ptr() for t in ts], dtype=torch.uint64)
 pool.device_k_data_ptrs, pool.device_v_data_ptrs = table(k), table(v)
