@@ -27,6 +27,12 @@ class IndexMetrics:
             [*names, "component", "tier"],
             multiprocess_mode="mostrecent",
         )
+        self._memory = Gauge(
+            "sglang_ext:host_memory_bytes",
+            "Host memory by use: pages of full attention, pages of windows, holes, free.",
+            [*names, "use"],
+            multiprocess_mode="mostrecent",
+        )
         self._published: dict[str, int] = {}
         self.publish()
 
@@ -38,11 +44,15 @@ class IndexMetrics:
                 self._events.labels(**self._labels, event=event).inc(change)
                 self._published[event] = total
         table = self._index.table
-        for component, tier, column in (
+        for component, where, column in (
             ("full", "device", table.device),
             ("full", "host", table.host),
             ("swa", "device", table.swa_device),
             ("swa", "host", table.swa_host),
         ):
-            gauge = self._pages.labels(**self._labels, component=component, tier=tier)
+            gauge = self._pages.labels(**self._labels, component=component, tier=where)
             gauge.set(column.n_present)
+        tier = self._index.host_tier
+        if tier is not None and tier.shared is not None:
+            for use, size in tier.shared.arena.usage().items():
+                self._memory.labels(**self._labels, use=use).set(size)

@@ -129,6 +129,18 @@ class Arena:
         """Pages that a component has."""
         return int(self._used[self.owner == component].sum())
 
+    def usage(self) -> dict[str, int]:
+        """Bytes of the memory: ``full`` and ``window`` hold pages, ``holes`` lie in extents
+        of a component that has other pages there, ``free`` in extents of nobody."""
+        size = sum(self.shape.extent_bytes)
+        pages = {
+            name: self.taken(component) * sum(self.shape.page_bytes[component])
+            for component, name in enumerate(("full", "window"))
+        }
+        owned = size * int(np.count_nonzero(self.owner != NOBODY))
+        free = size * self.free_extents
+        return {**pages, "holes": owned - sum(pages.values()), "free": free}
+
     @property
     def free_extents(self) -> int:
         """Extents that belong to nobody."""

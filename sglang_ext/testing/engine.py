@@ -123,12 +123,18 @@ class SimEngine:
         self.lanes = {
             kind: SimLane(kind, self.device, self.host, self.host_window) for kind in TransferKind
         }
+        if shared:
+            shared.in_flight = self._host_slots_in_flight
         self.running: list[SimRequest] = []
         self.seen: set[str] = set()
         self.now = 0.0
         self._pace = pace or Pace()
         self._rng = random.Random(seed)
         self._numbers = itertools.count()
+
+    def _host_slots_in_flight(self, component: int) -> list[Slots]:
+        transfers = (t for lane in self.lanes.values() for t in lane.submitted)
+        return [(t.full, t.window)[component].host for t in transfers]
 
     @staticmethod
     def _shared_memory(sizes: Sizes, per_page: int) -> SimSharedMemory:

@@ -1,5 +1,6 @@
 """An arena with contents: what one component writes, the other one's pages would show."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ class SimSharedMemory:
     """Bytes of an arena, each with the tag of the page that was last written there.
 
     HostMemory (see ``core.ports``).
+
+    Attributes:
+        in_flight: host slots of a component that transfers read or write.
     """
 
     def __init__(self, arena: Arena, slot_bytes: tuple[int, int]) -> None:
         self.arena = arena
+        self.in_flight: Callable[[int], list[Slots]] = lambda _: []
         (size,) = arena.shape.plane_bytes
         self.content: Tags = np.full((LAYERS, size), STALE, dtype=np.int64)
         self.full, self.window = (
@@ -25,6 +30,8 @@ class SimSharedMemory:
 
     def move(self, component: int, source: Slots, target: Slots) -> None:
         """See HostMemory. What is left behind is spoiled."""
+        for busy in self.in_flight(component):
+            assert not np.isin((source, target), busy).any(), "moved what a transfer uses"
         slots = (self.full, self.window)[component]
         for layer in range(LAYERS):
             slots.put(layer, target, slots.get(layer, source))

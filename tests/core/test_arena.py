@@ -38,6 +38,9 @@ class Ledger:
                 assert self.arena.owner[extent] == component
                 taken[first : last + 1] += 1
             assert self.arena.taken(component) == len(self.pages[component])
+        usage = self.arena.usage()
+        assert sum(usage.values()) == len(taken)
+        assert usage["full"] + usage["window"] == taken.sum()
         assert taken.max(initial=0) <= 1, "a byte belongs to two pages"
         used = {
             page * s // self.extent_bytes

@@ -9,12 +9,15 @@ import pytest
 
 from sglang_ext.core import backups as backups_module
 from sglang_ext.core import index as index_module
+from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import SlotColumn
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.table import PageTable
+from sglang_ext.testing.pools import SimSlots
+from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
@@ -258,9 +261,7 @@ def a_failure_elsewhere_is_not_one_here(patch: Patch) -> None:
 
 
 def room_is_asked_from_the_pool(patch: Patch) -> None:
-    patch.setattr(
-        HostSpace, "free_pages", property(lambda self: min(self._pool.free_pages(), 10**6))
-    )
+    patch.setattr(SimSlots, "room", lambda self, used: self.free_pages())
 
 
 def placeholders_are_given_to_the_pool(patch: Patch) -> None:
@@ -283,6 +284,24 @@ def a_flush_forgets_what_is_in_flight(patch: Patch) -> None:
         self._failed = set()
 
     patch.setattr(Ledger, "reset", reset)
+
+
+def a_moved_page_leaves_its_contents_behind(patch: Patch) -> None:
+    patch.setattr(SimSharedMemory, "move", lambda self, component, source, target: None)
+
+
+def a_page_lies_in_two_extents(patch: Patch) -> None:
+    def numbers(self: ArenaShape, component: int) -> Any:
+        page, extent = self.page_bytes[component][0], self.extent_bytes[0]
+        start = np.arange(self.extents, dtype=np.int64) * extent
+        return start // page, (start + extent) // page
+
+    patch.setattr(ArenaShape, "page_numbers", numbers)
+
+
+def a_flush_leaves_extents_behind(patch: Patch) -> None:
+    clear = Arena.clear
+    patch.setattr(Arena, "clear", lambda self: hasattr(self, "_taken") or clear(self))
 
 
 def run_all_seeds() -> None:
@@ -320,6 +339,9 @@ BUGS: list[Callable[[Patch], None]] = [
     placeholders_are_given_to_the_pool,
     half_a_window_is_copied,
     a_flush_forgets_what_is_in_flight,
+    a_moved_page_leaves_its_contents_behind,
+    a_page_lies_in_two_extents,
+    a_flush_leaves_extents_behind,
 ]
 
 

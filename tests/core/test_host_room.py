@@ -1,0 +1,62 @@
+"""Room on a host memory that both components share."""
+
+from sglang_ext.core.plan import TransferKind
+from sglang_ext.testing.engine import SimEngine
+from tests.core.test_index import engine_with, prompt, serve, started
+
+
+def sharing(host_pages: int, **sizes: int) -> SimEngine:
+    """Extents of two window pages; a prompt of 4 pages has a window of 2."""
+    return engine_with(host_pages=host_pages, host_window_pages=0, extent_pages=2, **sizes)
+
+
+def back_up(engine: SimEngine, *seeds: int, pages: int = 4) -> None:
+    for seed in seeds:
+        serve(engine, prompt(pages, seed))
+        engine.settle()
+
+
+def test_windows_take_the_room_that_pages_leave() -> None:
+    engine = sharing(60)
+    back_up(engine, 1, 2, 3)
+    usage = engine.index.host_tier.shared.arena.usage()
+    assert usage["full"] > 0
+    assert usage["window"] > 0
+    assert sum(usage.values()) <= 60 * 16 * 2
+    engine.check_every_slot()
+
+
+def test_the_oldest_gives_way_in_whichever_component_it_is() -> None:
+    engine = sharing(24, device_pages=12, device_window_pages=12)
+    back_up(engine, 1, 2)
+    engine.index.evict_device(12, 12)
+    index = engine.index
+    windows = index.table.swa_host.n_present
+    assert windows > 0
+    # prompts 1 and 2 are on the host alone; room for many pages takes both components'
+    index._make_room(index.host, 18, younger_than=1 << 62)
+    assert index.host.free_pages >= 18
+    assert index.table.swa_host.n_present < windows
+    engine.check()
+    engine.check_every_slot()
+
+
+def test_what_a_load_reads_stays_where_it_is() -> None:
+    engine = sharing(60, device_pages=24, device_window_pages=24)
+    back_up(engine, *range(5))
+    index, table = engine.index, engine.index.table
+    index.evict_device(24, 24)
+    for seed in (1, 3):
+        rows = table.lookup(prompt(4, seed)[:-1].reshape(-1, 16), None)
+        index.host.drop(rows[-1:])
+        index._remove(rows[-1:])
+    engine.abort(started(engine, prompt(4, 2)))
+    (load,) = index.pending[TransferKind.LOAD].values()
+    moved = 0
+    while index._vacate(index.host):
+        moved += 1
+        assert (table.host.slots[load.full.rows] == load.full.host).all()
+    assert moved, "nothing moved at all"
+    engine.check_every_slot()
+    engine.settle()
+    engine.check_idle()
