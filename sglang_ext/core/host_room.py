@@ -76,10 +76,11 @@ class HostRoom(IndexState):
         if other is None:
             self._drop_oldest(space, pages - space.free_pages)
             return
-        while pages > space.free_pages and not self._vacate(other):
-            if not self._drop_duplicates(other, self._for_an_extent(other), younger_than):
-                break
-        while pages > space.free_pages and not self._vacate(other):
+        while pages > space.free_pages:
+            if self._vacate(other):
+                continue
+            if self._drop_duplicates(other, self._for_an_extent(other), younger_than):
+                continue
             victims = self._oldest_first(space, other)
             if not any(self._drop_oldest(v, self._batch(v, space, pages)) for v in victims):
                 break

@@ -1,5 +1,7 @@
 """Room on a host memory that both components share."""
 
+import numpy as np
+
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve, started
@@ -37,6 +39,23 @@ def test_the_oldest_gives_way_in_whichever_component_it_is() -> None:
     index._make_room(index.host, 18, younger_than=1 << 62)
     assert index.host.free_pages >= 18
     assert index.table.swa_host.n_present < windows
+    engine.check()
+    engine.check_every_slot()
+
+
+def test_holes_become_room_before_anything_is_dropped() -> None:
+    engine = sharing(400, device_pages=200, device_window_pages=200)
+    back_up(engine, *range(40))
+    index, windows = engine.index, engine.index.table.swa_host
+    index.host_window.drop(np.flatnonzero(windows.present)[::2])
+    before = windows.n_present, index.host.free_pages
+    # an extent holds up to two window pages, or at least two pages
+    room = index.host_tier.shared.arena.holes(1) // 2 * 2
+    assert room > 20
+    index._make_room(index.host, before[1] + room, younger_than=1 << 62)
+    assert index.host.free_pages >= before[1] + room
+    assert windows.n_present == before[0]
+    assert index.counters.moved_host_pages
     engine.check()
     engine.check_every_slot()
 
