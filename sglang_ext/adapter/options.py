@@ -26,6 +26,9 @@ def _above_one(value: Any) -> bool:
     return value is not None and value > 1
 
 
+_BY_PAGES = ("page_first", "page_first_direct", "page_head")
+"""Host layouts in which a page is in one place. ``layer_first`` was replaced by then."""
+
 REFUSALS = (
     Refusal("--speculative-algorithm", "speculative_algorithm", _is_set, "no value"),
     Refusal("--pp-size", "pp_size", _above_one, "1"),
@@ -36,6 +39,12 @@ REFUSALS = (
     Refusal("--hicache-storage-backend", "hicache_storage_backend", _is_set, "no value"),
     Refusal(
         "--hicache-host-memory-mode", "hicache_host_memory_mode", lambda v: v != "cache", "cache"
+    ),
+    Refusal(
+        "--hicache-mem-layout",
+        "hicache_mem_layout",
+        lambda v: v not in _BY_PAGES,
+        ", ".join(_BY_PAGES),
     ),
     Refusal("--radix-eviction-policy", "radix_eviction_policy", lambda v: v != "lru", "lru"),
     Refusal("--kv-events-config", "kv_events_config", _is_set, "no value"),

@@ -160,7 +160,8 @@ class Arena:
             return None
         found: list[Pages] = []
         if pages and self._holes[component]:
-            own = np.flatnonzero(self.owner == component)
+            size = self._stop[component] - self._first[component]
+            own = np.flatnonzero((self.owner == component) & (self._used < size))
             for extent in own[np.argsort(-self._used[own], kind="stable")].tolist():
                 pages = self._take(component, extent, pages, found)
         while pages:

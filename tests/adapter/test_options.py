@@ -18,6 +18,7 @@ GOOD = {
     "hicache_storage_backend": None,
     "hicache_write_policy": "write_through",
     "hicache_host_memory_mode": "cache",
+    "hicache_mem_layout": "page_first",
     "radix_eviction_policy": "lru",
     "kv_events_config": None,
     "enable_session_radix_cache": False,
