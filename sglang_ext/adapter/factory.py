@@ -15,10 +15,9 @@ from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
-from sglang_ext.core.arena import ArenaPool
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
+from sglang_ext.core.state import BackupPolicy, HostTier
 from sglang_ext.core.window import checkpoint_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
-
-_PINNED_SHARE = 2
-"""Backups in flight may pin one in this many device pages."""
-_LOW_SHARE = 4
-"""Pages are copied ahead of eviction up to one in this many device pages."""
 
 
 def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
@@ -64,15 +58,13 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     else:
         group, memory = build_host_group(params, kv_pool, geometry)
         arena = memory.arena
-        policy = BackupPolicy(
-            write=WritePolicy(get_memory().hicache_write_policy),
-            checkpoint_pages=checkpoint_pages(geometry, arena.shape.page_bytes),
-            pinned_pages=device_pages // _PINNED_SHARE,
-            pinned_window_pages=window_pages // _PINNED_SHARE,
-            low_pages=device_pages // _LOW_SHARE,
-            low_window_pages=window_pages // _LOW_SHARE,
+        policy = BackupPolicy.for_device(
+            WritePolicy(get_memory().hicache_write_policy),
+            checkpoint_pages(geometry, arena.shape.page_bytes),
+            device_pages,
+            window_pages,
         )
-        tier = HostTier(ArenaPool(arena, 0), ArenaPool(arena, 1), SharedMemory(arena, memory))
+        tier = HostTier.on(arena, memory)
         rows = device_pages + arena.shape.pages(0)
         index = CacheIndex(geometry, rows, device_pool, tier, policy)
     admission = Admission(

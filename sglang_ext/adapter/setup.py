@@ -95,6 +95,7 @@ def lay_out_by_pages(server_args: "ServerArgs") -> None:
     """Full-attention and sliding-window pages share one host memory, so a page must be in one
     place there. The engine turns this layout into the one that fits the io backend."""
     if server_args.hicache_mem_layout == "layer_first":
+        logger.info("sglang-ext: --hicache-mem-layout layer_first becomes page_first")
         server_args.hicache_mem_layout = "page_first"
 
 

@@ -104,6 +104,7 @@ class Arena:
         numbers = [shape.page_numbers(component) for component in range(len(shape.page_bytes))]
         self._first = [first for first, _ in numbers]
         self._stop = [stop for _, stop in numbers]
+        self._size = [stop - first for first, stop in numbers]
         self.owner = np.full(shape.extents, NOBODY, dtype=np.int8)
         self._used = np.zeros(shape.extents, dtype=np.int64)
         self.clear()
@@ -123,7 +124,7 @@ class Arena:
 
     def pages_per_extent(self, component: int) -> int:
         """Pages that every extent can hold; some hold one more."""
-        return int((self._stop[component] - self._first[component]).min())
+        return int(self._size[component].min())
 
     def taken(self, component: int) -> int:
         """Pages that a component has."""
@@ -148,8 +149,7 @@ class Arena:
 
     def free_pages(self, component: int) -> int:
         """Pages that ``allocate`` could hand out now."""
-        size = self._stop[component] - self._first[component]
-        return self._holes[component] + int(size[self.owner == NOBODY].sum())
+        return self._holes[component] + int(self._size[component][self.owner == NOBODY].sum())
 
     # ---- pages ---------------------------------------------------------------
 
@@ -160,22 +160,22 @@ class Arena:
             return None
         found: list[Pages] = []
         if pages and self._holes[component]:
-            size = self._stop[component] - self._first[component]
-            own = np.flatnonzero((self.owner == component) & (self._used < size))
+            open_ones = (self.owner == component) & (self._used < self._size[component])
+            own = np.flatnonzero(open_ones)
             for extent in own[np.argsort(-self._used[own], kind="stable")].tolist():
                 pages = self._take(component, extent, pages, found)
         while pages:
             extent = int(np.argmax(self.owner == NOBODY))
             self.owner[extent] = component
-            self._holes[component] += self._size(component, extent)
+            self._holes[component] += int(self._size[component][extent])
             pages = self._take(component, extent, pages, found)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     def _take(self, component: int, extent: int, pages: int, found: list[Pages]) -> int:
         """Take up to ``pages`` free pages of an extent; returns how many are missing."""
         first, stop = int(self._first[component][extent]), int(self._stop[component][extent])
-        if pages == 0 or self._used[extent] == stop - first:
-            return pages
+        if pages == 0:
+            return 0
         taken = self._taken[component]
         chosen = np.flatnonzero(~taken[first:stop])[:pages] + first
         taken[chosen] = True
@@ -194,15 +194,12 @@ class Arena:
         self._holes[component] += len(pages)
         for extent in extents[self._used[extents] == 0].tolist():
             self.owner[extent] = NOBODY
-            self._holes[component] -= self._size(component, extent)
+            self._holes[component] -= int(self._size[component][extent])
 
     def extent_of(self, component: int, pages: Pages) -> Pages:
         """The extent in which each page lies."""
         extents: Pages = np.searchsorted(self._first[component], pages, side="right") - 1
         return extents
-
-    def _size(self, component: int, extent: int) -> int:
-        return int(self._stop[component][extent] - self._first[component][extent])
 
     # ---- compaction ----------------------------------------------------------
 
@@ -214,10 +211,9 @@ class Arena:
             movable: pages of the component that may be moved.
         """
         counts = np.bincount(self.extent_of(component, movable), minlength=len(self.owner))
-        size = self._stop[component] - self._first[component]
         possible = (self.owner == component) & (counts == self._used)
         # its pages fit into the holes of the others
-        possible &= self._holes[component] >= size
+        possible &= self._holes[component] >= self._size[component]
         extents = np.flatnonzero(possible)
         if len(extents) == 0:
             return movable[:0]
@@ -234,7 +230,7 @@ class Arena:
         first, stop = self._first[component][extent], self._stop[component][extent]
         # taken as a whole for the moment: a page must not move within its extent
         taken[first:stop] = True
-        blocked = self._size(component, extent) - len(pages)
+        blocked = int(self._size[component][extent]) - len(pages)
         self._used[extent] += blocked
         self._holes[component] -= blocked
         places = self.allocate(component, len(pages))

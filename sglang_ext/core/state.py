@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from sglang_ext.core.arena import Arena
+from sglang_ext.core.arena import Arena, ArenaPool
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.eviction import VictimQueue
@@ -14,6 +14,11 @@ from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
 from sglang_ext.core.table import PageTable, selector
 from sglang_ext.core.write_policy import WritePolicy
+
+_PINNED_SHARE = 2
+"""Backups in flight may pin one in this many device pages."""
+_LOW_SHARE = 4
+"""Pages are copied ahead of eviction up to one in this many device pages."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +33,11 @@ class HostTier:
     full: HostPool
     window: HostPool
     shared: "SharedMemory | None" = None
+
+    @classmethod
+    def on(cls, arena: Arena, memory: HostMemory) -> "HostTier":
+        """Both components in one memory."""
+        return cls(ArenaPool(arena, 0), ArenaPool(arena, 1), SharedMemory(arena, memory))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,6 +68,20 @@ class BackupPolicy:
     pinned_window_pages: int
     low_pages: int
     low_window_pages: int
+
+    @classmethod
+    def for_device(
+        cls, write: WritePolicy, checkpoint_pages: int, pages: int, window_pages: int
+    ) -> "BackupPolicy":
+        """What a server with so many device pages of each component runs with."""
+        return cls(
+            write=write,
+            checkpoint_pages=checkpoint_pages,
+            pinned_pages=pages // _PINNED_SHARE,
+            pinned_window_pages=window_pages // _PINNED_SHARE,
+            low_pages=pages // _LOW_SHARE,
+            low_window_pages=window_pages // _LOW_SHARE,
+        )
 
 
 class IndexState:

@@ -30,12 +30,12 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
 
 
 _WINDOW_SHARE = 4
-"""Windows inside prompts take up to one part of the host memory in so many."""
+"""A window inside a prompt takes at most this part of what the pages up to the next do."""
 
 
 def checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
-    """Distance of the windows kept inside a prompt: as close as a fixed part of the memory
-    allows, and not closer than a window.
+    """Distance of the windows kept inside a prompt: as close as a fixed part of what
+    the pages between them take allows, and not closer than a window.
 
     Args:
         page_bytes: of a full-attention page and of a sliding-window page, in each plane.

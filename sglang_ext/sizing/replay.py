@@ -9,19 +9,16 @@ import dataclasses
 
 import numpy as np
 
-from sglang_ext.core.arena import Arena, ArenaPool, shape_for
+from sglang_ext.core.arena import Arena, shape_for
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
-from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
+from sglang_ext.core.state import BackupPolicy, HostTier
 from sglang_ext.core.window import checkpoint_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import ModelShape
 from sglang_ext.sizing.pools import CountedDevicePool, NoBytes
 from sglang_ext.sizing.traffic import Tokens
-
-_LOW_SHARE = 4
-"""As in the adapter: pages are copied ahead of eviction up to one in so many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,16 +96,12 @@ class Replay:
         shape = shape_for(budget.host_bytes, page_bytes, self.geometry.slots_per_page)
         tier = None
         if shape.extents:
-            arena = Arena(shape)
-            shared = SharedMemory(arena, NoBytes())
-            tier = HostTier(ArenaPool(arena, 0), ArenaPool(arena, 1), shared)
-        backups = BackupPolicy(
-            write=policy,
-            checkpoint_pages=checkpoint_pages(self.geometry, page_bytes),
-            pinned_pages=budget.device_pages,
-            pinned_window_pages=budget.device_window_pages,
-            low_pages=budget.device_pages // _LOW_SHARE,
-            low_window_pages=budget.device_window_pages // _LOW_SHARE,
+            tier = HostTier.on(Arena(shape), NoBytes())
+        backups = BackupPolicy.for_device(
+            policy,
+            checkpoint_pages(self.geometry, page_bytes),
+            budget.device_pages,
+            budget.device_window_pages,
         )
         self.index = CacheIndex(
             self.geometry, budget.device_pages + shape.pages(0), self._pool, tier, backups

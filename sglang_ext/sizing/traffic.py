@@ -65,9 +65,9 @@ class _Writer:
 _SESSION, _SYSTEM, _POPULARITY, _ORDER, _ANSWER = range(5)
 
 
-def _system(vocabulary: int, seed: int, number: int, length: int) -> Tokens:
+def _system(vocabulary: int, seed: int, number: int, length: Span) -> Tokens:
     """A system prompt that many sessions share."""
-    return _Writer(vocabulary, _SYSTEM, seed, number).text((length, length))
+    return _Writer(vocabulary, _SYSTEM, seed, number).text(length)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,9 +93,8 @@ class Chat:
     def session(self, number: int, vocabulary: int, seed: int) -> Session:
         """See Shape."""
         write = _Writer(vocabulary, _SESSION, seed, number)
-        history = np.concatenate(
-            (_system(vocabulary, seed, 0, self.system), write.text(self.first))
-        )
+        system = _system(vocabulary, seed, 0, (self.system, self.system))
+        history = np.concatenate((system, write.text(self.first)))
         for turn in range(self.rounds):
             if turn:
                 history = np.concatenate((history, write.text(self.question)))
@@ -130,7 +129,7 @@ class Agent:
     def session(self, number: int, vocabulary: int, seed: int) -> Session:
         """See Shape."""
         write = _Writer(vocabulary, _SESSION, seed, number)
-        tools = _system(vocabulary, seed, number % self.kinds, self.tools)
+        tools = _system(vocabulary, seed, number % self.kinds, (self.tools, self.tools))
         history = np.concatenate((tools, write.text(self.task)))
         before_last = history
         for step in range(self.steps):
@@ -167,7 +166,7 @@ class SharedPrefix:
         weights = np.arange(1, self.prompts + 1) ** -self.exponent
         draw = np.random.default_rng((_POPULARITY, seed, number))
         chosen = int(draw.choice(self.prompts, p=weights / weights.sum()))
-        system = _Writer(vocabulary, _SYSTEM, seed, chosen).text(self.system)
+        system = _system(vocabulary, seed, chosen, self.system)
         write = _Writer(vocabulary, _SESSION, seed, number)
         prompt = np.concatenate((system, write.text(self.question)))
         yield Turn(prompt, write.length(self.answer))

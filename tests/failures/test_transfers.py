@@ -1,8 +1,5 @@
 """Catalogue 2G: transfers, layouts, geometry."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +14,7 @@ from sglang_ext.core.plan import TransferKind
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CpuTransferEngine
 from sglang_ext.transfer.job import Job, Part
-from tests.conftest import ROOT
+from tests.conftest import engine_child
 from tests.failures.scenarios import ALL, check_all, engine_with, find, prompt, run, serve
 
 WIDER_KEYS = [("page_first", "kernel"), ("page_first_direct", "direct")]
@@ -32,16 +29,7 @@ LAYOUTS = [
 @pytest.fixture(scope="module")
 def round_trips() -> dict[str, str]:
     """Result by case, see round_trips.py."""
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.failures.round_trips"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SGLANG_PLATFORM": "ext_cpu"},
-        cwd=ROOT,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
-    words = [line.split(" ") for line in child.stdout.splitlines()]
+    words = [line.split(" ") for line in engine_child("tests.failures.round_trips")]
     return {" ".join(line[:5]): " ".join(line[5:]) for line in words if len(line) > 5} | {
         line[0]: line[1] for line in words if len(line) == 2
     }
