@@ -12,6 +12,9 @@ BACKEND = "swa_hicache"
 TOGGLE = "SGLANG_EXT_SWA_HICACHE"
 """Environment variable that selects the backend and the host tier by itself."""
 
+CHECKPOINT_TOKENS = "SGLANG_EXT_CHECKPOINT_TOKENS"
+"""Tokens between the sliding windows that are kept inside a prompt; 0 keeps none there."""
+
 REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
 """For tests: milliseconds between the end of a copy and its report."""
 SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
@@ -20,7 +23,7 @@ STEP_TRACE = "SGLANG_EXT_TEST_STEP_TRACE"
 """For tests: file to which the first rank writes the time of every scheduler step."""
 
 _PREFIX = "SGLANG_EXT_"
-_KNOWN = (TOGGLE, REPORT_DELAY, SLOWDOWN, STEP_TRACE)
+_KNOWN = (TOGGLE, CHECKPOINT_TOKENS, REPORT_DELAY, SLOWDOWN, STEP_TRACE)
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
@@ -29,12 +32,14 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         selected: use our cache and its host tier without any command line flag.
+        checkpoint_tokens: see CHECKPOINT_TOKENS; None derives it from the model.
         report_delay_ms: see REPORT_DELAY.
         backup_slowdown: see SLOWDOWN.
         step_trace: see STEP_TRACE; None writes nothing.
     """
 
     selected: bool = False
+    checkpoint_tokens: int | None = None
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
     step_trace: str | None = None
@@ -56,10 +61,19 @@ def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
         raise StartupError(f"{TOGGLE}={value!r} is not allowed; use 1 or 0")
     return ExtConfig(
         selected=_BOOLEANS[value],
+        checkpoint_tokens=_tokens(environment, CHECKPOINT_TOKENS),
         report_delay_ms=_number(environment, REPORT_DELAY, 0.0),
         backup_slowdown=_number(environment, SLOWDOWN, 1.0),
         step_trace=environment.get(STEP_TRACE) or None,
     )
+
+
+def _tokens(environment: Mapping[str, str], key: str) -> int | None:
+    """A number of tokens, None where the variable is not set."""
+    text = environment.get(key, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise StartupError(f"{key}={text!r} is not allowed; use a whole number of at least 0")
+    return int(text) if text else None
 
 
 def _number(environment: Mapping[str, str], key: str, least: float) -> float:

@@ -1,5 +1,7 @@
 """Builds the cache from the engine's context."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.state import BackupPolicy, HostTier
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+logger = logging.getLogger(__name__)
 
 
 def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
@@ -53,20 +58,21 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     device_pool = EngineDevicePool(allocator, geometry)
     device_pages = allocator.size_full // geometry.page_tokens
     window_pages = allocator.size_swa // geometry.page_tokens
+    rank = POLICIES[get_memory().radix_eviction_policy]
     if not ctx.enable_hierarchical_cache:
-        index = CacheIndex(geometry, device_pages, device_pool)
+        index = CacheIndex(geometry, device_pages, device_pool, rank=rank)
     else:
         group, memory = build_host_group(params, kv_pool, geometry)
         arena = memory.arena
         policy = BackupPolicy.for_device(
             WritePolicy(get_memory().hicache_write_policy),
-            checkpoint_pages(geometry, arena.shape.page_bytes),
+            _checkpoint_pages(geometry, arena.shape.page_bytes),
             device_pages,
             window_pages,
         )
         tier = HostTier.on(arena, memory)
         rows = device_pages + arena.shape.pages(0)
-        index = CacheIndex(geometry, rows, device_pool, tier, policy)
+        index = CacheIndex(geometry, rows, device_pool, tier, policy, rank)
     admission = Admission(
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
@@ -86,6 +92,20 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
     return cache
+
+
+def _checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
+    """Distance of the windows inside a prompt: as asked for, or derived from the model."""
+    tokens = from_environment().checkpoint_tokens
+    if tokens is None:
+        pages = checkpoint_pages(geometry, page_bytes)
+    else:
+        pages = -(-tokens // geometry.page_tokens)
+    logger.info(
+        "sglang-ext: a window every %d tokens of a prompt is kept on the host",
+        pages * geometry.page_tokens,
+    )
+    return pages
 
 
 def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_ext.config import BACKEND
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.errors import StartupError
 
 
@@ -46,7 +47,13 @@ REFUSALS = (
         lambda v: v not in _BY_PAGES,
         ", ".join(_BY_PAGES),
     ),
-    Refusal("--radix-eviction-policy", "radix_eviction_policy", lambda v: v != "lru", "lru"),
+    Refusal(
+        "--radix-eviction-policy",
+        "radix_eviction_policy",
+        lambda v: v not in POLICIES,
+        ", ".join(POLICIES),
+    ),
+    Refusal("--radix-eviction-policy-config", "radix_eviction_policy_config", _is_set, "no value"),
     Refusal("--kv-events-config", "kv_events_config", _is_set, "no value"),
     Refusal("--enable-session-radix-cache", "enable_session_radix_cache", _is_set, "off"),
     Refusal("--enable-streaming-session", "enable_streaming_session", _is_set, "off"),

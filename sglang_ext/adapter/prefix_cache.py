@@ -230,7 +230,15 @@ class SwaHiCache(BasePrefixCache):
         full, swa = self._device_pool.owned_slots(row[owned:end])
         pages = self._pages(req.full_untruncated_fill_ids, end)
         namespace = (req.extra_key, req.cache_salt)
-        rows = self.index.insert(pages, namespace, first, full, swa, _request_number(req.rid))
+        rows = self.index.insert(
+            pages,
+            namespace,
+            first,
+            full,
+            swa,
+            _request_number(req.rid),
+            getattr(req, "priority", None) or 0,
+        )
         protected = len(rows) * self._page_tokens
         slots = self.index.table.device.slots[rows[first:]]
         row[owned:protected] = self._device_pool.tokens(slots).to(row.dtype)

@@ -1,21 +1,26 @@
 """Backups, device to host: what is copied, room on the host, begin, abandon, commit."""
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
 from sglang_ext.core.columns import Rows
-from sglang_ext.core.demotion import look_ahead, paths_of_pages, paths_of_windows, worth_a_copy
-from sglang_ext.core.host_room import HostRoom
+from sglang_ext.core.demotion import look_ahead, paths_of_pages, windows_to_save, worth_a_copy
+from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE, HostRoom
+from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.table import selector
-from sglang_ext.core.window import checkpoint_windows
+from sglang_ext.core.window import complete_windows, deepest_resume
 from sglang_ext.core.write_policy import pages_to_copy_now
 
-_STEPS_AFTER_A_FAILURE = 32
-"""How long copies ahead of eviction pause: a broken host must not keep us busy."""
 _MOST_PATHS_A_STEP = 8
 """A step starts as many copies of each kind at most; the next one goes on."""
+_SPARE = 8
+"""Early copies leave one page free for so many that are taken."""
+_MOST_LOOKED_AT = 64
+"""Paths that may be looked at for that, as some have nothing that can be copied."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
@@ -38,32 +43,37 @@ class Backups(HostRoom):
         if self._pause > 0:
             self._pause -= 1
             return []
-        full, window = self._look_ahead()
-        paths = paths_of_pages(self.table, full)
-        windows = paths_of_windows(self.table, window, self.geometry.window_pages)
-        plans = [
-            self._begin_backup(path, make_room=True, pages=pages)
-            for path, pages in itertools.islice(paths, _MOST_PATHS_A_STEP)
-        ]
-        plans += [
-            self._begin_backup(path, make_room=True, pages=_NO_ROWS)
-            for path in itertools.islice(windows, _MOST_PATHS_A_STEP)
-        ]
-        return [plan for plan in plans if isinstance(plan, Transfer)]
+        full, window_ends = self._look_ahead()
+        begun = self._begin_some(paths_of_pages(self.table, full))
+        paths = ((self.table.path(end), _NO_ROWS) for end in window_ends)
+        return begun + self._begin_some(paths)
 
-    def _look_ahead(self) -> tuple[Rows, Rows]:
-        """(pages, window pages) to copy, oldest first. O(rows)."""
+    def _begin_some(self, paths: Iterator[tuple[Rows, Rows]]) -> list[Transfer]:
+        """Backups of (path, pages) until there are enough for one step."""
+        begun: list[Transfer] = []
+        for path, pages in itertools.islice(paths, _MOST_LOOKED_AT):
+            plan = self._begin_backup(path, make_room=True, pages=pages)
+            if isinstance(plan, Transfer):
+                begun.append(plan)
+            if len(begun) == _MOST_PATHS_A_STEP:
+                break
+        return begun
+
+    def _look_ahead(self) -> tuple[Rows, list[int]]:
+        """(pages, ends of windows) to copy, oldest first. O(rows)."""
         table, pool, policy = self.table, self.device_pool, self.policy
         self._free_at_scan = pool.free_pages()
         self._free_windows_at_scan = pool.free_window_pages()
         self._evicted = self._evicted_windows = self._held = 0
         self._scan_is_due = False
-        keep = worth_a_copy(table, policy.write)
+        worth = worth_a_copy(table, policy.write)
+        window_end, with_window = windows_to_save(table, self.checkpoints, worth)
         full = look_ahead(
             table.device,
             table.host,
             table.age,
-            keep,
+            # a page takes its window along
+            (worth & ~table.host.present) | with_window,
             self._pins,
             self._free_at_scan,
             policy.low_pages,
@@ -72,13 +82,13 @@ class Backups(HostRoom):
             table.swa_device,
             table.swa_host,
             table.swa_age,
-            keep & (table.swa_age >= 0),
+            with_window,
             1,
             self._free_windows_at_scan,
             policy.low_window_pages,
         )
         self._room_left, self._window_room_left = full.room, window.room
-        return full.dirty, window.dirty
+        return full.dirty, list(dict.fromkeys(window_end[window.dirty].tolist()))
 
     def _room_may_be_low(self) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since
@@ -96,7 +106,8 @@ class Backups(HostRoom):
     ) -> Transfer | Declined | None:
         """Start to copy pages of a path to the host, and the windows worth keeping.
 
-        A window is copied whole or not at all.
+        A window is copied whole or not at all. Pages from which no request could resume on
+        the host are not copied.
 
         Args:
             rows: the path.
@@ -104,26 +115,27 @@ class Backups(HostRoom):
             pages: those of ``rows`` to copy; None for all without a host copy.
         """
         table = self.table
-        full = pages
-        if full is None:
-            full = rows[~table.host.present[rows] & table.device.ready[rows]]
-        windows = self._windows_to_back_up(rows, len(full))
-        if len(full) == 0 and not windows:
+        if pages is None:
+            pages = rows[table.device.ready[rows]]
+        pages = pages[~table.host.present[pages]]
+        stops = self._stops(rows)
+        pages = self._leading_somewhere(rows, pages, stops)
+        missing = self._missing_windows(rows, stops)
+        if len(pages) == 0 and not any(len(window) for window in missing):
+            self._keep_windows(rows, stops)
             return None
-        at_end = windows[0].stop - windows[0].start if windows else 0
-        if not self._backlog_allows(rows, at_end):
+        if not self._backlog_allows(rows, len(missing[0]) if missing else 0):
             return self._decline(DeclineReason.BACKLOG)
-        full, window, reserved = self._reserve_on_host(rows, full, windows, make_room)
-        if len(full) == 0 and len(window) == 0:
-            only_windows = pages is not None and len(pages) == 0
-            return Declined(
-                DeclineReason.HOST_WINDOW_FULL if only_windows else DeclineReason.HOST_FULL
-            )
+        reserved = self._reserve_on_host(rows, pages, stops, make_room)
+        if isinstance(reserved, DeclineReason):
+            return Declined(reserved)
+        full, window = reserved.full, reserved.window
         hold = Hold(
             (table.device, selector(rows)),
             (table.swa_device, window),
             (table.host, full),
-            (table.swa_host, window),
+            # also what the windows share with others that are on the host, or will be
+            (table.swa_host, self._in_windows(rows, reserved.stops)),
         )
         self._pinned_pages += int(np.count_nonzero(self._pins[rows] == 0))
         self._pins[rows] += 1
@@ -135,24 +147,115 @@ class Backups(HostRoom):
             hold,
             rows,
         )
-        transfer.failed_here = not reserved
+        transfer.stops = reserved.stops
+        transfer.failed_here = not reserved.done
         return transfer
 
-    def _windows_to_back_up(self, rows: Rows, new_pages: int) -> list[slice]:
-        """Windows of ``rows`` that are complete and not on the host, the last one first."""
+    def _in_windows(self, rows: Rows, stops: tuple[int, ...]) -> Rows:
+        """Pages of the windows before resume points of a path, each once."""
+        size = self.geometry.window_pages
+        windows = [rows[max(0, stop - size) : stop] for stop in stops]
+        return np.unique(np.concatenate([_NO_ROWS, *windows]))
+
+    def _leading_somewhere(self, rows: Rows, pages: Rows, stops: tuple[int, ...]) -> Rows:
+        """Those of ``pages`` on a path that lead to a resume point on the host, if ``stops``
+        are among them."""
+        reach = max(*stops, self._reach(rows)) if stops else self._reach(rows)
+        return pages[self.table.depth[pages] < reach]
+
+    def _keep_windows(self, path: Rows, stops: tuple[int, ...]) -> None:
+        """Keep those windows whose pages are all on the host."""
+        kept, size = self.checkpoints, self.geometry.window_pages
+        for stop in stops:
+            ready = self.table.swa_host.ready[path[max(0, stop - size) : stop]].all()
+            if ready and not kept.ends[path[stop - 1]]:
+                kept.add(path[:stop])
+
+    def _reach(self, rows: Rows) -> int:
+        """Pages of a path that lead to a window on the host."""
+        return int(np.count_nonzero(self.checkpoints.below[rows]))
+
+    def _stops(self, rows: Rows) -> tuple[int, ...]:
+        """Resume points of a path whose windows are to be kept on the host and are not yet,
+        the deepest first: those that are worth it, and one without which the path could not
+        be resumed at its end."""
+        table, size = self.table, self.geometry.window_pages
+        usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
+        worth = table.resume[rows] & complete_windows(usable, size)
+        if (best := deepest_resume(usable, size)) > self._reach(rows):
+            worth[best - 1] = True
+        worth &= ~self.checkpoints.ends[rows]
+        return tuple((np.flatnonzero(worth)[::-1] + 1).tolist())
+
+    def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> list[Rows]:
+        """For each resume point the pages of its window to copy that no deeper one copies."""
+        present = self.table.swa_host.present[rows].copy()
+        missing = []
+        for stop in stops:
+            first = max(0, stop - self.geometry.window_pages)
+            missing.append(rows[first:stop][~present[first:stop]])
+            present[first:stop] = True
+        return missing
+
+    def _reserve_on_host(
+        self, rows: Rows, full: Rows, stops: tuple[int, ...], make_room: bool
+    ) -> "_Reserved | DeclineReason":
+        """Reserve as much of a backup as there is host room for."""
         table = self.table
-        on_host = table.swa_host.present[rows].copy()
-        usable = on_host | table.swa_device.ready[rows]
-        windows = []
-        first = len(rows) - max(new_pages, 1)
-        at_end, *inside = checkpoint_windows(
-            first, len(rows), self.policy.checkpoint_pages, self.geometry.window_pages
-        )
-        for start, end in (at_end, *self._branch_windows(rows), *inside):
-            if usable[start:end].all() and not on_host[start:end].all():
-                windows.append(slice(start, end))
-                on_host[start:end] = True
-        return windows
+        youngest = int(table.age[full].max()) if len(full) else int(table.age[rows[-1]])
+        # While room is made, what the backup needs must not be its victim; older windows
+        # of the same path may be.
+        needed = self._in_windows(rows, stops)
+        guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
+        reserved = _Reserved(full[:0], full[:0], (), True)
+        if make_room:
+            self._make_room(self.host, len(full), youngest)
+        if len(full) > (free := self._free(self.host, make_room)):
+            # the beginning of it, up to where a request can resume
+            self.counters.declined[DeclineReason.HOST_FULL] += 1
+            if free == 0:
+                guard.release()
+                self._drop_unneeded(needed)
+                return DeclineReason.HOST_FULL
+            stops = self._stops(rows[: int(table.depth[full[free]])])
+            full = self._leading_somewhere(rows, full[:free], stops)
+            guard.release()
+            needed = np.union1d(needed, self._in_windows(rows, stops))
+            guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
+        reserved.done &= self._reserve(self.host, full)
+        for missing in self._missing_windows(rows, stops):
+            pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
+            if reserved.stops and pinned > self.policy.pinned_window_pages:
+                break
+            if make_room:
+                self._make_room(self.host_window, len(missing), youngest)
+            if len(missing) > self._free(self.host_window, make_room):
+                self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
+                break
+            reserved.done &= self._reserve(self.host_window, missing)
+            reserved.window = np.concatenate((reserved.window, missing))
+            reserved.stops = stops[: len(reserved.stops) + 1]
+        reserved.full = self._leading_somewhere(rows, full, reserved.stops)
+        self.host.drop(np.setdiff1d(full, reserved.full))
+        guard.release()
+        self._drop_unneeded(needed)
+        if len(reserved.full) == 0 and len(reserved.window) == 0:
+            return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
+        return reserved
+
+    @staticmethod
+    def _free(space: HostSpace, needed_now: bool) -> int:
+        """Pages that a backup may take. One that is not needed yet leaves some for those
+        that will be: they would only take its copies away again."""
+        spare = 0 if needed_now else space.column.n_present // _SPARE
+        return max(0, space.free_pages - spare)
+
+    def _reserve(self, space: HostSpace, rows: Rows) -> bool:
+        if len(rows) == 0:
+            return True
+        slots, done = space.reserve(rows)
+        space.column.put(rows, slots, ready=False)
+        return done
 
     def _backlog_allows(self, rows: Rows, window_pages: int) -> bool:
         """Limits what backups pin, and what abandoned ones still occupy on the host."""
@@ -179,6 +282,7 @@ class Backups(HostRoom):
         table.swa_host.take(transfer.window.rows)
         self.host.detached += len(transfer.full)
         self.host_window.detached += len(transfer.window)
+        self._drop_unneeded(self._in_windows(transfer.path, transfer.stops))
         transfer.abandoned = True
         self._scan_is_due = True
         self.counters.abandoned_transfers += 1
@@ -203,11 +307,30 @@ class Backups(HostRoom):
         if ok:
             table.host.make_ready(transfer.full.rows)
             table.swa_host.make_ready(transfer.window.rows)
+            self._keep_windows(transfer.path, transfer.stops)
             self.counters.backed_up_pages += len(transfer.full)
             self.counters.backed_up_window_pages += len(transfer.window)
         else:
             self.host.drop(transfer.full.rows)
             self.host_window.drop(transfer.window.rows)
             self.counters.failed_transfers += 1
-            self._pause = _STEPS_AFTER_A_FAILURE
+            self._pause = STEPS_AFTER_A_FAILURE
             self._scan_is_due = True
+        # a window can have lost pages that it shared with one whose backup failed
+        self._drop_unneeded(self._in_windows(transfer.path, transfer.stops))
+
+
+@dataclasses.dataclass(slots=True)
+class _Reserved:
+    """What of a backup there was host room for; RESERVED, and not held yet.
+
+    Attributes:
+        full, window: rows to copy.
+        stops: resume points whose windows are whole with ``window``.
+        done: whether this rank's pools really gave slots.
+    """
+
+    full: Rows
+    window: Rows
+    stops: tuple[int, ...]
+    done: bool

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.table import UNUSED_BAND, PageTable
+from sglang_ext.core.table import PageTable
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
@@ -34,17 +35,17 @@ def look_ahead(
     device: SlotColumn,
     host: SlotColumn,
     age: NDArray[np.int64],
-    keep: NDArray[np.bool_],
+    dirty: NDArray[np.bool_],
     holds: NDArray[np.int16] | int,
     free: int,
     low: int,
 ) -> Ahead:
-    """Pages without a host copy that eviction meets before it has freed ``low`` pages.
+    """Pages to copy that eviction meets before it has freed ``low`` pages.
 
     Args:
         device, host: copies of one component.
         age: (table rows,) int64, smaller is evicted first.
-        keep: (table rows,) bool, which pages are worth a copy.
+        dirty: (table rows,) bool, pages with which something would be lost.
         holds: locks that pending backups have on each page.
         free: pages that are free on the device, part of ``low``.
     """
@@ -60,9 +61,32 @@ def look_ahead(
     if len(rows) > reach:
         rows = rows[np.argpartition(age[rows], reach)[:reach]]
     rows = rows[np.argsort(age[rows])]
-    dirty = keep[rows] & ~host.present[rows]
-    clean = int(dirty.argmax()) if dirty.any() else len(rows)
-    return Ahead(rows[:near][dirty[:near]], safe + clean - low)
+    lossy = dirty[rows]
+    clean = int(lossy.argmax()) if lossy.any() else len(rows)
+    return Ahead(rows[:near][lossy[:near]], safe + clean - low)
+
+
+def windows_to_save(
+    table: PageTable, kept: Checkpoints, worth: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Windows on the device that are worth keeping and not kept on the host.
+
+    Args:
+        worth: (table rows,) bool, pages that the write policy keeps.
+
+    Returns:
+        (table rows,): for each page the end of such a window that it lies in, or -1; and
+        whether that window is lost with the page.
+    """
+    end_of = np.full(table.capacity, -1, dtype=np.int64)
+    ends = np.flatnonzero(table.resume & worth & ~kept.ends)
+    windows = kept.windows(ends)
+    usable = table.swa_device.ready | table.swa_host.present
+    whole = ((windows < 0) | usable[windows]).all(axis=1)
+    for pages in windows[whole].T:
+        inside = pages >= 0
+        end_of[pages[inside]] = ends[whole][inside]
+    return end_of, (end_of >= 0) & table.swa_device.present & ~table.swa_host.present
 
 
 def paths_of_pages(table: PageTable, rows: Rows) -> Iterator[tuple[Rows, Rows]]:
@@ -75,27 +99,6 @@ def paths_of_pages(table: PageTable, rows: Rows) -> Iterator[tuple[Rows, Rows]]:
             on_path = path[left[path]]
             left[on_path] = False
             yield path, on_path
-
-
-def paths_of_windows(table: PageTable, rows: Rows, window_pages: int) -> Iterator[Rows]:
-    """Paths that end with the windows of the pages ``rows``, oldest first.
-
-    On one path deeper is older, so the oldest page of a window is its last one. A page
-    whose window is not whole joins those that are evicted first.
-    """
-    column = table.swa_device
-    covered = np.zeros(table.capacity, dtype=bool)
-    for row in rows.tolist():
-        if covered[row]:
-            continue
-        path = table.path(row)
-        window = path[max(0, len(path) - window_pages) :]
-        covered[window] = True
-        if (column.ready[window] | table.swa_host.present[window]).all():
-            yield path
-        else:
-            table.swa_age[row] += UNUSED_BAND
-            column.offer(path[-1:])
 
 
 def worth_a_copy(table: PageTable, policy: WritePolicy) -> NDArray[np.bool_]:

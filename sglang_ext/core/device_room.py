@@ -5,6 +5,7 @@ import numpy as np
 from sglang_ext.core.backups import Backups
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.plan import Transfer, TransferKind
+from sglang_ext.core.table import FREE
 
 
 class DeviceRoom(Backups):
@@ -59,8 +60,10 @@ class DeviceRoom(Backups):
         windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
         self.device_pool.release(table.device.take(rows))
         on_host = table.host.present[rows]
-        table.host.offer(rows[on_host])
-        lost = rows[~on_host]
-        self.counters.demoted_pages += int(np.count_nonzero(on_host))
-        extra, extra_windows = self._remove(lost) if len(lost) else (0, 0)
+        extra, extra_windows = self._remove(rows[~on_host])
+        # what leads to no window on the host cannot be resumed from there
+        rest = rows[on_host & (table.parent[rows] != FREE)]
+        leads_on = self.checkpoints.below[rest] > 0
+        self._remove(rest[~leads_on])
+        self.counters.demoted_pages += int(np.count_nonzero(leads_on))
         return len(rows) + extra, windows + extra_windows

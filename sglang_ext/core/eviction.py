@@ -30,15 +30,11 @@ class VictimQueue:
     Args:
         column: what is evicted.
         age: (rows,) int64, smaller goes first.
-        spare: rows that have a copy here too are no victims.
     """
 
-    def __init__(
-        self, column: SlotColumn, age: NDArray[np.int64], spare: SlotColumn | None = None
-    ) -> None:
+    def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
         self._column = column
         self._age = age
-        self._spare = spare
         self._rows: Rows = np.empty(0, dtype=np.int64)
         self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._horizon = _NO_PASS_YET
@@ -48,21 +44,9 @@ class VictimQueue:
 
         The caller must evict them: they leave the queue.
         """
-        rows, used = self._find(count)
-        self._rows, self._ages = self._rows[used:], self._ages[used:]
-        return rows
-
-    def peek(self) -> int | None:
-        """The row that ``pop`` would take first; it stays in the queue."""
-        rows, _ = self._find(1)
-        return int(rows[0]) if len(rows) else None
-
-    def _find(self, count: int) -> tuple[Rows, int]:
-        """The next ``count`` victims, and how much of the queue they and what is no
-        victim any more take up."""
         count = min(count, self._column.n_evictable)
         if count <= 0:
-            return self._rows[:0], 0
+            return self._rows[:0]
         offers = self._column.take_offers()
         if offers is None:
             self._refill(count)
@@ -72,11 +56,13 @@ class VictimQueue:
         if len(rows) < count:
             self._refill(count)
             rows, used = self._at_front(count)
-        assert len(rows) == count or self._spare is not None, "fewer victims than counted"
-        return rows, used
+        assert len(rows) == count, "fewer victims than counted"
+        self._rows, self._ages = self._rows[used:], self._ages[used:]
+        return rows
 
     def _at_front(self, count: int) -> tuple[Rows, int]:
-        """As ``_find``, in the batch at hand; fewer if it is short."""
+        """The next ``count`` victims in the batch at hand, fewer if it is short; and how much
+        of it they and what is no victim any more take up."""
         size = max(2 * count, 64)
         while True:
             rows, ages = self._rows[:size], self._ages[:size]
@@ -91,8 +77,6 @@ class VictimQueue:
     def _are_victims(self, rows: Selector) -> NDArray[np.bool_]:
         column = self._column
         victims: NDArray[np.bool_] = column.present[rows] & (column.locks[rows] == 0)
-        if self._spare is not None:
-            victims &= ~self._spare.present[rows]
         return victims
 
     def _merge(self, rows: Rows) -> None:
@@ -114,3 +98,20 @@ class VictimQueue:
             rows = rows[np.argpartition(self._age[rows], batch)[:batch]]
         self._sort(rows)
         self._horizon = int(self._ages[-1]) if len(rows) else _NO_PASS_YET
+
+
+def cheapest_first(
+    saved: NDArray[np.int64], freed: NDArray[np.int64], idle: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Order of windows: the first ones are worth the least.
+
+    What a window is worth is the recompute that it saves for each page it takes, less the
+    longer nobody has used it.
+
+    Args:
+        saved: (n,) pages computed again if a request would have resumed there.
+        freed: (n,) pages that are free without it, at least 1.
+        idle: (n,) ticks since it was used, at least 0.
+    """
+    order: NDArray[np.int64] = np.argsort(saved / (freed * (idle + 1.0)), kind="stable")
+    return order

@@ -24,7 +24,11 @@ def fingerprint(index: CacheIndex) -> int:
     state.update(np.array(scalars, dtype=np.int64).tobytes())
     for array in (table.parent, table.depth, table.digest, table.tokens, table.generation):
         state.update(array.tobytes())
-    for array in (table.age, table.swa_age, table.hits, table.children):
+    for array in (table.age, table.swa_age, table.hits, table.children, table.resume):
+        state.update(array.tobytes())
+    state.update(table.priority.tobytes())
+    kept = index.checkpoints
+    for array in (kept.ends, kept.uses, kept.below):
         state.update(array.tobytes())
     for column in columns:
         for array in (column.present, column.ready, column.locks):

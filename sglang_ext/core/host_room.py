@@ -1,105 +1,75 @@
 """Room on the host: what gives way to a backup, and to which one."""
 
+import heapq
+from collections.abc import Callable, Iterator
+
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows
+from sglang_ext.core.eviction import cheapest_first, youngest_first
 from sglang_ext.core.host_space import HostSpace
-from sglang_ext.core.plan import DeclineReason, Hold
 from sglang_ext.core.state import IndexState
-from sglang_ext.core.table import selector
+from sglang_ext.core.table import TICK_SHIFT
 
-_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_FEW = 16
+"""Up to so many paths are walked one by one rather than a level at a time."""
+STEPS_AFTER_A_FAILURE = 32
+"""How long copies ahead of eviction pause: a broken or tiny host must not keep us busy."""
+_PART = 16
+"""Of windows that are worth little, one in this many goes at a time."""
 
 
 class HostRoom(IndexState):
     """The part of the index that frees host pages."""
 
-    def _reserve_on_host(
-        self, rows: Rows, full: Rows, windows: list[slice], make_room: bool
-    ) -> tuple[Rows, Rows, bool]:
-        """Reserve as much of a backup as there is host room for.
-
-        Returns:
-            (full rows, window rows, whether this rank's pools really gave slots). The
-            copies are RESERVED and not held yet.
-        """
-        table = self.table
-        # While room is made, what the backup needs must not be its victim; older windows
-        # of the same path may be.
-        needed = np.unique(np.concatenate([_NO_ROWS, *(rows[window] for window in windows)]))
-        guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
-        if make_room and len(full):
-            self._make_room(self.host, len(full), int(table.age[full].max()))
-        if len(full) > self.host.free_pages:
-            self.counters.declined[DeclineReason.HOST_FULL] += 1
-            full, windows = full[: self.host.free_pages], []
-        done = self._reserve(self.host, full)
-        kept = _NO_ROWS
-        for number, window in enumerate(windows):
-            missing = rows[window][~table.swa_host.present[rows[window]]]
-            pinned = self._pinned_window_pages + len(kept) + len(missing)
-            if number > 0 and pinned > self.policy.pinned_window_pages:
-                break
-            age = int(table.swa_age[rows[window]].max())
-            # a window that nobody has used yet takes nothing away
-            if make_room and age >= 0:
-                self._make_room(self.host_window, len(missing), age)
-            if len(missing) > self.host_window.free_pages:
-                self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
-                break
-            done &= self._reserve(self.host_window, missing)
-            kept = np.concatenate((kept, missing))
-        guard.release()
-        return full, kept, done
-
-    def _reserve(self, space: HostSpace, rows: Rows) -> bool:
-        slots, done = space.reserve(rows)
-        space.column.put(rows, slots, ready=False)
-        return done
-
-    # ---- who gives way -------------------------------------------------------
-
     def _make_room(self, space: HostSpace, pages: int, younger_than: int) -> None:
         """Free host pages of a component until there are ``pages``, as far as possible.
 
-        First what costs least: copies of pages that are on the device too. Then what was
-        used least recently, in the other component as well where both share a memory.
+        First goes what costs least: copies that lead to no window on the host; copies of what
+        is on the device too; then windows inside conversations that others near them make up
+        for; then the ends of those prefixes that were used least recently. Where both
+        components share a memory, each gives way to the other.
 
         Args:
-            younger_than: age of the youngest page that needs the room.
+            younger_than: age of the youngest page that needs the room. What is on the device
+                too gives way only if it is younger, for it is needed later; what is on the
+                host alone only if it is older.
         """
         if pages <= space.free_pages:
             return
         self._scan_is_due = True
-        self._drop_duplicates(space, pages - space.free_pages, younger_than)
         other = self._sharing(space)
-        if other is None:
-            self._drop_oldest(space, pages - space.free_pages)
-            return
-        while pages > space.free_pages:
-            if self._vacate(other):
-                continue
-            if self._drop_duplicates(other, self._for_an_extent(other), younger_than):
-                continue
-            victims = self._oldest_first(space, other)
-            if not any(self._drop_oldest(v, self._batch(v, space, pages)) for v in victims):
-                break
+        tails = self._tails(younger_than)
+        stages: list[Callable[[], int]] = [
+            self._drop_useless,
+            lambda: self._drop_duplicates(space, pages - space.free_pages, younger_than),
+            self._drop_superseded,
+            lambda: self._drop_tail(next(tails, None)),
+        ]
+        if other is not None:
+            stages.insert(
+                2, lambda: self._drop_duplicates(other, self._for_an_extent(other), younger_than)
+            )
+        given = 0
+        for drop in stages:
+            while pages > space.free_pages:
+                if other is not None and self._vacate(other):
+                    continue
+                if not (dropped := drop()):
+                    break
+                given += dropped
+        if given and pages > space.free_pages:
+            # for nothing: what was dropped must not be copied and dropped again at once
+            self._pause = STEPS_AFTER_A_FAILURE
+
+    # ---- a memory that both components share ---------------------------------
 
     def _sharing(self, space: HostSpace) -> HostSpace | None:
         """The other component, if it shares its memory with this one."""
         if self.host_tier is None or self.host_tier.shared is None:
             return None
         return self.host_window if space is self.host else self.host
-
-    def _oldest_first(self, space: HostSpace, other: HostSpace) -> tuple[HostSpace, HostSpace]:
-        own, others = space.oldest_age(), other.oldest_age()
-        if own is None or (others is not None and others < own):
-            return other, space
-        return space, other
-
-    def _batch(self, victim: HostSpace, wants: HostSpace, pages: int) -> int:
-        """Pages to drop before looking again."""
-        return pages - wants.free_pages if victim is wants else self._for_an_extent(victim)
 
     def _for_an_extent(self, space: HostSpace) -> int:
         """Pages to drop so that an extent can be vacated."""
@@ -131,21 +101,142 @@ class HostRoom(IndexState):
         self.counters.moved_host_pages += len(chosen)
         return True
 
+    # ---- what no request can resume from -------------------------------------
+
+    def _drop_useless(self, rows: Rows | None = None) -> int:
+        """Drop copies of pages that lead to no window on the host and are on the device;
+        ``rows`` or all."""
+        if rows is None:
+            rows = np.flatnonzero(self.table.host.ready)
+        column, device = self.table.host, self.table.device
+        useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
+        rows = rows[useless & (self.checkpoints.below[rows] == 0)]
+        self.host.drop(rows)
+        self.counters.reclaimed_duplicate_pages += len(rows)
+        return len(rows)
+
+    # ---- what is on the device too -------------------------------------------
+
     def _drop_duplicates(self, space: HostSpace, pages: int, younger_than: int) -> int:
-        dropped = len(space.pop_duplicates(pages, younger_than))
+        """Drop about ``pages`` copies of what is on the device too; returns how many.
+
+        The most recently used go first: their device copies are the last to be evicted, so
+        there is most time to copy them again. Those older than what needs the room stay, or
+        the two would take each other's place forever.
+        """
         if space is self.host:
+            dropped = self._drop_duplicate_pages(pages, younger_than)
             self.counters.reclaimed_duplicate_pages += dropped
         else:
+            dropped = self._drop_duplicate_windows(pages, younger_than)
             self.counters.reclaimed_duplicate_window_pages += dropped
         return dropped
 
-    def _drop_oldest(self, space: HostSpace, pages: int) -> int:
-        rows = space.pop_oldest(pages)
-        if space is self.host_window:
-            self.counters.evicted_host_window_pages += len(rows)
-            return len(rows)
-        self.counters.evicted_host_pages += len(rows)
-        lost = rows[~self.table.device.present[rows]]
-        if len(lost):
-            self._remove(lost)
+    def _drop_duplicate_pages(self, pages: int, younger_than: int) -> int:
+        table, column = self.table, self.table.host
+        both = column.ready & table.device.ready & (column.locks == 0)
+        both &= table.age > younger_than
+        if both.any():
+            # descendants on the host alone would be lost with the copy
+            both &= ~self._above_host_only()
+        rows = youngest_first(np.flatnonzero(both), table.age, pages)
+        self.host.drop(rows)
         return len(rows)
+
+    def _drop_duplicate_windows(self, pages: int, younger_than: int) -> int:
+        table, kept = self.table, self.checkpoints
+        ends = np.flatnonzero(kept.ends & table.swa_device.ready & (table.age > younger_than))
+        windows = kept.windows(ends)
+        ends = ends[self._on_device(windows) & ~self._in_use(windows)]
+        dropped = 0
+        for end in youngest_first(ends, table.age, len(ends)).tolist():
+            if dropped >= pages:
+                break
+            # counted as at least one: the caller goes on as long as something is dropped
+            dropped += max(1, self._forget_windows(np.array([end])))
+        return dropped
+
+    def _above_host_only(self) -> NDArray[np.bool_]:
+        """Mask of pages with a descendant that is on the host alone."""
+        table = self.table
+        above = np.zeros(table.capacity, dtype=bool)
+        level = np.flatnonzero(table.host.present & ~table.device.present)
+        while len(level) > _FEW:
+            parents = table.parent[level]
+            level = np.unique(parents[parents >= 0]).astype(np.int64)
+            level = level[~above[level]]
+            above[level] = True
+        for row in level.tolist():
+            above[table.path(row)[:-1]] = True
+        return above
+
+    def _on_device(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which windows (n, window_pages) are whole on the device."""
+        missing = (windows >= 0) & ~self.table.swa_device.ready[windows]
+        incomplete: NDArray[np.bool_] = np.logical_or.reduce(missing, axis=1)
+        return ~incomplete
+
+    def _in_use(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which windows (n, window_pages) a transfer reads, writes or relies on."""
+        held = (windows >= 0) & (self.table.swa_host.locks[windows] > 0)
+        in_use: NDArray[np.bool_] = np.logical_or.reduce(held, axis=1)
+        return in_use
+
+    # ---- windows that others make up for -------------------------------------
+
+    def _drop_superseded(self) -> int:
+        """Drop some windows that are no longer worth keeping: those first whose recompute is
+        the least for what they take and the longer they were not used."""
+        table, kept = self.table, self.checkpoints
+        ends = np.flatnonzero(kept.ends & ~table.resume & (kept.below > 1))
+        windows = kept.windows(ends)
+        frees = ((windows >= 0) & (kept.uses[windows] == 1)).sum(axis=1)
+        possible = (frees > 0) & ~self._in_use(windows)
+        ends, frees = ends[possible], frees[possible]
+        if len(ends) == 0:
+            return 0
+        above = [kept.above(end) for end in ends.tolist()]
+        saved = [
+            table.depth[end] - (-1 if row is None else table.depth[row])
+            for end, row in zip(ends.tolist(), above, strict=True)
+        ]
+        idle = table.tick - (table.swa_age[ends] >> TICK_SHIFT)
+        order = cheapest_first(np.array(saved), frees, idle)
+        freed = self._forget_windows(ends[order[: max(1, len(ends) // _PART)]])
+        self.counters.evicted_host_window_pages += freed
+        return freed
+
+    # ---- what was used least recently ----------------------------------------
+
+    def _tails(self, younger_than: int) -> Iterator[int]:
+        """Ends of kept windows with none below, least recently used first; the one above
+        follows when the last one below it is gone. Those that are on the device too are the
+        matter of ``_drop_duplicates``."""
+        table, kept = self.table, self.checkpoints
+        rows = np.flatnonzero(kept.ends & (kept.below == 1) & (table.age < younger_than))
+        heap = list(zip(table.age[rows].tolist(), rows.tolist(), strict=True))
+        heapq.heapify(heap)
+        while heap:
+            _, end = heapq.heappop(heap)
+            window = kept.windows(np.array([end]))
+            if self._in_use(window)[0] or self._on_device(window)[0]:
+                continue
+            above = kept.above(end)
+            yield end
+            if above is not None and kept.below[above] == 1 and table.age[above] < younger_than:
+                heapq.heappush(heap, (int(table.age[above]), above))
+
+    def _drop_tail(self, end: int | None) -> bool:
+        """Drop the last kept window of a prefix, and the pages on the host alone that led to
+        nothing else."""
+        if end is None:
+            return False
+        table, kept = self.table, self.checkpoints
+        path = table.path(end)
+        self.counters.evicted_host_window_pages += self._forget_windows(path[-1:])
+        self._drop_useless(path)
+        lost = path[~table.device.present[path] & (kept.below[path] == 0)]
+        if len(lost):
+            self.counters.evicted_host_pages += len(lost)
+            self._remove(lost)
+        return True

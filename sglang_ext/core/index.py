@@ -14,7 +14,7 @@ from sglang_ext.core.digest import Pages
 from sglang_ext.core.loads import Loads
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table import selector
-from sglang_ext.core.window import deepest_resume
+from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -46,6 +46,7 @@ class CacheIndex(Loads):
         full: Slots,
         swa: Slots,
         request: int,
+        priority: int = 0,
     ) -> Rows:
         """Take over what a request computed and return the path of its prefix.
 
@@ -57,6 +58,7 @@ class CacheIndex(Loads):
             full: device slots of pages ``[first_owned, n)``.
             swa: their sliding-window peers, ABSENT where the window has moved on.
             request: identifies the request among those of the last time.
+            priority: of the request, for eviction by priority.
 
         Returns:
             The rows of pages ``[0, k)``. k is n except after a digest collision;
@@ -79,9 +81,26 @@ class CacheIndex(Loads):
                 self.counters.collisions += 1
             self._give_device(added, full[start:stop], swa[start:stop])
         rows = np.concatenate((known, added)) if len(added) else known
-        self._touch(rows)
-        table.count_request(rows, request)
+        table.count_request(rows, request, priority)
+        if len(rows):
+            self._touch(rows)
+            self._mark_resume_points(rows)
         return rows
+
+    def _mark_resume_points(self, rows: Rows) -> None:
+        """Decide which windows of a path that has grown are worth keeping."""
+        table, size = self.table, self.geometry.window_pages
+        usable = table.swa_device.present[rows] | table.swa_host.ready[rows]
+        before = table.resume[rows]
+        keep = resume_points(
+            before,
+            self._branches(rows),
+            complete_windows(usable, size),
+            self.policy.checkpoint_pages,
+        )
+        for end in (np.flatnonzero(keep & ~before) + 1).tolist():
+            table.keep_inside(rows[max(0, end - size) : end])
+        table.resume[rows] = keep
 
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
         """Merge a request's slots into rows that exist."""

@@ -19,6 +19,7 @@ def check(index: CacheIndex) -> None:
         _check_column(name, getattr(table, name))
     _check_rows(table)
     _check_copies(table)
+    _check_windows(index)
     _check_transfers(index)
 
 
@@ -91,6 +92,25 @@ def _check_copies(table: PageTable) -> None:
     )
 
 
+def _check_windows(index: CacheIndex) -> None:
+    table, kept = index.table, index.checkpoints
+    ends = np.flatnonzero(kept.ends)
+    uses, below = np.zeros_like(kept.uses), np.zeros_like(kept.below)
+    for end in ends.tolist():
+        path = table.path(end)
+        below[path] += 1
+        window = index.window_of(path)
+        uses[window] += 1
+        _require(bool(table.swa_host.ready[window].all()), "a kept window has a hole")
+    _require(bool((uses == kept.uses).all()), "uses of window pages")
+    _require(bool((below == kept.below).all()), "kept windows below a page")
+    loose = table.swa_host.ready & (uses == 0) & (table.swa_host.locks == 0)
+    _require(not loose.any(), "a window page on the host that no kept window needs")
+    used = table.parent != FREE
+    lost = used & ~table.device.present & (below == 0)
+    _require(not lost.any(), "a page on the host alone leads to no resume point")
+
+
 def _check_transfers(index: CacheIndex) -> None:
     table = index.table
     loading = np.zeros(table.capacity, dtype=bool)
@@ -99,6 +119,9 @@ def _check_transfers(index: CacheIndex) -> None:
     for transfer in index.pending[TransferKind.LOAD].values():
         loading[transfer.full.rows] = True
         loading_window[transfer.window.rows] = True
+        for column, copies in ((table.host, transfer.full), (table.swa_host, transfer.window)):
+            there = (column.slots[copies.rows] == copies.host).all()
+            _require(bool(there), "a page left the host while it was loaded from there")
     for transfer in index.pending[TransferKind.BACKUP].values():
         if transfer.abandoned:
             continue

@@ -64,6 +64,7 @@ class Loads(DeviceRoom):
         """End a load: its device copies are READY."""
         transfer = self.pending[TransferKind.LOAD].pop(op)
         transfer.hold.release()
+        self._drop_unneeded(transfer.window.rows)
         self.table.device.make_ready(transfer.full.rows)
         self.table.swa_device.make_ready(transfer.window.rows)
         self.counters.loaded_pages += len(transfer.full)

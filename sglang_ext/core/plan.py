@@ -92,6 +92,8 @@ class Transfer:
         op: number of the operation, counted separately for each direction; commits
             happen in this order on every rank.
         path: rows whose device pages ``hold`` locks.
+        stops: pages of ``path`` before each resume point whose window is on the host after
+            the commit; of a backup.
         failed_here: this rank has no host slots for it. It is not copied, and every
             rank commits it as failed.
         abandoned: eviction took its pages back. Its host slots are no longer in the
@@ -104,5 +106,6 @@ class Transfer:
     window: Copies
     hold: Hold
     path: Rows
+    stops: tuple[int, ...] = ()
     failed_here: bool = False
     abandoned: bool = False

@@ -3,11 +3,14 @@
 import dataclasses
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.arena import Arena, ArenaPool
+from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.eviction_policy import Rank, lru
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
@@ -19,6 +22,9 @@ _PINNED_SHARE = 2
 """Backups in flight may pin one in this many device pages."""
 _LOW_SHARE = 4
 """Pages are copied ahead of eviction up to one in this many device pages."""
+
+_LEFT_THE_PATH = 2
+"""Requests fewer on the next page that make a page a place where prefixes diverge."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class BackupPolicy:
 
     Attributes:
         write: when a page is copied to the host.
-        checkpoint_pages: distance of the windows kept inside a prompt.
+        checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
         pinned_pages: device pages that pending backups may pin.
         pinned_window_pages: the same for sliding-window copies.
         low_pages: device pages, free ones included, that eviction shall be able to
@@ -94,6 +100,7 @@ class IndexState:
         device: DevicePool,
         host: HostTier | None = None,
         policy: BackupPolicy | None = None,
+        rank: Rank = lru,
     ) -> None:
         self.geometry = geometry
         self.device_pool = device
@@ -103,6 +110,7 @@ class IndexState:
         )
         self.counters = Counters()
         self._capacity = capacity
+        self._rank = rank
         # operation numbers go on across a reset: they identify transfers for good
         self._next_op = dict.fromkeys(TransferKind, 0)
         self.reset()
@@ -112,14 +120,13 @@ class IndexState:
 
         No transfer may be in flight.
         """
-        self.table = table = PageTable(self.geometry, self._capacity)
+        self.table = table = PageTable(self.geometry, self._capacity, self._rank)
         self._device_victims = VictimQueue(table.device, table.age)
         self._swa_device_victims = VictimQueue(table.swa_device, table.swa_age)
+        self.checkpoints = Checkpoints(table, self.geometry.window_pages)
         if (tier := self.host_tier) is not None:
-            self.host = HostSpace(table, table.host, table.device, table.age, tier.full)
-            self.host_window = HostSpace(
-                table, table.swa_host, table.swa_device, table.swa_age, tier.window
-            )
+            self.host = HostSpace(table.host, tier.full)
+            self.host_window = HostSpace(table.swa_host, tier.window)
         self.pending: dict[TransferKind, dict[int, Transfer]] = {
             TransferKind.BACKUP: {},
             TransferKind.LOAD: {},
@@ -148,15 +155,19 @@ class IndexState:
         table = self.table
         table.touch(selector(rows))
         table.touch_window(selector(self.window_of(rows)))
+        table.resume[rows[-1]] = True
         # who shares a prefix comes back to where it branches off when its own pages are gone
-        for start, end in self._branch_windows(rows):
-            table.touch_window(rows[start:end])
+        for end in (np.flatnonzero(table.children[rows] > 1) + 1).tolist():
+            table.touch_window(rows[max(0, end - self.geometry.window_pages) : end])
 
-    def _branch_windows(self, rows: Rows) -> list[tuple[int, int]]:
-        """Windows before the pages of a path after which prefixes diverge, as half-open
-        ranges of ``rows``."""
-        ends = np.flatnonzero(self.table.children[rows] > 1) + 1
-        return [(max(0, end - self.geometry.window_pages), end) for end in ends.tolist()]
+    def _branches(self, rows: Rows) -> NDArray[np.bool_]:
+        """Pages of a path after which prefixes diverge, or have diverged."""
+        table = self.table
+        branches: NDArray[np.bool_] = table.children[rows] > 1
+        # one request fewer went on: it ended there; two fewer: one of them went elsewhere
+        hits = table.hits[rows]
+        branches[:-1] |= hits[:-1] - hits[1:] >= _LEFT_THE_PATH
+        return branches
 
     def window_of(self, rows: Rows) -> Rows:
         """The last window of a path: what resuming at its end reads."""
@@ -180,7 +191,6 @@ class IndexState:
             self.counters.dropped_window_pages += int(np.count_nonzero(lost))
             swa = table.swa_device.take(rows)
             self.device_pool.release_window(table.device.slots[rows], swa)
-            table.swa_host.offer(rows[~lost])
         return len(rows)
 
     def _remove(self, rows: Rows) -> tuple[int, int]:
@@ -189,6 +199,8 @@ class IndexState:
         Returns:
             Device (pages, window pages) freed below ``rows``.
         """
+        if len(rows) == 0:
+            return 0, 0
         table = self.table
         rows = table.subtree(rows)
         assert not table.device.locks[rows].any(), "removed a locked page"
@@ -197,11 +209,26 @@ class IndexState:
         if len(device):
             self.device_pool.release(table.device.take(device))
         if self.host_tier is not None:
+            self._forget_windows(rows[self.checkpoints.ends[rows]])
             self.host.drop(rows[table.host.present[rows]])
-            self.host_window.drop(rows[table.swa_host.present[rows]])
         table.remove_rows(rows)
         self.counters.dropped_pages += len(rows)
         return len(device), windows
+
+    def _forget_windows(self, ends: Rows) -> int:
+        """Keep windows on the host no longer; returns how many of their pages are free."""
+        freed = 0
+        for end in ends.tolist():
+            freed += self._drop_unneeded(self.checkpoints.remove(end))
+        return freed
+
+    def _drop_unneeded(self, rows: Rows) -> int:
+        """Drop window pages on the host that no kept window needs and no transfer uses."""
+        column = self.table.swa_host
+        unneeded = column.ready[rows] & (self.checkpoints.uses[rows] == 0)
+        rows = rows[unneeded & (column.locks[rows] == 0)]
+        self.host_window.drop(rows)
+        return len(rows)
 
     def private_state(self) -> list[int]:
         """Numbers beside the table that decisions depend on; for ``fingerprint``."""

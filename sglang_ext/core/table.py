@@ -12,17 +12,23 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, Selector, SlotColumn
 from sglang_ext.core.digest import PageHasher, Pages
+from sglang_ext.core.eviction_policy import Rank, Uses, lru
 from sglang_ext.core.geometry import Geometry
 
 FREE = np.int32(-1)
 """Parent of a row that is not in use."""
 _FIRST_ROOT = -2
 """Parent of a first page is ``_FIRST_ROOT - namespace id``."""
-TICK_SHIFT = 24
-"""An age is a tick, shifted, plus what is left of the largest depth."""
+TICK_SHIFT = 18
+"""An age is a tick, shifted, plus what is left of the largest depth; above that is the rank
+that the eviction policy gives the page."""
+_RANK_SHIFT = 53
 _MAX_DEPTH = (1 << TICK_SHIFT) - 1
 UNUSED_BAND = -(1 << 62)
-"""Offset of the ages of window pages that no request has resumed from yet."""
+"""Offset of the ages of window pages that no request resumes from."""
+INSIDE_BAND = -(1 << 61)
+"""The same for windows inside a prompt that are kept for who branches off there: they go
+after the former and before every window from which a conversation goes on."""
 NO_REQUEST = -1
 _GALLOP = 32
 
@@ -49,15 +55,17 @@ class PageTable:
         tokens: (rows, page_tokens) int64; multimodal placeholders do not fit int32.
         children: (rows,) int32, rows whose parent this is.
         age: (rows,) int64, orders full-attention eviction: smaller goes first.
-            Later access is larger, and on one path deeper is smaller, so a
-            selection by age is leaf-first.
+            Later access is larger, if the policy does not rank it lower, and on one
+            path deeper is smaller, so a selection by age is leaf-first.
         swa_age: (rows,) int64, the same for sliding-window copies.
         hits: (rows,) int32, requests that have used the page.
+        priority: (rows,) int32, the largest priority among them.
+        resume: (rows,) bool, the window that ends with this page is worth keeping.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
     """
 
-    def __init__(self, geometry: Geometry, capacity: int) -> None:
+    def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
         self.geometry = geometry
         self.capacity = capacity
         self.parent: NDArray[np.int32] = np.full(capacity, FREE, dtype=np.int32)
@@ -69,6 +77,8 @@ class PageTable:
         self.age = np.zeros(capacity, dtype=np.int64)
         self.swa_age = np.zeros(capacity, dtype=np.int64)
         self.hits = np.zeros(capacity, dtype=np.int32)
+        self.priority = np.zeros(capacity, dtype=np.int32)
+        self.resume = np.zeros(capacity, dtype=bool)
         self._last_request = np.zeros(capacity, dtype=np.int64)
         slots = geometry.slots_per_page
         self.device = SlotColumn(capacity, slots)
@@ -77,6 +87,7 @@ class PageTable:
         self.swa_host = SlotColumn(capacity, slots)
         self.n_rows = 0
         self.tick = 0
+        self._rank = rank
         self._hasher = PageHasher(geometry.page_tokens)
         self._index: dict[int, int] = {}
         self._roots: dict[Hashable, int] = {}
@@ -190,6 +201,8 @@ class PageTable:
         self.children[rows[-1]] = 0
         self.swa_age[where] = UNUSED_BAND + self._ages(where)
         self.hits[where] = 0
+        self.priority[where] = np.iinfo(np.int32).min
+        self.resume[where] = False
         self._last_request[where] = NO_REQUEST
         self.n_rows += count
         if len(above):
@@ -293,19 +306,27 @@ class PageTable:
 
     def touch(self, rows: Selector) -> None:
         """Make pages of one path the most recently used ones for full attention."""
-        self.age[rows] = self._ages(rows)
+        uses = Uses(self.hits[rows], self.priority[rows])
+        self.age[rows] = (self._rank(uses) << _RANK_SHIFT) + self._ages(rows)
 
     def touch_window(self, rows: Selector) -> None:
         """The same for sliding-window copies; only the window that is used."""
         self.swa_age[rows] = self._ages(rows)
 
-    def count_request(self, rows: Rows, request: int) -> None:
+    def keep_inside(self, rows: Rows) -> None:
+        """Rank the pages of a window inside a prompt above those that are worth nothing."""
+        worthless = rows[self.swa_age[rows] < INSIDE_BAND]
+        self.swa_age[worthless] += INSIDE_BAND - UNUSED_BAND
+
+    def count_request(self, rows: Rows, request: int, priority: int = 0) -> None:
         """Count a request on pages of its path. In pieces, or again with no other request
         in between, it counts once.
 
         Args:
             request: identifies the request; not NO_REQUEST.
+            priority: of the request; larger is more important.
         """
+        self.priority[rows] = np.maximum(self.priority[rows], priority)
         new = rows[self._last_request[rows] != request]
         self.hits[new] += 1
         self._last_request[new] = request

@@ -1,6 +1,6 @@
 """Sliding windows: where a request can resume, and which windows are kept for that."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,12 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
     n = len(has_window)
     if has_window[max(0, n - window_pages) :].all():
         return n
-    position = np.arange(n)
-    last_missing = np.maximum.accumulate(np.where(has_window, -1, position))
-    complete = (position - last_missing >= window_pages) | (last_missing < 0)
-    ends = np.flatnonzero(complete)
+    ends = np.flatnonzero(complete_windows(has_window, window_pages))
     return int(ends[-1]) + 1 if len(ends) else 0
 
 
-_WINDOW_SHARE = 4
-"""A window inside a prompt takes at most this part of what the pages up to the next do."""
+_WINDOW_SHARE = 32
+"""Windows inside a prompt take at most this part of what its pages take."""
 
 
 def checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
@@ -45,18 +42,63 @@ def checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) ->
     return max(geometry.window_pages, -(-_WINDOW_SHARE * window_bytes // full))
 
 
-def checkpoint_windows(
-    first: int, end: int, interval: int, window_pages: int
-) -> Iterator[tuple[int, int]]:
-    """Windows worth keeping for a prefix that has just grown from ``first`` to ``end``.
+def complete_windows(has_window: NDArray[np.bool_], window_pages: int) -> NDArray[np.bool_]:
+    """Whether the window that ends with each page is complete.
 
-    The window at the end comes first: that is where the conversation goes on. Then,
-    deepest first, one at every multiple of ``interval`` pages in between, where
-    another request may branch off; recompute after a branch is then bounded.
-
-    Yields:
-        Half-open page ranges ``[max(0, j - window_pages), j)``; they may overlap.
+    Args:
+        has_window: (pages,) bool, as for ``deepest_resume``.
     """
-    yield max(0, end - window_pages), end
-    for boundary in range((end - 1) // interval * interval, first, -interval):
-        yield max(0, boundary - window_pages), boundary
+    position = np.arange(len(has_window))
+    last_missing = np.maximum.accumulate(np.where(has_window, -1, position))
+    complete: NDArray[np.bool_] = (position - last_missing >= window_pages) | (last_missing < 0)
+    return complete
+
+
+def resume_points(
+    marked: NDArray[np.bool_],
+    branches: NDArray[np.bool_],
+    complete: NDArray[np.bool_],
+    interval: int,
+) -> NDArray[np.bool_]:
+    """Pages of a path whose windows are worth keeping.
+
+    Those are its end, where the conversation goes on; pages after which prefixes diverge;
+    and as many of the others that no two are further apart than ``interval`` pages: who
+    branches off anywhere then computes at most that much again. Further apart are only
+    those between which no window is complete.
+
+    Args:
+        marked: (pages,) bool, what was worth keeping before the path grew.
+        branches: (pages,) bool, prefixes diverge after this page.
+        complete: (pages,) bool, the window that ends with this page exists.
+        interval: 0 for no bound.
+    """
+    keep = branches & complete
+    if len(keep) == 0:
+        return keep
+    # boundaries, that is pages before the resume point; the last one is the end
+    points = (np.flatnonzero(marked & complete) + 1).tolist()
+    if not points or points[-1] < len(keep):
+        points.append(len(keep))
+    available = np.flatnonzero(complete) + 1
+    last = 0
+    for number, point in enumerate(points):
+        if interval:
+            while point - last > interval and (j := _next(available, last, interval)) < point:
+                keep[j - 1] = True
+                last = j
+        following = points[number + 1] if number + 1 < len(points) else None
+        needed = following is None or (interval and following - last > interval)
+        if complete[point - 1] and (needed or keep[point - 1]):
+            keep[point - 1] = True
+            last = point
+    return keep
+
+
+def _next(available: NDArray[np.int64], last: int, interval: int) -> int:
+    """The boundary up to ``interval`` after ``last`` that is furthest away, or else the
+    first one beyond."""
+    n = int(np.searchsorted(available, last + interval, side="right"))
+    if n and available[n - 1] > last:
+        return int(available[n - 1])
+    return int(available[n]) if n < len(available) else 1 << 62

@@ -11,6 +11,7 @@ import numpy as np
 
 from sglang_ext.core.arena import Arena, shape_for
 from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
 from sglang_ext.core.state import BackupPolicy, HostTier
@@ -73,6 +74,8 @@ class Replay:
     Args:
         page: the engine's ``--page-size``.
         chunk: tokens that are prefilled at a time.
+        eviction: by the engine's name.
+        checkpoint_tokens: between windows inside a prompt; None derives it from the model.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Replay:
         policy: WritePolicy,
         page: int = 64,
         chunk: int = 8192,
+        eviction: str = "lru",
+        checkpoint_tokens: int | None = None,
     ) -> None:
         self.geometry = model.geometry(page)
         self._page = self.geometry.page_tokens
@@ -97,14 +102,22 @@ class Replay:
         tier = None
         if shape.extents:
             tier = HostTier.on(Arena(shape), NoBytes())
+        interval = checkpoint_pages(self.geometry, page_bytes)
+        if checkpoint_tokens is not None:
+            interval = -(-checkpoint_tokens // self._page)
         backups = BackupPolicy.for_device(
             policy,
-            checkpoint_pages(self.geometry, page_bytes),
+            interval,
             budget.device_pages,
             budget.device_window_pages,
         )
         self.index = CacheIndex(
-            self.geometry, budget.device_pages + shape.pages(0), self._pool, tier, backups
+            self.geometry,
+            budget.device_pages + shape.pages(0),
+            self._pool,
+            tier,
+            backups,
+            POLICIES[eviction],
         )
         self._counted = Result()
 

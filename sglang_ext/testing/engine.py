@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sglang_ext.core import invariants
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
@@ -49,6 +50,7 @@ class SimRequest:
     lock: Hold
     waits_for: int
     number: int
+    priority: int
 
     @property
     def done(self) -> bool:
@@ -61,6 +63,7 @@ class Sizes:
     """What an engine is built with; pages are table pages.
 
     Attributes:
+        eviction: the engine's name of the policy.
         extent_pages: 0 for a host pool of each component; else both share the memory that
             the two would have, in extents of so many of the larger pages.
     """
@@ -74,6 +77,7 @@ class Sizes:
     low_share: int = 4
     write: WritePolicy = WritePolicy.WRITE_THROUGH
     extent_pages: int = 0
+    eviction: str = "lru"
 
     def policy(self) -> BackupPolicy:
         """The backup policy of these sizes."""
@@ -118,7 +122,8 @@ class SimEngine:
             whole = SharedMemory(shared.arena, shared) if shared else None
             tier = HostTier(self.host, self.host_window, whole)
         capacity = sizes.device_pages + host_rows
-        self.index = index_type(geometry, capacity, self.device, tier, sizes.policy())
+        rank = POLICIES[sizes.eviction]
+        self.index = index_type(geometry, capacity, self.device, tier, sizes.policy(), rank)
         self.ledger = Ledger(self.index)
         self.lanes = {
             kind: SimLane(kind, self.device, self.host, self.host_window) for kind in TransferKind
@@ -147,7 +152,9 @@ class SimEngine:
 
     # ---- requests ------------------------------------------------------------
 
-    def start(self, tokens: NDArray[np.int64], namespace: object = None) -> SimRequest:
+    def start(
+        self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
+    ) -> SimRequest:
         """Admit a request, with a load from the host if that helps."""
         geometry, index = self.geometry, self.index
         # one token must be left to compute
@@ -184,6 +191,7 @@ class SimEngine:
             # order, and the batch of that request waits for its load
             waits_for=index.last_op(TransferKind.LOAD),
             number=next(self._numbers),
+            priority=priority,
         )
         self.running.append(request)
         return request
@@ -275,6 +283,7 @@ class SimEngine:
             request.full[own],
             request.swa[own],
             request.number,
+            request.priority,
         )
         table = self.index.table
         request.full[: len(rows)] = table.device.slots[rows]
@@ -309,12 +318,12 @@ class SimEngine:
             self._mark("demotion")
             self._submit(plan)
 
-    def press_host(self, pages: int = 0, windows: int = 0, younger_than: int = -(1 << 63)) -> None:
-        """Something of that age needs so much room on the host."""
+    def press_host(self, pages: int = 0, windows: int = 0) -> None:
+        """Something needs so much room on the host, whatever has to go."""
         index = self.index
         for space, count in ((index.host, pages), (index.host_window, windows)):
-            if count:
-                index._make_room(space, space.free_pages + count, younger_than)
+            for age in (-(1 << 63), 1 << 62) if count else ():
+                index._make_room(space, space.free_pages + count, age)
 
     def report(self) -> list[int]:
         """What this rank tells the others, see Ledger."""

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.write_policy import WritePolicy
@@ -72,11 +73,12 @@ class IndexMachine(RuleBasedStateMachine):
             device_window_pages=max(1, int(pages * share)),
             host_pages=data.draw(st.one_of(*[few_or_many] * 4, st.just(0))),
             host_window_pages=data.draw(few_or_many),
-            checkpoint_pages=data.draw(st.integers(1, 6)),
+            checkpoint_pages=data.draw(st.integers(0, 6)),
             pinned_share=data.draw(st.sampled_from([1, 2, 4])),
             low_share=data.draw(st.sampled_from([1, 1, 2, 4, 100])),
             write=data.draw(st.sampled_from(self.policies)),
             extent_pages=data.draw(st.sampled_from([0, 0, 2, 3])),
+            eviction=data.draw(st.sampled_from(["lru", "lru", *POLICIES])),
         )
         self.demotes = data.draw(st.booleans())
         self.engine = SimEngine(geometry, sizes, index_type=ModelledIndex)
@@ -151,7 +153,7 @@ class IndexMachine(RuleBasedStateMachine):
     def rarely(self, which: int) -> None:
         """The next host allocation fails; or everything is forgotten in a flush, transfers
         in flight or not."""
-        if which == 0 and isinstance(self.engine.host, SimSlots):
+        if which != 1 and isinstance(self.engine.host, SimSlots):
             self.engine.host.allocations_to_fail = 1
         elif which == 1 and not self.engine.running:
             self.engine.reset()
@@ -179,7 +181,7 @@ class IndexMachine(RuleBasedStateMachine):
         cut = old[: int(len(old) * keep)]
         tokens = np.concatenate((cut, np.full(tail, bit))).astype(np.int64)[:_MAX_PROMPT]
         self.histories.append(tokens)
-        self.step(self.engine.start(tokens, namespace), chunk)
+        self.step(self.engine.start(tokens, namespace, len(tokens) % 3), chunk)
 
     def pick(self, which: int) -> SimRequest:
         """A running request."""

@@ -36,7 +36,9 @@ class ModelPage:
     host: int = ABSENT
     swa_device: int = ABSENT
     swa_host: int = ABSENT
+    rank: int = 0
     used: int = 0
+    priority: int = -(1 << 31)
     requests: list[int] = dataclasses.field(default_factory=list)
 
     @property
@@ -45,9 +47,18 @@ class ModelPage:
         return self.device, self.host, self.swa_device, self.swa_host
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Eviction order: least recently used first, then the deepest."""
-        return self.used, -self.depth
+    def order(self) -> tuple[int, int, int]:
+        """Eviction order: by policy, then least recently used first, then the deepest."""
+        return self.rank, self.used, -self.depth
+
+    def ranked(self, policy: str) -> int:
+        """What a policy thinks of the page now, by its definition."""
+        return {
+            "lru": 0,
+            "lfu": min(255, len(self.requests)),
+            "slru": int(len(self.requests) >= 2),
+            "priority": min(255, max(0, self.priority + 128)),
+        }[policy]
 
 
 class ModelError(AssertionError):
@@ -103,11 +114,12 @@ class ModelledIndex(CacheIndex):
     def _use(self, rows: Rows) -> None:
         self._clock += 1
         for row in rows.tolist():
-            self.pages[self._key(row)].used = self._clock
+            page = self.pages[self._key(row)]
+            page.used, page.rank = self._clock, page.ranked(self._rank.__name__)
 
     def insert(self, pages: Pages, namespace: Hashable, *args: Any) -> Rows:
         """See CacheIndex; the pages it names, and nothing else, are on the device now."""
-        first, _, swa, request = args
+        first, _, swa, request, priority = args
         before = self._states()
         rows = super().insert(pages, namespace, *args)
         for depth, key in enumerate(_keys(pages[: len(rows)], namespace)):
@@ -116,6 +128,7 @@ class ModelledIndex(CacheIndex):
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
+            page.priority = max(page.priority, priority)
             if not page.requests or page.requests[-1] != request:
                 page.requests.append(request)
             before[key] = page.states
@@ -157,11 +170,15 @@ class ModelledIndex(CacheIndex):
         missing = [self.pages[key] for key in copied if before[key][1] == ABSENT]
         youngest = max(missing, key=lambda page: page.order, default=None)
         duplicates = self._duplicates(before, path, youngest) if youngest else set()
+        alone = self._ends_on_the_host_alone()
+        youngest_here = max(self.pages[key].order for key in path)
         plan = super()._begin_backup(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
         _require(not path & set(taken), "a backup took host copies of its own path")
         _require(options["make_room"] or not taken, "an eager backup took something away")
+        for key, order in alone.items():
+            _require(key in after or order < youngest_here, "a backup took a younger prefix")
         if any(not before[key][0] for key in taken):
             _require(not duplicates - set(taken), "a page on the host alone went first")
         self._accept(after)
@@ -174,6 +191,12 @@ class ModelledIndex(CacheIndex):
                 requests = [len(self.pages[key].requests) for key in path]
                 _require(min(requests) >= 2, "a page was copied at its first request")
         return plan
+
+    def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, int, int]]:
+        """Where prefixes can be resumed that are not on the device, with their order."""
+        rows = np.flatnonzero(self.checkpoints.ends & ~self.table.device.present)
+        keys = [self._key(row) for row in rows.tolist()]
+        return {key: self.pages[key].order for key in keys}
 
     def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> set[Key]:
         """Host copies that a backup of ``path`` should have taken first."""
@@ -244,6 +267,7 @@ class ModelledIndex(CacheIndex):
                     _require(states[tier] == RESERVED, "a backup lost its reservation")
                     expected[key] = (*states[:tier], state, *states[tier + 1 :])
         super().commit_backup(op, ok=ok)
+        self._allow_half_windows_to_go(transfer.path, expected)
         self._expect(expected, "commit of a backup")
 
     def commit_load(self, op: int) -> None:
@@ -257,7 +281,21 @@ class ModelledIndex(CacheIndex):
                 _require(states[tier] == RESERVED, "a load lost its reservation")
                 expected[key] = (*states[:tier], READY, *states[tier + 1 :])
         super().commit_load(op)
+        self._allow_half_windows_to_go(transfer.path, expected)
         self._expect(expected, "commit of a load")
+
+    def _allow_half_windows_to_go(self, path: Rows, expected: States) -> None:
+        """A window page that a transfer has used may go with it, if no window around it is
+        whole on the host."""
+        after = self._states()
+        # of an abandoned backup the path may be gone
+        for row in path[self.table.parent[path] != FREE].tolist():
+            key = self._key(row)
+            if expected[key][3] == READY and after[key][3] == ABSENT:
+                expected[key] = (*expected[key][:3], ABSENT)
+                ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
+                kept = self.checkpoints.ends[ends]
+                _require(not kept.any(), "a page of a kept window went with a transfer")
 
     # ---- the table, as the model sees it --------------------------------------
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.write_policy import WritePolicy
@@ -51,11 +52,12 @@ class Simulation:
             ),
             host_pages=rng.choice([0, 2, 4, 8, 16, 32, 64]),
             host_window_pages=rng.choice([1, 4, 8, 16, 32]),
-            checkpoint_pages=rng.randint(1, 6),
+            checkpoint_pages=rng.randint(0, 6),
             pinned_share=rng.choice([1, 1, 4]),
             low_share=rng.choice([1, 2, 4, 100]),
             write=rng.choice(list(WritePolicy)),
             extent_pages=rng.choice([0, 0, 2, 3, 5]),
+            eviction=rng.choice(["lru", "lru", *POLICIES]),
         )
         pace = Pace(layer=rng.choice([0.1, 1.0, 4.0]), fails=rng.choice([0.0, 0.05]))
         self.allocation_fails = rng.choice([0.0, 0.03])
@@ -142,8 +144,9 @@ class Simulation:
         bits = [rng.randint(0, 1)] * tail if rng.random() < 0.7 else rng.choices((0, 1), k=tail)
         tokens = np.concatenate((old[:keep], np.array(bits, dtype=np.int64)))[:_MAX_PROMPT]
         namespace = rng.choice([None, None, None, "lora"])
+        priority = rng.randint(-1, 1)
         for engine in self.engines:
-            engine.start(tokens, namespace)
+            engine.start(tokens, namespace, priority)
         self.histories = [*self.histories[-_KEPT_HISTORIES:], tokens]
 
     def advance(self) -> None:

@@ -19,7 +19,8 @@ GOOD = {
     "hicache_write_policy": "write_through",
     "hicache_host_memory_mode": "cache",
     "hicache_mem_layout": "page_first",
-    "radix_eviction_policy": "lru",
+    "radix_eviction_policy": "slru",
+    "radix_eviction_policy_config": None,
     "kv_events_config": None,
     "enable_session_radix_cache": False,
     "enable_streaming_session": False,
@@ -54,3 +55,14 @@ def test_the_toggle_selects_and_unknown_variables_are_refused() -> None:
         config.from_environment({config.TOGGLE: "maybe"})
     with pytest.raises(StartupError, match="unknown environment variable SGLANG_EXT_TYPO"):
         config.from_environment({"SGLANG_EXT_TYPO": "1"})
+
+
+def test_the_checkpoint_interval_is_a_number_of_tokens() -> None:
+    tokens = [
+        config.from_environment({config.CHECKPOINT_TOKENS: text}).checkpoint_tokens
+        for text in ("", "0", " 4096 ")
+    ]
+    assert tokens == [None, 0, 4096]
+    for text in ("-1", "1e3", "none", "\u0665"):
+        with pytest.raises(StartupError, match=f"SGLANG_EXT_CHECKPOINT_TOKENS='{text}' is not"):
+            config.from_environment({config.CHECKPOINT_TOKENS: text})

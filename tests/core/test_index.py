@@ -116,7 +116,8 @@ def test_a_host_page_is_not_released_while_it_is_loaded_from() -> None:
     started(engine, tokens)
     engine.press_host(pages=24, windows=12)
     assert engine.host.used >= 6
-    assert engine.host_window.used == 2 * 1
+    # a window that shares a page with the one that is loaded stays, too
+    assert engine.host_window.used == 3
 
 
 def test_locked_pages_survive_eviction_and_a_window_lock_covers_only_the_window() -> None:

@@ -10,6 +10,7 @@ import pytest
 from sglang_ext.core import backups as backups_module
 from sglang_ext.core import index as index_module
 from sglang_ext.core.arena import Arena, ArenaShape
+from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import SlotColumn
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.index import CacheIndex
@@ -44,7 +45,7 @@ def lock_covers_one_page_less_of_the_window(patch: Patch) -> None:
 
 def ages_forget_the_depth(patch: Patch) -> None:
     def ages(self: PageTable, rows: Any) -> Any:
-        return np.full(self.depth[rows].shape, self.tick << 24)
+        return np.full(self.depth[rows].shape, self.tick << 18)
 
     patch.setattr(PageTable, "_ages", ages)
 
@@ -63,24 +64,18 @@ def windows_outlive_their_page(patch: Patch) -> None:
 
 
 def host_evicts_what_is_being_loaded(patch: Patch) -> None:
-    original, reset = CacheIndex.begin_load, CacheIndex.reset
-
-    def victims_on_the_device_too(self: CacheIndex) -> None:
-        reset(self)
-        if self.host_tier is not None:
-            self.host._victims._spare = None
+    original = CacheIndex.begin_load
 
     def begin(self: CacheIndex, rows: Any) -> Any:
-        full = rows[~self.table.device.present[rows]]
         plan = original(self, rows)
         if hasattr(plan, "hold"):
-            self.table.host.unlock(full)
-            parts = [part for part in plan.hold._parts if part[0] is not self.table.host]
-            plan.hold._parts = tuple(parts)
+            host = (self.table.host, self.table.swa_host)
+            for column, held in [part for part in plan.hold._parts if part[0] in host]:
+                column.unlock(held)
+            plan.hold._parts = tuple(part for part in plan.hold._parts if part[0] not in host)
         return plan
 
     patch.setattr(CacheIndex, "begin_load", begin)
-    patch.setattr(CacheIndex, "reset", victims_on_the_device_too)
 
 
 def backup_does_not_hold_its_path(patch: Patch) -> None:
@@ -216,15 +211,15 @@ def selective_copies_at_the_first_request(patch: Patch) -> None:
 
 
 def copies_on_the_host_alone_go_first(patch: Patch) -> None:
-    patch.setattr(HostSpace, "pop_duplicates", lambda self, count, younger_than: np.arange(0))
+    patch.setattr(CacheIndex, "_drop_duplicates", lambda self, space, pages, younger_than: 0)
 
 
 def duplicates_of_older_pages_go_too(patch: Patch) -> None:
-    original = HostSpace.pop_duplicates
+    original = CacheIndex._drop_duplicates
     patch.setattr(
-        HostSpace,
-        "pop_duplicates",
-        lambda self, count, younger_than: original(self, count, -(1 << 63)),
+        CacheIndex,
+        "_drop_duplicates",
+        lambda self, space, pages, younger_than: original(self, space, pages, -(1 << 63)),
     )
 
 
@@ -233,7 +228,7 @@ def an_early_copy_takes_room_from_others(patch: Patch) -> None:
     patch.setattr(
         CacheIndex,
         "_reserve_on_host",
-        lambda self, rows, full, windows, make_room: original(self, rows, full, windows, True),
+        lambda self, rows, full, stops, make_room: original(self, rows, full, stops, True),
     )
 
 
@@ -269,13 +264,60 @@ def placeholders_are_given_to_the_pool(patch: Patch) -> None:
 
 
 def half_a_window_is_copied(patch: Patch) -> None:
-    original = CacheIndex._windows_to_back_up
+    original = CacheIndex._missing_windows
+    patch.setattr(
+        CacheIndex,
+        "_missing_windows",
+        lambda self, rows, stops: [window[1:] for window in original(self, rows, stops)],
+    )
 
-    def windows(self: CacheIndex, rows: Any, new_pages: int) -> list[slice]:
-        found = original(self, rows, new_pages)
-        return [slice(w.start + 1, w.stop) for w in found if w.stop - w.start > 1]
 
-    patch.setattr(CacheIndex, "_windows_to_back_up", windows)
+def a_window_is_kept_before_it_is_whole(patch: Patch) -> None:
+    def keep(self: CacheIndex, path: Any, stops: tuple[int, ...]) -> None:
+        for stop in stops:
+            if not self.checkpoints.ends[path[stop - 1]]:
+                self.checkpoints.add(path[:stop])
+
+    patch.setattr(CacheIndex, "_keep_windows", keep)
+
+
+def a_window_takes_pages_along_that_others_need(patch: Patch) -> None:
+    original = Checkpoints.remove
+
+    def remove(self: Checkpoints, end: int) -> Any:
+        window = self._table.path(end)[-self._window_pages :]
+        original(self, end)
+        return window
+
+    def drop(self: CacheIndex, rows: Any) -> int:
+        rows = rows[self.table.swa_host.ready[rows] & (self.table.swa_host.locks[rows] == 0)]
+        self.host_window.drop(rows)
+        return len(rows)
+
+    patch.setattr(Checkpoints, "remove", remove)
+    patch.setattr(CacheIndex, "_drop_unneeded", drop)
+
+
+def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
+    def drop(self: CacheIndex, rows: Any) -> int:
+        unneeded = self.table.swa_host.ready[rows] & (self.checkpoints.uses[rows] == 0)
+        self.host_window.drop(rows[unneeded])
+        return int(unneeded.sum())
+
+    patch.setattr(CacheIndex, "_drop_unneeded", drop)
+    patch.setattr(CacheIndex, "_in_use", lambda self, windows: np.zeros(len(windows), dtype=bool))
+
+
+def pages_stay_that_lead_nowhere(patch: Patch) -> None:
+    def drop_tail(self: CacheIndex, end: int | None) -> bool:
+        return end is not None and self._forget_windows(np.array([end])) >= 0
+
+    patch.setattr(CacheIndex, "_drop_tail", drop_tail)
+
+
+def a_younger_prefix_gives_way(patch: Patch) -> None:
+    original = CacheIndex._tails
+    patch.setattr(CacheIndex, "_tails", lambda self, younger_than: original(self, 1 << 62))
 
 
 def a_flush_forgets_what_is_in_flight(patch: Patch) -> None:
@@ -338,6 +380,11 @@ BUGS: list[Callable[[Patch], None]] = [
     room_is_asked_from_the_pool,
     placeholders_are_given_to_the_pool,
     half_a_window_is_copied,
+    a_window_is_kept_before_it_is_whole,
+    a_window_takes_pages_along_that_others_need,
+    a_window_gives_up_pages_that_are_being_loaded,
+    pages_stay_that_lead_nowhere,
+    a_younger_prefix_gives_way,
     a_flush_forgets_what_is_in_flight,
     a_moved_page_leaves_its_contents_behind,
     a_page_lies_in_two_extents,

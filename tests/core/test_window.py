@@ -3,9 +3,12 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.window import checkpoint_windows, deepest_resume
+from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
+
+Mask = NDArray[np.bool_]
 
 
 @given(st.lists(st.booleans(), max_size=12), st.integers(1, 14))
@@ -16,22 +19,64 @@ def test_deepest_resume_is_the_definition(has_window: list[bool], window_pages: 
     assert deepest_resume(np.array(has_window, dtype=bool), window_pages) == deepest
 
 
-@given(
-    first=st.integers(0, 20),
-    grown=st.integers(1, 20),
-    interval=st.integers(1, 8),
-    window_pages=st.integers(1, 4),
-)
-def test_checkpoints_bound_the_recompute_after_a_branch(
-    first: int, grown: int, interval: int, window_pages: int
+PATHS = st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=24)
+
+
+def masks(path: list[tuple[bool, bool, bool]]) -> tuple[Mask, Mask, Mask]:
+    marked, branches, complete = np.array(path, dtype=bool).T
+    return marked, branches, complete
+
+
+def longest_gap(points: Mask) -> int:
+    """Pages between neighbouring resume points, the beginning and the end among them."""
+    return int(np.diff([0, *(np.flatnonzero(points) + 1), len(points)]).max())
+
+
+@given(PATHS, st.integers(1, 8))
+def test_resume_points_bound_the_recompute(
+    path: list[tuple[bool, bool, bool]], interval: int
 ) -> None:
-    end = first + grown
-    windows = list(checkpoint_windows(first, end, interval, window_pages))
-    assert windows[0] == (max(0, end - window_pages), end)
-    ends = {stop for _, stop in windows}
-    for branch in range(first + interval, end + 1):
-        assert any(branch - interval < stop <= branch for stop in ends)
-    assert all(start == max(0, stop - window_pages) for start, stop in windows)
+    marked, branches, complete = masks(path)
+    points = resume_points(marked, branches, complete, interval)
+    assert not (points & ~complete).any()
+    # no further apart than the windows that exist allow
+    assert longest_gap(points) <= max(interval, longest_gap(complete))
+
+
+@given(PATHS, st.integers(0, 8))
+def test_the_end_and_the_branches_of_a_path_stay(
+    path: list[tuple[bool, bool, bool]], interval: int
+) -> None:
+    marked, branches, complete = masks(path)
+    points = resume_points(marked, branches, complete, interval)
+    assert points[-1] == complete[-1]
+    assert not (branches & complete & ~points).any()
+    if interval == 0:
+        others = points & ~branches
+        others[-1] = False
+        assert not others.any()
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 8))
+def test_turns_of_a_conversation_are_thinned_to_the_interval(
+    turns: int, turn: int, interval: int
+) -> None:
+    marked = np.zeros(0, dtype=bool)
+    for _ in range(turns):
+        marked = np.append(marked, np.zeros(turn, dtype=bool))
+        marked = resume_points(marked, np.zeros_like(marked), np.ones_like(marked), interval)
+    pages = turns * turn
+    assert longest_gap(marked) <= interval
+    assert marked.sum() <= 2 * pages // interval + 2
+
+
+@given(PATHS, st.integers(1, 5))
+def test_complete_windows_are_the_definition(
+    path: list[tuple[bool, bool, bool]], size: int
+) -> None:
+    has = masks(path)[0]
+    expected = [bool(has[max(0, j - size) : j].all()) for j in range(1, len(has) + 1)]
+    assert complete_windows(has, size).tolist() == expected
 
 
 @given(device_page=st.integers(1, 64), window=st.integers(1, 300), position=st.integers(0, 999))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sglang_ext.adapter.device_pool import EngineDevicePool
-from sglang_ext.core.columns import ABSENT
+from sglang_ext.core.columns import ABSENT, Rows
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
 from sglang_ext.testing.engine import SimEngine, Sizes
 from tests.failures.scenarios import (
     ALL,
@@ -18,7 +18,6 @@ from tests.failures.scenarios import (
     check_all,
     copies,
     engine_with,
-    find,
     join,
     pages_of,
     prompt,
@@ -194,13 +193,17 @@ def test_one_call_frees_both_components(wanted: tuple[int, int]) -> None:
     check_all(engine, idle=True)
 
 
+def _declined(rows: Rows) -> Declined:
+    return Declined(DeclineReason.DEVICE_FULL)
+
+
 def _recompute_host_only_pages(engine: SimEngine, tokens: Tokens) -> None:
-    """The pages are on the host alone, and without their window: a request computes them."""
+    """The pages are on the host alone, and a load is declined: a request computes them."""
     serve_and_settle(engine, tokens)
     engine.index.evict_device(ALL, ALL)
-    engine.index.host_window.drop(np.flatnonzero(copies(engine)["swa_host"].present))
-    assert len(find(engine, tokens).rows) == 0 and copies(engine)["host"].ready.sum() == 6
+    begin, engine.index.begin_load = engine.index.begin_load, _declined  # type: ignore[method-assign]
     engine.finish(run(engine, join(tokens, prompt(1, seed=1))))
+    engine.index.begin_load = begin  # type: ignore[method-assign]
 
 
 def test_slots_that_revive_a_host_page_are_not_free() -> None:
@@ -214,5 +217,5 @@ def test_slots_that_revive_a_host_page_are_not_free() -> None:
         held = column.slots[rows[column.present[rows]]].ravel().tolist()
         assert held and not set(held) & set(slots.free)
     assert copies(engine)["device"].present[rows].all()
-    assert engine.index.pending[TransferKind.BACKUP], "the windows go to the host again"
+    assert engine.index.pending[TransferKind.BACKUP], "the new page goes to the host"
     check_all(engine, idle=True)

@@ -72,7 +72,7 @@ def test_copies_of_one_sweep_do_not_take_each_others_host_pages() -> None:
 
 def test_a_host_page_keeps_its_contents_until_a_slow_load_has_read_it() -> None:
     """C3: other pages want its slots while the copy waits."""
-    sizes = {"device_pages": 24, "device_window_pages": 24, "host_pages": 8}
+    sizes = {"device_pages": 24, "device_window_pages": 24, "host_pages": 10}
     engine = engine_with(write=WritePolicy.WRITE_BACK, low_share=1, pinned_share=1, **sizes)
     tokens = prompt(6)
     engine.finish(run(engine, tokens))
@@ -114,7 +114,7 @@ def test_a_load_that_does_not_begin_leaves_no_trace(abort: str) -> None:
     elif abort == "allocation":
         engine.device.window.allocations_to_fail = 1
     else:
-        engine.index.host_window.drop(rows[-1:])
+        engine.index._forget_windows(rows[-1:])
         reason = DeclineReason.STALE
     before = engine.fingerprint(), engine.device.full.used, engine.device.window.used
     assert engine.index.begin_load(rows) == Declined(reason)
@@ -156,7 +156,7 @@ def test_admission_is_told_of_evictable_window_pages_that_a_load_locks() -> None
 
 def test_a_long_prefix_loads_into_a_window_pool_of_two_windows() -> None:
     """C6: a load needs one window, however long the prefix is."""
-    engine = SimEngine(Geometry(PAGE, 32), Sizes(202, 4, 200, 200))
+    engine = SimEngine(Geometry(PAGE, 32), Sizes(202, 4, 240, 240))
     tokens = prompt(200)
     engine.finish(run(engine, tokens, chunk=PAGE, settle=True))
     engine.index.evict_device(ALL, ALL)

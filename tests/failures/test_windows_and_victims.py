@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -39,19 +40,16 @@ def test_page_in_device_and_host_lru() -> None:
     for tokens in (first, second):
         engine.finish(run(engine, tokens, chunk=PAGE, settle=True))
     index.evict_device(ALL, ALL)
-    engine.press_host(
-        pages=1, younger_than=NOTHING_IS_YOUNGER
-    )  # the pass: all others stand in the queue now
-    engine.press_host(windows=1, younger_than=NOTHING_IS_YOUNGER)
     engine.finish(run(engine, second, settle=True))
     rows, column = rows_of(engine, second), copies(engine)
-    engine.press_host(ALL, ALL, NOTHING_IS_YOUNGER)
+    index._make_room(index.host, ALL, NOTHING_IS_YOUNGER)
+    index._make_room(index.host_window, ALL, NOTHING_IS_YOUNGER)
     check_all(engine)
     assert len(rows_of(engine, first)) == 0, "pages on the host alone are victims"
     assert column["host"].ready[rows].all(), "a page of the device was a victim on the host"
-    assert (column["swa_host"].ready[rows] == column["swa_device"].present[rows]).all()
+    assert column["swa_host"].ready[rows[-2:]].all()
     index.evict_device(ALL, ALL)
-    engine.press_host(pages=ALL, younger_than=NOTHING_IS_YOUNGER)
+    index._make_room(index.host, ALL, NOTHING_IS_YOUNGER)
     assert index.table.n_rows == 0, "a page left the device, and the host did not notice"
     check_all(engine, idle=True)
 
@@ -91,19 +89,19 @@ def test_a_chunk_longer_than_the_window_is_a_full_host_hit() -> None:
     assert engine.index.counters.loaded_pages == 10
 
 
-def _scattered(on_device: int, windows: tuple[str, ...]) -> SimEngine:
-    """Four pages: ``on_device`` of them on the device, and the window of each on the
-    device ("d"), on the host ("h") or nowhere ("-")."""
+def _scattered(on_device: int, windows: Sequence[bool], kept: Sequence[bool]) -> SimEngine:
+    """Four pages: ``on_device`` of them on the device; which of them have their window there,
+    and after which of them a window ends that the host keeps."""
     engine = engine_with(checkpoint_pages=1)
     tokens = prompt(4)
     engine.finish(run(engine, tokens, chunk=PAGE, settle=True))
     rows, index = rows_of(engine, tokens), engine.index
     assert all(column.ready[rows].all() for column in copies(engine).values())
+    index._forget_windows(rows[~np.array(kept)])
     index.evict_device(4 - on_device, 0)
-    where = np.array(windows)
+    rows = rows_of(engine, tokens)
     held = index.table.swa_device.present[rows]
-    index._drop_device_windows(rows[(where != "d") & held])
-    index.host_window.drop(rows[where != "h"])
+    index._drop_device_windows(rows[~np.array(windows)[: len(rows)] & held])
     return engine
 
 
@@ -112,13 +110,14 @@ def test_every_boundary_that_matches_can_be_restored() -> None:
     tokens = prompt(4)
     loads = 0
     for on_device in range(5):
-        for windows in itertools.product("dh-", repeat=4):
-            if "d" in windows[on_device:]:
+        for places in itertools.product((False, True), repeat=8):
+            windows, kept = places[:4], places[4:]
+            if any(windows[on_device:]):
                 continue  # a window cannot be where its page is not
-            engine = _scattered(on_device, windows)
+            engine = _scattered(on_device, windows, kept)
             match = find(engine, tokens)
             request = engine.start(tokens)
-            assert request.protected == len(match.rows), (on_device, windows)
+            assert request.protected == len(match.rows), (on_device, windows, kept)
             loads += len(match.rows) > match.device_pages
             engine.compute(request, 1)  # reads the whole window
             engine.finish(request)
@@ -251,9 +250,31 @@ def test_the_newest_window_of_a_conversation_replaces_its_older_ones() -> None:
     check_all(engine, idle=True)
 
 
+def test_a_parked_conversation_outlives_windows_inside_others() -> None:
+    """B10 on the host: windows between which nobody computes much again go first."""
+    engine = engine_with(
+        device_pages=40, device_window_pages=40, host_pages=60, host_window_pages=10, low_share=1
+    )
+    engine.index.policy = dataclasses.replace(engine.index.policy, checkpoint_pages=99)
+    parked = prompt(4, seed=9)
+    serve_and_settle(engine, parked)
+    turns = [prompt(3, seed=0)]
+    for turn in range(1, 4):  # a window at the end of each turn is copied at once
+        serve_and_settle(engine, join(*turns))
+        turns.append(prompt(3, seed=turn))
+    column, kept = copies(engine)["swa_host"], engine.index.checkpoints
+    assert column.n_present == 4 * 2 and kept.ends.sum() == 4
+    engine.index.evict_device(ALL, ALL)
+    engine.index._make_room(engine.index.host_window, 6, NOTHING_IS_YOUNGER)
+    assert kept.ends.sum() == 2, "both turns before the last one"
+    assert len(find(engine, parked).rows) == 4
+    assert len(find(engine, join(*turns)).rows) == 9
+    check_all(engine, idle=True)
+
+
 def test_write_back_keeps_a_window_inside_a_longer_prefix() -> None:
     """B11: an earlier conversation ended there; only windows are short of room."""
-    engine = engine_with(write=WritePolicy.WRITE_BACK, device_window_pages=24, checkpoint_pages=99)
+    engine = engine_with(write=WritePolicy.WRITE_BACK, device_window_pages=24, checkpoint_pages=4)
     policy = engine.index.policy
     engine.index.policy = dataclasses.replace(policy, low_pages=0, low_window_pages=24)
     short = prompt(4)
@@ -312,10 +333,10 @@ def test_a_page_released_after_the_pass_goes_before_younger_ones() -> None:
 
 def test_declined_and_begun_are_the_only_answers_of_a_load() -> None:
     """B4, the other side: a boundary that was lost between match and load is declined."""
-    engine = _scattered(2, ("h", "h", "h", "h"))
+    engine = _scattered(2, (False,) * 4, (True,) * 4)
     match = find(engine, prompt(4))
-    engine.index.host_window.drop(match.rows[2:3])
+    engine.index._drop_tail(int(match.rows[-1]))
     assert engine.index.begin_load(match.rows) == Declined(DeclineReason.STALE)
     again = find(engine, prompt(4))
-    assert isinstance(engine.index.begin_load(again.rows), Transfer) and len(again.rows) == 2
+    assert isinstance(engine.index.begin_load(again.rows), Transfer) and len(again.rows) == 3
     check_all(engine)

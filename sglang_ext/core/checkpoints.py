@@ -1,0 +1,63 @@
+"""Windows on the host, each as one unit: kept whole, dropped whole."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Rows
+from sglang_ext.core.table import PageTable
+
+
+class Checkpoints:
+    """The windows that the host keeps, and what they hold there.
+
+    A page lies in every kept window that ends with it or up to ``window_pages - 1`` pages
+    below it, so windows share pages: a page is needed as long as one of them is kept.
+
+    Attributes:
+        ends: (rows,) bool, the window that ends with this page is kept.
+        uses: (rows,) int32, kept windows that this page lies in.
+        below: (rows,) int32, kept windows that end with this page or below it. A page with
+            none leads to no resume point on the host.
+    """
+
+    def __init__(self, table: PageTable, window_pages: int) -> None:
+        self.ends = np.zeros(table.capacity, dtype=bool)
+        self.uses = np.zeros(table.capacity, dtype=np.int32)
+        self.below = np.zeros(table.capacity, dtype=np.int32)
+        self._table = table
+        self._window_pages = window_pages
+
+    def add(self, path: Rows) -> None:
+        """Keep the window at the end of a path; all of it is on the host."""
+        assert not self.ends[path[-1]], "a window is kept twice"
+        self.ends[path[-1]] = True
+        self.uses[path[-self._window_pages :]] += 1
+        self.below[path] += 1
+
+    def remove(self, end: int) -> Rows:
+        """Keep a window no longer; returns its pages that no other kept window needs."""
+        path = self._table.path(end)
+        self.ends[end] = False
+        self.below[path] -= 1
+        window = path[-self._window_pages :]
+        self.uses[window] -= 1
+        unneeded: Rows = window[self.uses[window] == 0]
+        return unneeded
+
+    def above(self, end: int) -> int | None:
+        """End of the nearest kept window above the one that ends with ``end``."""
+        path = self._table.path(end)[:-1]
+        kept = np.flatnonzero(self.ends[path])
+        return int(path[kept[-1]]) if len(kept) else None
+
+    def windows(self, ends: Rows) -> NDArray[np.int64]:
+        """(n, window_pages) rows of the windows that end with ``ends``, the last page first;
+        -1 where a window begins with the prompt."""
+        windows = np.full((len(ends), self._window_pages), -1, dtype=np.int64)
+        rows = ends
+        for column in range(self._window_pages):
+            windows[:, column] = rows
+            rows = np.where(rows >= 0, np.maximum(self._table.parent[rows], -1), -1)
+            if (rows < 0).all():
+                break
+        return windows

@@ -1,0 +1,58 @@
+"""Eviction policies: in which order full-attention pages go, as one function each.
+
+Every policy ranks a page by what is known of the requests that used it; pages of one rank
+go by recency, deeper ones first. All a page's requests have used the pages before it too,
+so none of these numbers is larger than that of the page before: the order is leaf-first
+whatever the policy.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST = 255
+"""Largest rank."""
+_MIDDLE = 128
+"""Rank of priority 0."""
+
+Numbers = NDArray[np.int32]
+Rank = Callable[["Uses"], NDArray[np.int64]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Uses:
+    """What is known of the requests that used pages.
+
+    Attributes:
+        hits: (n,) how many there were.
+        priority: (n,) largest priority among them.
+    """
+
+    hits: Numbers
+    priority: Numbers
+
+
+def lru(uses: Uses) -> NDArray[np.int64]:
+    """Least recently used first."""
+    return np.zeros(len(uses.hits), dtype=np.int64)
+
+
+def lfu(uses: Uses) -> NDArray[np.int64]:
+    """Used by the fewest requests first."""
+    return np.minimum(uses.hits, MOST).astype(np.int64)
+
+
+def slru(uses: Uses, protected: int = 2) -> NDArray[np.int64]:
+    """Used by fewer than ``protected`` requests first."""
+    return (uses.hits >= protected).astype(np.int64)
+
+
+def priority(uses: Uses) -> NDArray[np.int64]:
+    """Of requests of the lowest priority first; -128 to 127 are told apart."""
+    return np.clip(uses.priority.astype(np.int64) + _MIDDLE, 0, MOST)
+
+
+POLICIES: dict[str, Rank] = {"lru": lru, "lfu": lfu, "slru": slru, "priority": priority}
+"""By the engine's names."""

@@ -1,0 +1,70 @@
+"""Every policy evicts leaves before what they hang on."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_ext.core.eviction_policy import MOST, POLICIES, Uses
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table import INSIDE_BAND, TICK_SHIFT, PageTable
+from sglang_ext.testing.engine import SimEngine, Sizes
+from tests.failures.scenarios import PAGE, join, prompt, rows_of
+
+NUMBERS = st.integers(-(1 << 31), (1 << 31) - 1)
+PATHS = st.lists(st.tuples(st.integers(0, 1 << 30), NUMBERS), min_size=1, max_size=30)
+
+
+@given(PATHS, st.sampled_from(sorted(POLICIES)))
+def test_ranks_never_rise_along_a_path(uses: list[tuple[int, int]], policy: str) -> None:
+    """All requests of a page have used the pages before it."""
+    hits, priorities = (np.sort(np.array(n, dtype=np.int32))[::-1] for n in zip(*uses, strict=True))
+    ranks = POLICIES[policy](Uses(hits, priorities))
+    assert (np.diff(ranks) <= 0).all()
+    assert ranks.min() >= 0 and ranks.max() <= MOST
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(-9, 9)), min_size=1, max_size=40))
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_selection_by_age_is_leaf_first(policy: str, requests: list[tuple[int, int]]) -> None:
+    """Requests for more or less of one prompt: at any time deeper pages go first."""
+    table = PageTable(Geometry(PAGE, 16), 8, POLICIES[policy])
+    rows = table.add_rows(np.empty(0, dtype=np.int64), np.arange(8 * PAGE).reshape(8, PAGE), None)
+    table.touch(rows)
+    for number, (count, priority) in enumerate(requests):
+        table.advance()
+        table.count_request(rows[:count], number, priority)
+        table.touch(rows[:count])
+        assert (np.diff(table.age[rows]) < 0).all()
+
+
+def test_the_largest_age_leaves_room_for_the_bands_of_windows() -> None:
+    table = PageTable(Geometry(PAGE, 16), 1, POLICIES["lfu"])
+    row = table.add_rows(np.empty(0, dtype=np.int64), np.zeros((1, PAGE), dtype=np.int64), None)
+    table.tick = (1 << 35) - 1
+    table.hits[row] = 1 << 30
+    table.touch(row)
+    assert 0 < table.age[0] < -INSIDE_BAND
+    assert table.age[0] >> TICK_SHIFT > table.tick
+
+
+SERVED = {  # (prefixes in the order of their requests, their priorities, the one to go first)
+    "lru": ((1, 1, 1, 2, 3), {}, 1),
+    "lfu": ((1, 1, 2, 3, 3, 3), {}, 2),
+    "slru": ((1, 1, 3, 2, 2), {}, 3),
+    "priority": ((3, 1, 2), {3: 5, 1: 1, 2: 0}, 2),
+}
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_what_goes_first(policy: str) -> None:
+    order, priorities, victim = SERVED[policy]
+    engine = SimEngine(Geometry(PAGE, 32), Sizes(40, 40, eviction=policy))
+    for number, seed in enumerate(order):
+        tokens = join(prompt(4, seed), prompt(1, 100 + number))
+        request = engine.start(tokens, priority=priorities.get(seed, 0))
+        engine.compute(request, len(tokens))
+        engine.finish(request)
+    last = {seed: rows_of(engine, prompt(4, seed))[-1] for seed in (1, 2, 3)}
+    assert min(last, key=lambda seed: engine.index.table.age[last[seed]]) == victim
+    engine.check_idle()
