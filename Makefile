@@ -6,7 +6,7 @@ ENGINE := 0.5.23
 MINUTES ?= 10
 ONLY ?= *
 
-.PHONY: demo test check bench-core soak clean
+.PHONY: demo test check bench bench-core soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m launch.demo
@@ -19,6 +19,9 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/ready
+	$(BIN)/python -m launch.bench --out out/hits.json
 
 bench-core: .venv/ready
 	$(BIN)/python -m launch.bench_core --out out/bench_core.json

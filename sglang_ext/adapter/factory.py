@@ -58,6 +58,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     device_pool = EngineDevicePool(allocator, geometry)
     device_pages = allocator.size_full // geometry.page_tokens
     window_pages = allocator.size_swa // geometry.page_tokens
+    chunk = params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None
     rank = POLICIES[get_memory().radix_eviction_policy]
     if not ctx.enable_hierarchical_cache:
         index = CacheIndex(geometry, device_pages, device_pool, rank=rank)
@@ -69,6 +70,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             _checkpoint_pages(geometry, arena.shape.page_bytes),
             device_pages,
             window_pages,
+            arena.shape.pages(0),
         )
         tier = HostTier.on(arena, memory)
         rows = device_pages + arena.shape.pages(0)
@@ -77,7 +79,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
         page=params.page_size,
-        chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
+        chunk=chunk,
     )
     cache = SwaHiCache(params, index, device_pool, admission)
     if ctx.enable_hierarchical_cache:
@@ -194,4 +196,4 @@ def _attach_metrics(cache: SwaHiCache) -> None:
     labels = radix_cache_metric_labels(
         type(cache).__name__, get_parallel(), is_dp_attention_enabled()
     )
-    cache.metrics = IndexMetrics(cache.index, labels)
+    cache.metrics = IndexMetrics(cache.index, labels, cache.metrics_collector)

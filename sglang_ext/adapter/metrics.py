@@ -1,16 +1,19 @@
 """The index's counters as Prometheus metrics of the engine's own endpoint."""
 
+from typing import Any
+
 from sglang_ext.core.index import CacheIndex
 
 
 class IndexMetrics:
-    """Publishes the counters and the occupancy of every tier.
+    """Publishes the counters and the occupancy of every tier; what is copied also in the
+    engine's own metrics of its host tier.
 
     Import of prometheus_client must wait until the engine has set
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
     """
 
-    def __init__(self, index: CacheIndex, labels: dict[str, str]) -> None:
+    def __init__(self, index: CacheIndex, labels: dict[str, str], engines: Any) -> None:
         from prometheus_client import Counter, Gauge
 
         self._index = index
@@ -33,6 +36,14 @@ class IndexMetrics:
             [*names, "use"],
             multiprocess_mode="mostrecent",
         )
+        self._recompute = Gauge(
+            "sglang_ext:largest_recompute_tokens",
+            "Most cached tokens of a prompt that had to be computed again for want of a window.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
+        self._engines = engines
+        self._largest = 0
         self._published: dict[str, int] = {}
         self.publish()
 
@@ -43,6 +54,8 @@ class IndexMetrics:
             if change > 0 or event not in self._published:
                 self._events.labels(**self._labels, event=event).inc(change)
                 self._published[event] = total
+                self._publish_copies(event, change)
+        self._recompute.labels(**self._labels).set(self._largest)
         table = self._index.table
         for component, where, column in (
             ("full", "device", table.device),
@@ -56,3 +69,27 @@ class IndexMetrics:
         if tier is not None and tier.shared is not None:
             for use, size in tier.shared.arena.usage().items():
                 self._memory.labels(**self._labels, use=use).set(size)
+
+    def matched(self, tokens_behind: int) -> None:
+        """A request found its prefix; so many tokens of it have no window to resume from."""
+        self._largest = max(self._largest, tokens_behind)
+
+    def _publish_copies(self, event: str, pages: int) -> None:
+        tier = self._index.host_tier
+        if event not in _COPIES or tier is None or tier.shared is None or pages <= 0:
+            return
+        direction, component = _COPIES[event]
+        tokens = pages * self._index.geometry.page_tokens
+        size = pages * sum(tier.shared.arena.shape.page_bytes[component])
+        pool = ("kv", "swa")[component]
+        getattr(self._engines, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
+        getattr(self._engines, f"increment_{direction}_num_bytes")(size)
+
+
+_COPIES = {
+    "backed_up_pages": ("backup", 0),
+    "backed_up_window_pages": ("backup", 1),
+    "loaded_pages": ("load_back", 0),
+    "loaded_window_pages": ("load_back", 1),
+}
+"""Events that copy pages: (direction as the engine names it, component)."""

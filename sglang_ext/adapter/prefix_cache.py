@@ -127,6 +127,8 @@ class SwaHiCache(BasePrefixCache):
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         match = self.index.match(*self._key(params.key))
         self.index.use(match.rows)
+        if self.metrics is not None:
+            self.metrics.matched(match.behind * self._page_tokens)
         match = self._admissible(match, params)
         on_device = self._prefix(match.rows[: match.device_pages])
         best = self._prefix(match.rows)

@@ -33,10 +33,11 @@ class CacheIndex(Loads):
         best = deepest_resume(usable, self.geometry.window_pages)
         ready = deepest_resume(swa_on_device[:device_pages], self.geometry.window_pages)
         if ready >= best:
-            return PrefixMatch(rows[:ready], ready, 0)
+            return PrefixMatch(rows[:ready], ready, 0, len(rows) - ready)
         window = rows[max(0, best - self.geometry.window_pages) : best]
         pinned = table.swa_device.present[window] & (table.swa_device.locks[window] > 0)
-        return PrefixMatch(rows[:best], ready, len(window) - int(np.count_nonzero(pinned)))
+        to_pin = len(window) - int(np.count_nonzero(pinned))
+        return PrefixMatch(rows[:best], ready, to_pin, len(rows) - best)
 
     def insert(
         self,

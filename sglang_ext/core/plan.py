@@ -34,11 +34,14 @@ class PrefixMatch:
             ``len(rows)``.
         window_pages_to_pin: sliding-window pages that a load to ``rows`` turns
             from free or evictable into protected. An upper bound.
+        behind: cached pages of the prompt after the resume point: computed again for
+            want of a window.
     """
 
     rows: Rows
     device_pages: int
     window_pages_to_pin: int
+    behind: int = 0
 
 
 class Hold:

@@ -22,6 +22,8 @@ _PINNED_SHARE = 2
 """Backups in flight may pin one in this many device pages."""
 _LOW_SHARE = 4
 """Pages are copied ahead of eviction up to one in this many device pages."""
+_AHEAD_SHARE = 8
+"""And not more than one in this many host pages."""
 
 _LEFT_THE_PATH = 2
 """Requests fewer on the next page that make a page a place where prefixes diverge."""
@@ -77,16 +79,27 @@ class BackupPolicy:
 
     @classmethod
     def for_device(
-        cls, write: WritePolicy, checkpoint_pages: int, pages: int, window_pages: int
+        cls,
+        write: WritePolicy,
+        checkpoint_pages: int,
+        pages: int,
+        window_pages: int,
+        host_pages: int,
     ) -> "BackupPolicy":
-        """What a server with so many device pages of each component runs with."""
+        """What a server with so many device pages of each component runs with.
+
+        Args:
+            host_pages: full-attention pages that the host has room for.
+        """
+        # what is copied ahead is in both tiers at once
+        ahead = host_pages // _AHEAD_SHARE
         return cls(
             write=write,
             checkpoint_pages=checkpoint_pages,
             pinned_pages=pages // _PINNED_SHARE,
             pinned_window_pages=window_pages // _PINNED_SHARE,
-            low_pages=pages // _LOW_SHARE,
-            low_window_pages=window_pages // _LOW_SHARE,
+            low_pages=min(pages // _LOW_SHARE, ahead),
+            low_window_pages=min(window_pages // _LOW_SHARE, ahead),
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing import plot, traces
 from sglang_ext.sizing.model import PRESETS, ModelShape
@@ -57,6 +58,19 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         choices=[policy.value for policy in WritePolicy],
         default=[WritePolicy.WRITE_THROUGH.value],
+        help="--hicache-write-policy",
+    )
+    engine.add_argument(
+        "--eviction",
+        nargs="+",
+        choices=sorted(POLICIES),
+        default=["lru"],
+        help="--radix-eviction-policy",
+    )
+    engine.add_argument(
+        "--checkpoint-tokens",
+        type=int,
+        help="between windows kept inside a prompt; 0 keeps none; default: from the model",
     )
     traffic = parser.add_argument_group("traffic")
     traffic.add_argument("--traffic", choices=sorted(SHAPES), default="chat")
@@ -78,6 +92,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
     if not 0 < args.swa_full_tokens_ratio <= 1:
         parser.error(f"--swa-full-tokens-ratio {args.swa_full_tokens_ratio}: allowed: 0 to 1")
+    if args.checkpoint_tokens is not None and args.checkpoint_tokens < 0:
+        parser.error(f"--checkpoint-tokens {args.checkpoint_tokens}: at least 0 is needed")
     if min(args.host_gb) < 0:
         parser.error(f"--host-gb {min(args.host_gb)}: at least 0 is needed")
     return args
@@ -125,11 +141,11 @@ def row(policy: str, host_gb: float, result: Result) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The report for a reader."""
-    lines = ["policy                   host GB  hit rate  on host  written GB  loaded GB  again"]
+    lines = [f"{'policy':<34} host GB  hit rate  on host  written GB  loaded GB  again"]
     for entry in rows:
         prompt = max(1, entry["prompt"])
         lines.append(
-            f"{entry['policy']:<24} {entry['host_gb']:>7g} {entry['hit_rate']:>9.3f} "
+            f"{entry['policy']:<34} {entry['host_gb']:>7g} {entry['hit_rate']:>9.3f} "
             f"{entry['from_host'] / prompt:>8.3f} {entry['written_bytes'] / _GB:>11.2f} "
             f"{entry['loaded_bytes'] / _GB:>10.2f} {entry['again'] / prompt:>6.3f}"
         )
@@ -158,17 +174,20 @@ def main(argv: Sequence[str]) -> int:
 def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of the report for each policy and host size."""
     start, count = requests(args)
-    cells = list(itertools.product(args.policy, sorted(set(args.host_gb))))
+    cells = list(itertools.product(args.policy, args.eviction, sorted(set(args.host_gb))))
     rows = []
     with tqdm(total=count * len(cells), unit="req", smoothing=0.05) as progress:
-        for policy, host_gb in cells:
+        for write, eviction, host_gb in cells:
             replay = Replay(
                 args.shape,
                 budget(args, host_gb),
-                WritePolicy(policy),
+                WritePolicy(write),
                 args.page_size,
                 args.chunked_prefill_size,
+                eviction,
+                args.checkpoint_tokens,
             )
+            policy = write if eviction == "lru" else f"{write}, {eviction}"
             progress.set_description(f"{policy}, {host_gb:g} GB")
             for prompt, answer in start():
                 replay.serve(prompt, answer)

@@ -110,6 +110,7 @@ class Replay:
             interval,
             budget.device_pages,
             budget.device_window_pages,
+            shape.pages(0),
         )
         self.index = CacheIndex(
             self.geometry,

@@ -22,6 +22,12 @@ def prompt(seed: int, length: int = 300) -> list[int]:
     return [rng.randrange(2, 512) for _ in range(length)]
 
 
+def samples(metrics: str, name: str) -> list[float]:
+    """Values of a metric, whatever its labels."""
+    lines = (line for line in metrics.splitlines() if line.startswith(name + "{"))
+    return [float(line.rpartition(" ")[2]) for line in lines]
+
+
 def cached(result: dict) -> dict[str, int]:
     """Cached tokens by tier."""
     return result["meta_info"]["cached_tokens_details"] or {"device": 0, "host": 0}
@@ -44,6 +50,9 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert 'event="backed_up_pages"' in metrics
         assert 'component="swa",engine_type' in metrics or 'component="swa"' in metrics
         assert "sglang:hicache_host_used_tokens" in metrics
+        assert "sglang_ext:largest_recompute_tokens" in metrics
+        for name in ("hicache_backup_bytes_total", "load_back_bytes_total"):
+            assert sum(samples(metrics, f"sglang:{name}")) > 0
         time.sleep(1.0)
         server.post("/flush_cache", {})
         empty = generate(server, prompt(1), 8)

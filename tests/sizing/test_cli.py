@@ -26,6 +26,14 @@ def test_a_run_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
     assert drawing.stat().st_size > 1000
 
 
+def test_policies_are_compared(tmp_path: Path) -> None:
+    out = tmp_path / "size.json"
+    options = ["--model", "gpt-oss-20b", "--host-gb", "1", "--eviction", "lru", "slru"]
+    assert main([*SMALL, *options, "--checkpoint-tokens", "64", "--out", str(out)]) == 0
+    cells = json.loads(out.read_text())["cells"]
+    assert [cell["policy"] for cell in cells] == ["write_through", "write_through, slru"]
+
+
 def test_a_trace_is_replayed(tmp_path: Path) -> None:
     trace, out = tmp_path / "trace.jsonl", tmp_path / "size.json"
     line = json.dumps({"input_ids": list(range(100))})
@@ -57,6 +65,7 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
         (["--model", "gpt-oss-20b", "--page-size", "0"], "--page-size 0"),
         (["--model", "gpt-oss-20b", "--swa-full-tokens-ratio", "2"], "--swa-full-tokens-ratio 2"),
         (["--model", "gpt-oss-20b", "--host-gb", "-1"], "--host-gb -1"),
+        (["--model", "gpt-oss-20b", "--checkpoint-tokens", "-1"], "--checkpoint-tokens -1"),
     ],
 )
 def test_bad_options_are_named(

@@ -1,0 +1,230 @@
+"""Stock's host tier and ours on the same requests and the same host bytes, side by side.
+
+For each shape of traffic and each size of the host memory two servers run with the same model,
+one after the other or beside each other, and get the same sessions one request at a time, so the
+hits are the caches' own. Hits come from the engine's answers, bytes from its metrics.
+
+    python -m launch.bench --out docs/benchmarks/hits.json
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import queue
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from launch.server import CPU, OURS, Server, running
+from launch.tiny_model import ready_made
+from launch.traffic import generate
+from sglang_ext.config import CHECKPOINT_TOKENS
+from sglang_ext.sizing.traffic import Agent, Chat, Session, Shape, SharedPrefix, Turn
+
+ROOT = Path(__file__).resolve().parent.parent
+WINDOW, PAGE, DEVICE_TOKENS, VOCABULARY = 128, 64, 8192, 512
+HOST_SIZES = (0.5, 1.0, 2.0)
+"""Of the host memory, in sizes of the device pools."""
+SHAPES: dict[str, tuple[Shape, int]] = {
+    # (sessions, how many of them go on at the same time)
+    "chat": (
+        Chat(40, 6, system=100, first=(200, 1000), question=(20, 250), answer=(8, 24)),
+        16,
+    ),
+    "agent": (
+        Agent(24, 9, kinds=6, tools=600, task=(50, 250), call=(8, 24), result=(50, 400)),
+        14,
+    ),
+    "shared-prefix": (
+        SharedPrefix(
+            280, prompts=40, exponent=0.8, system=(300, 2000), question=(20, 150), answer=(8, 24)
+        ),
+        8,
+    ),
+}
+SERVER = (
+    *("--dtype", "float32", "--page-size", str(PAGE), "--max-total-tokens", str(DEVICE_TOKENS)),
+    *("--mem-fraction-static", "0.3", "--chunked-prefill-size", "512", "--enable-metrics"),
+    *("--max-running-requests", "4", "--hicache-io-backend", "direct", "--skip-server-warmup"),
+    *("--enable-hierarchical-cache", "--hicache-write-policy", "write_through"),
+)
+CACHES = {"stock": (), "ours": OURS}
+METRICS = {
+    "written_bytes": "sglang:hicache_backup_bytes_total",
+    "loaded_bytes": "sglang:load_back_bytes_total",
+    "largest_recompute_tokens": "sglang_ext:largest_recompute_tokens",
+}
+INTERVAL = 2048
+"""Tokens between the windows that ours keeps inside a prompt, see CHECKPOINT_TOKENS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of one server.
+
+    Attributes:
+        host_size: in sizes of the device pools.
+    """
+
+    cache: str
+    shape: str
+    host_size: float
+
+    @property
+    def name(self) -> str:
+        """For a reader, and for its log file."""
+        return f"{self.shape}-{self.host_size:g}-{self.cache}"
+
+
+def hold_sessions(server: Server, shape: Shape, active: int, seed: int) -> dict[str, int]:
+    """Send all turns, one at a time, in a random order of the sessions.
+
+    Returns:
+        Requests, and tokens: of the prompts, and of what was found in each tier.
+    """
+    order = np.random.default_rng(seed)
+    counted = {"requests": 0, "prompt": 0, "from_device": 0, "from_host": 0}
+    waiting = iter(range(shape.sessions))
+    going: list[tuple[Session, Turn]] = []
+    while True:
+        while len(going) < active and (number := next(waiting, None)) is not None:
+            session = shape.session(number, VOCABULARY, seed)
+            going.append((session, next(session)))
+        if not going:
+            return counted
+        chosen = int(order.integers(len(going)))
+        session, turn = going[chosen]
+        result = generate(server, turn.prompt.tolist(), turn.answer)
+        tiers = result["meta_info"].get("cached_tokens_details") or {}
+        counted["requests"] += 1
+        counted["prompt"] += len(turn.prompt)
+        counted["from_device"] += tiers.get("device", 0)
+        counted["from_host"] += tiers.get("host", 0)
+        try:
+            going[chosen] = session, session.send(np.array(result["output_ids"], dtype=np.int64))
+        except StopIteration:
+            del going[chosen]
+
+
+def metric(text: str, name: str) -> float:
+    """Sum of a metric's samples."""
+    lines = (line for line in text.splitlines() if line.startswith(name + "{"))
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def run(cell: Cell, model: Path, out: Path, seed: int, core: int | None) -> dict[str, Any]:
+    """Start the cell's server, send its traffic, read its counters."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # of this thread; the server inherits it
+    shape, active = SHAPES[cell.shape]
+    arguments = ["--model-path", str(model), *SERVER, *CACHES[cell.cache]]
+    arguments += ["--hicache-ratio", f"{cell.host_size:g}"]
+    environment = {**CPU, "OMP_NUM_THREADS": "1"}
+    if cell.cache == "ours":
+        environment[CHECKPOINT_TOKENS] = str(INTERVAL)
+    with running(arguments, out / f"{cell.name}.log", environment) as server:
+        counted = hold_sessions(server, shape, active, seed)
+        text = server.get("/metrics")
+    copied = {key: metric(text, name) for key, name in METRICS.items()}
+    hit_rate = (counted["from_device"] + counted["from_host"]) / counted["prompt"]
+    return {**dataclasses.asdict(cell), "hit_rate": hit_rate, **counted, **copied}
+
+
+def compare(stock: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Ratios of ours to stock in one cell; None where stock has nothing to divide by."""
+
+    def ratio(key: str, per: str | None = None) -> float | None:
+        a, b = ((r[key] / r[per] if r[per] else 0.0) if per else r[key] for r in (ours, stock))
+        return a / b if b else None
+
+    return {
+        "shape": ours["shape"],
+        "host_size": ours["host_size"],
+        "stock_hit_rate": stock["hit_rate"],
+        "our_hit_rate": ours["hit_rate"],
+        "hit_rate": ratio("hit_rate"),
+        "written_per_host_hit": ratio("written_bytes", per="from_host"),
+        "loaded_per_host_hit": ratio("loaded_bytes", per="from_host"),
+        "largest_recompute_tokens": ours["largest_recompute_tokens"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The ratios for a reader."""
+    lines = ["shape          host  hits: stock   ours  ratio  written/hit  loaded/hit  recompute"]
+    for row in rows:
+        figures = (row[k] for k in ("hit_rate", "written_per_host_hit", "loaded_per_host_hit"))
+        hit, written, loaded = (" none" if f is None else f"{f:5.2f}" for f in figures)
+        lines.append(
+            f"{row['shape']:<14} {row['host_size']:>4g} {row['stock_hit_rate']:>12.3f} "
+            f"{row['our_hit_rate']:>6.3f}  {hit}        {written}       {loaded} "
+            f"{row['largest_recompute_tokens']:>10.0f}"
+        )
+    return "\n".join(lines)
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "hits.json")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
+    parser.add_argument("--host-sizes", nargs="+", type=float, default=list(HOST_SIZES))
+    parser.add_argument(
+        "--cores",
+        nargs="*",
+        type=int,
+        default=[],
+        help="as many servers at a time, each on one of these; default: one, on any",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run every cell, print the ratios, write everything."""
+    args = parse_args()
+    model, logs = ready_made(WINDOW), args.out.parent / "bench"
+    cells = [
+        Cell(cache, shape, size)
+        for shape, size in itertools.product(args.shapes, args.host_sizes)
+        for cache in CACHES
+    ]
+    cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for core in args.cores or [None]:
+        cores.put(core)
+
+    def run_on_a_core(cell: Cell) -> dict[str, Any]:
+        core = cores.get()
+        try:
+            return run(cell, model, logs, args.seed, core)
+        finally:
+            cores.put(core)
+
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(args.cores))) as pool:
+        results = list(tqdm(pool.map(run_on_a_core, cells), total=len(cells), unit="server"))
+    pairs = zip(results[::2], results[1::2], strict=True)
+    rows = [compare(stock, ours) for stock, ours in pairs]
+    print(table(rows))
+    report = {
+        "versions": {name: version(name) for name in ("sglang", "sglang-ext", "torch", "numpy")},
+        "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
+        "model": {"window": WINDOW, "page": PAGE, "device_tokens": DEVICE_TOKENS},
+        "checkpoint_tokens": INTERVAL,
+        "shapes": {name: repr(SHAPES[name]) for name in args.shapes},
+        "seed": args.seed,
+        "ratios": rows,
+        "cells": results,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
