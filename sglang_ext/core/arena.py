@@ -23,7 +23,7 @@ Pages = NDArray[np.int64]
 NOBODY = -1
 _PAGES = 16
 """Pages of the larger component in an extent, if the memory is neither small nor large."""
-_FEWEST, _MOST = 8, 1024
+_FEWEST, _MOST = 32, 1024
 """Extents of a small and of a large memory."""
 
 
