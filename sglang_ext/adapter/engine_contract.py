@@ -14,6 +14,9 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.mem_cache.registry.default_radix_cache_factory": "ctx",
     "sglang.srt.server_args.ServerArgs.resolve_once": "self",
     "sglang.srt.arg_groups.overrides.resolving_view": "server_args",
+    "sglang.srt.arg_groups.model_hook.collect_model_override_declarations": (
+        "architecture server_args hf_config"
+    ),
     # calls of the engine into a tree cache, as its base class declares them
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.match_prefix": "self params",
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.checkpoint": "self req up_to kwargs",

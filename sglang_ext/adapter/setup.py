@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESOLVE = "sglang.srt.server_args.ServerArgs.resolve_once"
+MODEL_OVERRIDES = "sglang.srt.arg_groups.model_hook.collect_model_override_declarations"
+_WITHOUT_SWA_MEMORY = ("disable_hybrid_swa_memory", "swa_full_tokens_ratio")
+"""What the engine sets for Step-3.5 and 3.7 when a host tier is on, as its own needs it."""
 
 
 def install() -> None:
@@ -81,6 +84,23 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
             refuse_unsupported(view)
 
     HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
+    HookRegistry.register(MODEL_OVERRIDES, keep_swa_memory, HookType.AROUND)
+
+
+def keep_swa_memory(
+    original: Any, architecture: str, server_args: "ServerArgs", hf_config: Any
+) -> list[tuple[str, dict[str, Any]]]:
+    """The engine's settings for a model, without those that would take its sliding-window
+    memory away because of the host tier."""
+    declarations: list[tuple[str, dict[str, Any]]]
+    declarations = original(architecture, server_args, hf_config)
+    if server_args.radix_cache_backend != config.BACKEND or not architecture.startswith("Step3p"):
+        return declarations
+    logger.info("sglang-ext: %s keeps its sliding-window memory", architecture)
+    return [
+        (source, {k: v for k, v in settings.items() if k not in _WITHOUT_SWA_MEMORY})
+        for source, settings in declarations
+    ]
 
 
 def select(server_args: "ServerArgs") -> None:
@@ -108,5 +128,8 @@ def verify_hook() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
     from sglang.srt.server_args import ServerArgs
 
-    if RESOLVE not in HookRegistry._patched or not hasattr(ServerArgs.resolve_once, "__wrapped__"):
+    if not hasattr(ServerArgs.resolve_once, "__wrapped__"):
         raise StartupError(f"the hook on {RESOLVE} did not take effect; see the log above")
+    for hook in (RESOLVE, MODEL_OVERRIDES):
+        if hook not in HookRegistry._patched:
+            raise StartupError(f"the hook on {hook} did not take effect; see the log above")

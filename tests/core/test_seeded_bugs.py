@@ -198,7 +198,7 @@ def an_abandoned_backup_is_published(patch: Patch) -> None:
 
 
 def a_request_counts_once_for_each_of_its_chunks(patch: Patch) -> None:
-    def count(self: PageTable, rows: Any, request: int) -> None:
+    def count(self: PageTable, rows: Any, request: int, priority: int) -> None:
         self.hits[rows] += 1
 
     patch.setattr(PageTable, "count_request", count)
