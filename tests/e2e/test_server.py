@@ -34,8 +34,9 @@ def cached(result: dict) -> dict[str, int]:
 
 
 def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
-    """One server: metrics on, dfs-weight order, flush, and the cache works again."""
+    """One server: metrics on, dfs-weight order, slru, flush, and the cache works again."""
     options = ["--enable-metrics", "--schedule-policy", "dfs-weight", "--page-size", "16"]
+    options += ["--radix-eviction-policy", "slru"]
     with serve(128, *OURS, *HOST, *options) as server:
         first = generate(server, prompt(1), 8)
         again = generate(server, prompt(1), 8)
@@ -127,7 +128,12 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
     ("options", "environment", "message"),
     [
         (["--hicache-storage-backend", "file"], {}, "--hicache-storage-backend file is not"),
-        (["--radix-eviction-policy", "lfu"], {}, "--radix-eviction-policy lfu is not supported"),
+        (
+            ["--radix-eviction-policy-config", '{"protected_threshold": 4}'],
+            {},
+            "--radix-eviction-policy-config {'protected_threshold': 4} is not supported",
+        ),
+        ([], {"SGLANG_EXT_CHECKPOINT_TOKENS": "many"}, "SGLANG_EXT_CHECKPOINT_TOKENS='many'"),
         ([], {"SGLANG_EXT_SWA_HICACHE": "perhaps"}, "SGLANG_EXT_SWA_HICACHE='perhaps'"),
     ],
 )
