@@ -26,7 +26,15 @@ from launch.server import CPU, OURS, Server, running
 from launch.tiny_model import ready_made
 from launch.traffic import generate
 from sglang_ext.config import CHECKPOINT_TOKENS
-from sglang_ext.sizing.traffic import Agent, Chat, Session, Shape, SharedPrefix, Turn
+from sglang_ext.sizing.traffic import (
+    Agent,
+    Chat,
+    Shape,
+    SharedPrefix,
+    Tokens,
+    Turn,
+    interleave,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW, PAGE, DEVICE_TOKENS, VOCABULARY = 128, 64, 8192, 512
@@ -89,28 +97,20 @@ def hold_sessions(server: Server, shape: Shape, active: int, seed: int) -> dict[
     Returns:
         Requests, and tokens: of the prompts, and of what was found in each tier.
     """
-    order = np.random.default_rng(seed)
     counted = {"requests": 0, "prompt": 0, "from_device": 0, "from_host": 0}
-    waiting = iter(range(shape.sessions))
-    going: list[tuple[Session, Turn]] = []
-    while True:
-        while len(going) < active and (number := next(waiting, None)) is not None:
-            session = shape.session(number, VOCABULARY, seed)
-            going.append((session, next(session)))
-        if not going:
-            return counted
-        chosen = int(order.integers(len(going)))
-        session, turn = going[chosen]
+
+    def answer(turn: Turn) -> Tokens:
         result = generate(server, turn.prompt.tolist(), turn.answer)
         tiers = result["meta_info"].get("cached_tokens_details") or {}
         counted["requests"] += 1
         counted["prompt"] += len(turn.prompt)
         counted["from_device"] += tiers.get("device", 0)
         counted["from_host"] += tiers.get("host", 0)
-        try:
-            going[chosen] = session, session.send(np.array(result["output_ids"], dtype=np.int64))
-        except StopIteration:
-            del going[chosen]
+        return np.array(result["output_ids"], dtype=np.int64)
+
+    for _ in interleave(shape, active, VOCABULARY, seed, answer):
+        pass
+    return counted
 
 
 def metric(text: str, name: str) -> float:

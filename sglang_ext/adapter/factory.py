@@ -1,7 +1,6 @@
 """Builds the cache from the engine's context."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,16 +57,21 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     device_pool = EngineDevicePool(allocator, geometry)
     device_pages = allocator.size_full // geometry.page_tokens
     window_pages = allocator.size_swa // geometry.page_tokens
-    chunk = params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None
     rank = POLICIES[get_memory().radix_eviction_policy]
     if not ctx.enable_hierarchical_cache:
         index = CacheIndex(geometry, device_pages, device_pool, rank=rank)
     else:
         group, memory = build_host_group(params, kv_pool, geometry)
         arena = memory.arena
+        tokens = from_environment().checkpoint_tokens
+        interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
+        logger.info(
+            "sglang-ext: windows inside a prompt are kept %d tokens apart (0: none is)",
+            interval * geometry.page_tokens,
+        )
         policy = BackupPolicy.for_device(
             WritePolicy(get_memory().hicache_write_policy),
-            _checkpoint_pages(geometry, arena.shape.page_bytes),
+            interval,
             device_pages,
             window_pages,
             arena.shape.pages(0),
@@ -79,7 +83,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
         page=params.page_size,
-        chunk=chunk,
+        chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
     cache = SwaHiCache(params, index, device_pool, admission)
     if ctx.enable_hierarchical_cache:
@@ -94,20 +98,6 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
     return cache
-
-
-def _checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
-    """Distance of the windows inside a prompt: as asked for, or derived from the model."""
-    tokens = from_environment().checkpoint_tokens
-    if tokens is None:
-        pages = checkpoint_pages(geometry, page_bytes)
-    else:
-        pages = -(-tokens // geometry.page_tokens)
-    logger.info(
-        "sglang-ext: a window every %d tokens of a prompt is kept on the host",
-        pages * geometry.page_tokens,
-    )
-    return pages
 
 
 def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":

@@ -9,11 +9,14 @@ class IndexMetrics:
     """Publishes the counters and the occupancy of every tier; what is copied also in the
     engine's own metrics of its host tier.
 
+    Args:
+        collector: the engine's, of its prefix cache.
+
     Import of prometheus_client must wait until the engine has set
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
     """
 
-    def __init__(self, index: CacheIndex, labels: dict[str, str], engines: Any) -> None:
+    def __init__(self, index: CacheIndex, labels: dict[str, str], collector: Any) -> None:
         from prometheus_client import Counter, Gauge
 
         self._index = index
@@ -42,7 +45,7 @@ class IndexMetrics:
             names,
             multiprocess_mode="mostrecent",
         )
-        self._engines = engines
+        self._collector = collector
         self._largest = 0
         self._published: dict[str, int] = {}
         self.publish()
@@ -82,8 +85,8 @@ class IndexMetrics:
         tokens = pages * self._index.geometry.page_tokens
         size = pages * sum(tier.shared.arena.shape.page_bytes[component])
         pool = ("kv", "swa")[component]
-        getattr(self._engines, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
-        getattr(self._engines, f"increment_{direction}_num_bytes")(size)
+        getattr(self._collector, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
+        getattr(self._collector, f"increment_{direction}_num_bytes")(size)
 
 
 _COPIES = {

@@ -30,13 +30,19 @@ _WINDOW_SHARE = 32
 """Windows inside a prompt take at most this part of what its pages take."""
 
 
-def checkpoint_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
-    """Distance of the windows kept inside a prompt: as close as a fixed part of what
-    the pages between them take allows, and not closer than a window.
+def checkpoint_pages(
+    geometry: Geometry, page_bytes: Sequence[Sequence[int]], tokens: int | None
+) -> int:
+    """Distance of the windows kept inside a prompt, in pages.
 
     Args:
         page_bytes: of a full-attention page and of a sliding-window page, in each plane.
+        tokens: the distance asked for, 0 for none inside. None derives it from the model: as
+            close as a fixed part of what the pages between them take allows, and not closer
+            than a window.
     """
+    if tokens is not None:
+        return -(-tokens // geometry.page_tokens)
     full, window = (sum(size) for size in page_bytes)
     window_bytes = geometry.window_pages * window
     return max(geometry.window_pages, -(-_WINDOW_SHARE * window_bytes // full))

@@ -102,9 +102,7 @@ class Replay:
         tier = None
         if shape.extents:
             tier = HostTier.on(Arena(shape), NoBytes())
-        interval = checkpoint_pages(self.geometry, page_bytes)
-        if checkpoint_tokens is not None:
-            interval = -(-checkpoint_tokens // self._page)
+        interval = checkpoint_pages(self.geometry, page_bytes, checkpoint_tokens)
         backups = BackupPolicy.for_device(
             policy,
             interval,

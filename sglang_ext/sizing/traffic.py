@@ -5,7 +5,7 @@ sessions drive a replay, which makes answers up, and a real server.
 """
 
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -181,30 +181,33 @@ SHAPES: dict[str, type[Chat] | type[Agent] | type[SharedPrefix]] = {
 
 
 def interleave(
-    shape: Shape, active: int, vocabulary: int, seed: int
+    shape: Shape,
+    active: int,
+    vocabulary: int,
+    seed: int,
+    answer: Callable[[Turn], Tokens] | None = None,
 ) -> Iterator[tuple[Tokens, Tokens]]:
-    """Turns of all sessions in random order, with random answers: (prompt, answer).
+    """Turns of all sessions in random order: (prompt, answer).
 
     Args:
-        active: sessions going on at the same time.
+        active: sessions going on at the same time, at most.
+        answer: who answers; None makes random answers up.
     """
     order = np.random.default_rng((_ORDER, seed))
-    answers = _Writer(vocabulary, _ANSWER, seed)
+    writer = _Writer(vocabulary, _ANSWER, seed)
     waiting = iter(range(shape.sessions))
     going: list[tuple[Session, Turn]] = []
     while True:
-        for number in waiting:
+        while len(going) < active and (number := next(waiting, None)) is not None:
             session = shape.session(number, vocabulary, seed)
             going.append((session, next(session)))
-            if len(going) >= active:
-                break
         if not going:
             return
         chosen = int(order.integers(len(going)))
         session, turn = going[chosen]
-        answer = answers.text((turn.answer, turn.answer))
-        yield turn.prompt, answer
+        said = answer(turn) if answer else writer.text((turn.answer, turn.answer))
+        yield turn.prompt, said
         try:
-            going[chosen] = session, session.send(answer)
+            going[chosen] = session, session.send(said)
         except StopIteration:
             del going[chosen]

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from launch.bench import metric
 from launch.server import CPU, OURS, start
 from launch.traffic import Traffic, generate
 from tests.e2e.conftest import assert_idle_and_alive
@@ -20,12 +21,6 @@ def prompt(seed: int, length: int = 300) -> list[int]:
     """A random prompt."""
     rng = random.Random(seed)
     return [rng.randrange(2, 512) for _ in range(length)]
-
-
-def samples(metrics: str, name: str) -> list[float]:
-    """Values of a metric, whatever its labels."""
-    lines = (line for line in metrics.splitlines() if line.startswith(name + "{"))
-    return [float(line.rpartition(" ")[2]) for line in lines]
 
 
 def cached(result: dict) -> dict[str, int]:
@@ -53,7 +48,7 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert "sglang:hicache_host_used_tokens" in metrics
         assert "sglang_ext:largest_recompute_tokens" in metrics
         for name in ("hicache_backup_bytes_total", "load_back_bytes_total"):
-            assert sum(samples(metrics, f"sglang:{name}")) > 0
+            assert metric(metrics, f"sglang:{name}") > 0
         time.sleep(1.0)
         server.post("/flush_cache", {})
         empty = generate(server, prompt(1), 8)

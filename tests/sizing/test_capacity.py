@@ -69,7 +69,7 @@ def test_so_do_real_bytes(name: str, goal: float) -> None:
     ]
     budget = int(40 * PROMPT / stock_tokens_per_byte(narrow))
     memory = ArenaMemory(shape_for(budget, tuple(sizes), geometry.slots_per_page), pin=False)
-    arena, interval = memory.arena, checkpoint_pages(geometry, sizes)
+    arena, interval = memory.arena, checkpoint_pages(geometry, sizes, None)
     assert sum(arena.shape.plane_bytes) <= budget
     length = PROMPT // PAGE
     windows = math.ceil(length / interval) * geometry.window_pages

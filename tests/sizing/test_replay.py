@@ -16,7 +16,7 @@ ROOMY = 4000
 
 
 def requests() -> list[tuple[Tokens, Tokens]]:
-    return list(interleave(CHAT, 4, 500, seed=2))
+    return list(interleave(CHAT, CHAT.sessions, 500, seed=2))
 
 
 def replay(

@@ -52,3 +52,17 @@ def test_popular_prompts_are_asked_more_often() -> None:
 
 def test_every_shape_has_a_name() -> None:
     assert {type(shape) for shape in SMALL} == set(SHAPES.values())
+
+
+def test_no_more_sessions_go_on_than_asked_for() -> None:
+    """Questions of one token name their session: its number of turns tells when it ended."""
+    shape = Chat(sessions=9, rounds=4, system=0, first=(1, 1), question=(1, 1), answer=(1, 1))
+    going: dict[int, int] = {}
+    most = 0
+    for prompt, _ in interleave(shape, 3, 1 << 40, seed=1):
+        session = int(prompt[0])
+        going[session] = going.get(session, 0) + 1
+        most = max(most, len(going))
+        if going[session] == shape.rounds:
+            del going[session]
+    assert most == 3
