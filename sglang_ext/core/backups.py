@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.demotion import look_ahead, paths_of_pages, windows_to_save, worth_a_copy
@@ -43,8 +44,8 @@ class Backups(HostRoom):
         if self._pause > 0:
             self._pause -= 1
             return []
-        full, window_ends = self._look_ahead()
-        begun = self._begin_some(paths_of_pages(self.table, full))
+        full, window_ends, window_end = self._look_ahead()
+        begun = self._begin_some(paths_of_pages(self.table, full, window_end))
         paths = ((self.table.path(end), _NO_ROWS) for end in window_ends)
         return begun + self._begin_some(paths)
 
@@ -59,8 +60,8 @@ class Backups(HostRoom):
                 break
         return begun
 
-    def _look_ahead(self) -> tuple[Rows, list[int]]:
-        """(pages, ends of windows) to copy, oldest first. O(rows)."""
+    def _look_ahead(self) -> tuple[Rows, list[int], NDArray[np.int64]]:
+        """(pages, ends of windows) to copy, oldest first, and ``windows_to_save``. O(rows)."""
         table, pool, policy = self.table, self.device_pool, self.policy
         self._free_at_scan = pool.free_pages()
         self._free_windows_at_scan = pool.free_window_pages()
@@ -88,7 +89,8 @@ class Backups(HostRoom):
             policy.low_window_pages,
         )
         self._room_left, self._window_room_left = full.room, window.room
-        return full.dirty, list(dict.fromkeys(window_end[window.dirty].tolist()))
+        ends = list(dict.fromkeys(window_end[window.dirty].tolist()))
+        return full.dirty, ends, window_end
 
     def _room_may_be_low(self) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since

@@ -89,13 +89,20 @@ def windows_to_save(
     return end_of, (end_of >= 0) & table.swa_device.present & ~table.swa_host.present
 
 
-def paths_of_pages(table: PageTable, rows: Rows) -> Iterator[tuple[Rows, Rows]]:
-    """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first."""
+def paths_of_pages(
+    table: PageTable, rows: Rows, window_end: NDArray[np.int64]
+) -> Iterator[tuple[Rows, Rows]]:
+    """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first.
+
+    Args:
+        window_end: (table rows,), see ``windows_to_save``: a path that is followed for the
+            sake of a window reaches to its end.
+    """
     left = np.zeros(table.capacity, dtype=bool)
     left[rows] = True
     for row in rows.tolist():
         if left[row]:
-            path = table.path(row)
+            path = table.path(row if window_end[row] < 0 else int(window_end[row]))
             on_path = path[left[path]]
             left[on_path] = False
             yield path, on_path

@@ -1,6 +1,9 @@
 """Backups under pressure: what is given up, what is not, and when copies start."""
 
+import dataclasses
 from typing import Any
+
+import numpy as np
 
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.write_policy import WritePolicy
@@ -90,3 +93,26 @@ def test_the_oldest_pages_are_copied_however_many_younger_ones_have_a_copy() -> 
     engine.settle()
     engine.index.evict_device(8, 8)
     assert engine.index.counters.dropped_pages == 0
+
+
+def test_a_window_is_copied_whole_if_another_one_shares_its_last_page() -> None:
+    """Two prompts diverge where the host has only the last page of the window before it."""
+    engine = write_back(12, 24, low_share=1, checkpoint_pages=0)
+    index = engine.index
+    # pages alone are looked for, so a window is found by its pages
+    index.policy = dataclasses.replace(index.policy, low_window_pages=0)
+    shared = prompt(4)[:-1]
+    first, second, third = (np.concatenate((shared, prompt(1, seed))) for seed in (1, 2, 3))
+    serve(engine, first)
+    engine.demote()
+    engine.settle()
+    serve(engine, second)
+    index.evict_device(2, 0)  # what follows the shared pages
+    engine.demote()
+    engine.settle()
+    index.evict_device(12, 0)
+    request = started(engine, third)
+    assert request.protected == 4
+    engine.abort(request)
+    engine.settle()
+    engine.check_idle()
