@@ -37,24 +37,24 @@ from sglang_ext.sizing.traffic import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-WINDOW, PAGE, DEVICE_TOKENS, VOCABULARY = 128, 64, 8192, 512
+WINDOW, PAGE, DEVICE_TOKENS, VOCABULARY = 128, 64, 32768, 512
 HOST_SIZES = (0.5, 1.0, 2.0)
 """Of the host memory, in sizes of the device pools."""
 SHAPES: dict[str, tuple[Shape, int]] = {
     # (sessions, how many of them go on at the same time)
     "chat": (
-        Chat(40, 6, system=100, first=(200, 1000), question=(20, 250), answer=(8, 24)),
-        16,
+        Chat(192, 6, system=100, first=(200, 1000), question=(20, 250), answer=(8, 24)),
+        96,
     ),
     "agent": (
-        Agent(24, 9, kinds=6, tools=600, task=(50, 250), call=(8, 24), result=(50, 400)),
-        14,
+        Agent(120, 9, kinds=24, tools=600, task=(50, 250), call=(8, 24), result=(50, 400)),
+        80,
     ),
     "shared-prefix": (
         SharedPrefix(
-            280, prompts=40, exponent=0.8, system=(300, 2000), question=(20, 150), answer=(8, 24)
+            1120, prompts=240, exponent=0.8, system=(300, 2000), question=(20, 150), answer=(8, 24)
         ),
-        8,
+        32,
     ),
 }
 SERVER = (
@@ -178,6 +178,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     parser.add_argument("--host-sizes", nargs="+", type=float, default=list(HOST_SIZES))
     parser.add_argument(
+        "--full-every",
+        type=int,
+        default=4,
+        help="every n-th layer has full attention: 4 as in Llama 4 and Step-3.5, 2 as in gpt-oss",
+    )
+    parser.add_argument(
         "--cores",
         nargs="*",
         type=int,
@@ -190,7 +196,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run every cell, print the ratios, write everything."""
     args = parse_args()
-    model, logs = ready_made(WINDOW), args.out.parent / "bench"
+    model, logs = ready_made(WINDOW, args.full_every), args.out.parent / "bench"
     cells = [
         Cell(cache, shape, size)
         for shape, size in itertools.product(args.shapes, args.host_sizes)
@@ -215,7 +221,12 @@ def main() -> None:
     report = {
         "versions": {name: version(name) for name in ("sglang", "sglang-ext", "torch", "numpy")},
         "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
-        "model": {"window": WINDOW, "page": PAGE, "device_tokens": DEVICE_TOKENS},
+        "model": {
+            "window": WINDOW,
+            "full_every": args.full_every,
+            "page": PAGE,
+            "device_tokens": DEVICE_TOKENS,
+        },
         "checkpoint_tokens": INTERVAL,
         "shapes": {name: repr(SHAPES[name]) for name in args.shapes},
         "seed": args.seed,

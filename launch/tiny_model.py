@@ -136,11 +136,14 @@ def make_model(args: argparse.Namespace) -> Path:
     return args.out
 
 
-def ready_made(window: int) -> Path:
-    """A tiny model with this window, made unless it is there; kept between runs."""
-    out = Path(__file__).resolve().parent.parent / ".models" / f"tiny-{window}"
+def ready_made(window: int, full_every: int = 2) -> Path:
+    """A tiny model with this window and every so manieth layer with full attention, made unless
+    it is there; kept between runs."""
+    name = f"tiny-{window}" if full_every == 2 else f"tiny-{window}-{full_every}"
+    out = Path(__file__).resolve().parent.parent / ".models" / name
     if not (out / "model.safetensors").exists():
-        make_model(parse_args(["--out", str(out), "--window", str(window)]))
+        options = ["--out", str(out), "--window", str(window), "--full-every", str(full_every)]
+        make_model(parse_args(options))
     return out
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.demotion import look_ahead, paths_of_pages, windows_to_save, worth_a_copy
-from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE, HostRoom
+from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE, Claim, HostRoom
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.table import selector
@@ -204,14 +204,14 @@ class Backups(HostRoom):
     ) -> "_Reserved | DeclineReason":
         """Reserve as much of a backup as there is host room for."""
         table = self.table
-        youngest = int(table.age[full].max()) if len(full) else int(table.age[rows[-1]])
+        claim = Claim.of(table, rows, full)
         # While room is made, what the backup needs must not be its victim; older windows
         # of the same path may be.
         needed = self._in_windows(rows, stops)
         guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
         reserved = _Reserved(full[:0], full[:0], (), True)
         if make_room:
-            self._make_room(self.host, len(full), youngest)
+            self._make_room(self.host, len(full), claim)
         if len(full) > (free := self._free(self.host, make_room)):
             # the beginning of it, up to where a request can resume
             self.counters.declined[DeclineReason.HOST_FULL] += 1
@@ -230,7 +230,7 @@ class Backups(HostRoom):
             if reserved.stops and pinned > self.policy.pinned_window_pages:
                 break
             if make_room:
-                self._make_room(self.host_window, len(missing), youngest)
+                self._make_room(self.host_window, len(missing), claim)
             if len(missing) > self._free(self.host_window, make_room):
                 self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break

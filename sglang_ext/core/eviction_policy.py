@@ -54,5 +54,22 @@ def priority(uses: Uses) -> NDArray[np.int64]:
     return np.clip(uses.priority.astype(np.int64) + _MIDDLE, 0, MOST)
 
 
+MOST_USES = 256.0
+"""More than ``expected_uses`` of any page."""
+
+
+def expected_uses(forks: Numbers, idle: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How soon pages of one rank are used again, as far as the past tells: uses per tick since
+    the last one. Only those count by which another prefix came to be: that a conversation had
+    many turns does not tell that it goes on.
+
+    Args:
+        forks: (n,) see ``PageTable``.
+        idle: (n,) ticks since the page was used, at least 0.
+    """
+    uses: NDArray[np.float64] = np.minimum(1.0 + forks, MOST_USES - 1) / (idle + 1.0)
+    return uses
+
+
 POLICIES: dict[str, Rank] = {"lru": lru, "lfu": lfu, "slru": slru, "priority": priority}
 """By the engine's names."""

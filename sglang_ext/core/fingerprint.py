@@ -26,7 +26,8 @@ def fingerprint(index: CacheIndex) -> int:
         state.update(array.tobytes())
     for array in (table.age, table.swa_age, table.hits, table.children, table.resume):
         state.update(array.tobytes())
-    state.update(table.priority.tobytes())
+    for array in (table.priority, table.forks):
+        state.update(array.tobytes())
     kept = index.checkpoints
     for array in (kept.ends, kept.uses, kept.below):
         state.update(array.tobytes())

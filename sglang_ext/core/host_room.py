@@ -1,5 +1,6 @@
 """Room on the host: what gives way to a backup, and to which one."""
 
+import dataclasses
 import heapq
 from collections.abc import Callable, Iterator
 
@@ -10,46 +11,73 @@ from sglang_ext.core.columns import Rows
 from sglang_ext.core.eviction import cheapest_first, youngest_first
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.state import IndexState
-from sglang_ext.core.table import TICK_SHIFT
+from sglang_ext.core.table import TICK_SHIFT, PageTable
 
 _FEW = 16
 """Up to so many paths are walked one by one rather than a level at a time."""
 STEPS_AFTER_A_FAILURE = 32
 """How long copies ahead of eviction pause: a broken or tiny host must not keep us busy."""
+_STEPS_AFTER_A_REFUSAL = 4
 _PART = 16
-"""Of windows that are worth little, one in this many goes at a time."""
+"""Of windows that are worth little, one in this many goes at a time; and so many pages."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """What needs room on the host.
+
+    Attributes:
+        age: of the youngest page.
+        worth: of the prefixes that need it, the largest; see ``PageTable.worth``.
+    """
+
+    age: int
+    worth: float
+
+    @classmethod
+    def of(cls, table: PageTable, path: Rows, pages: Rows) -> "Claim":
+        """That of a backup of ``pages``, or of a window alone, on a path to a resume point."""
+        if len(pages) == 0:
+            pages = path[-1:]
+        return cls(
+            age=int(table.age[pages].max()),
+            # who resumes below them needs them too
+            worth=float(table.worth(path[int(table.depth[pages[0]]) :]).max()),
+        )
 
 
 class HostRoom(IndexState):
     """The part of the index that frees host pages."""
 
-    def _make_room(self, space: HostSpace, pages: int, younger_than: int) -> None:
+    def _make_room(self, space: HostSpace, pages: int, claim: Claim) -> None:
         """Free host pages of a component until there are ``pages``, as far as possible.
 
         First goes what costs least: copies that lead to no window on the host; copies of what
         is on the device too; then windows inside conversations that others near them make up
-        for; then the ends of those prefixes that were used least recently. Where both
-        components share a memory, each gives way to the other.
+        for; then copies of what is on the device and has descendants on the host alone; then
+        the ends of those prefixes that are worth least. Where both components share a memory,
+        each gives way to the other.
 
         Args:
-            younger_than: age of the youngest page that needs the room. What is on the device
-                too gives way only if it is younger, for it is needed later; what is on the
-                host alone only if it is older.
+            claim: for what. Copies of what is on the device too give way only if they are
+                younger, for they are needed later; what is on the host alone only if it is
+                worth less.
         """
         if pages <= space.free_pages:
             return
         self._scan_is_due = True
         other = self._sharing(space)
-        tails = self._tails(younger_than)
+        tails = self._tails(claim.worth)
         stages: list[Callable[[], int]] = [
             self._drop_useless,
-            lambda: self._drop_duplicates(space, pages - space.free_pages, younger_than),
+            lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age),
             self._drop_superseded,
+            lambda: self._drop_duplicate_pages(_PART, claim.age, leaves=False),
             lambda: self._drop_tail(next(tails, None)),
         ]
         if other is not None:
             stages.insert(
-                2, lambda: self._drop_duplicates(other, self._for_an_extent(other), younger_than)
+                2, lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
             )
         given = 0
         for drop in stages:
@@ -59,9 +87,10 @@ class HostRoom(IndexState):
                 if not (dropped := drop()):
                     break
                 given += dropped
-        if given and pages > space.free_pages:
-            # for nothing: what was dropped must not be copied and dropped again at once
-            self._pause = STEPS_AFTER_A_FAILURE
+        if pages > space.free_pages:
+            # what was dropped for nothing must not be copied and dropped again at once; and where
+            # all is worth more than the claim, not every step has to find that out
+            self._pause = STEPS_AFTER_A_FAILURE if given else _STEPS_AFTER_A_REFUSAL
 
     # ---- a memory that both components share ---------------------------------
 
@@ -125,22 +154,26 @@ class HostRoom(IndexState):
         the two would take each other's place forever.
         """
         if space is self.host:
-            dropped = self._drop_duplicate_pages(pages, younger_than)
-            self.counters.reclaimed_duplicate_pages += dropped
-        else:
-            dropped = self._drop_duplicate_windows(pages, younger_than)
-            self.counters.reclaimed_duplicate_window_pages += dropped
+            return self._drop_duplicate_pages(pages, younger_than, leaves=True)
+        dropped = self._drop_duplicate_windows(pages, younger_than)
+        self.counters.reclaimed_duplicate_window_pages += dropped
         return dropped
 
-    def _drop_duplicate_pages(self, pages: int, younger_than: int) -> int:
+    def _drop_duplicate_pages(self, pages: int, younger_than: int, *, leaves: bool) -> int:
+        """See ``_drop_duplicates``.
+
+        Args:
+            leaves: spare pages with descendants on the host alone: if the device evicts such
+                a page before it is copied again, they are lost with it.
+        """
         table, column = self.table, self.table.host
         both = column.ready & table.device.ready & (column.locks == 0)
         both &= table.age > younger_than
-        if both.any():
-            # descendants on the host alone would be lost with the copy
+        if leaves and both.any():
             both &= ~self._above_host_only()
         rows = youngest_first(np.flatnonzero(both), table.age, pages)
         self.host.drop(rows)
+        self.counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
     def _drop_duplicate_windows(self, pages: int, younger_than: int) -> int:
@@ -206,25 +239,25 @@ class HostRoom(IndexState):
         self.counters.evicted_host_window_pages += freed
         return freed
 
-    # ---- what was used least recently ----------------------------------------
+    # ---- what is worth least --------------------------------------------------
 
-    def _tails(self, younger_than: int) -> Iterator[int]:
-        """Ends of kept windows with none below, least recently used first; the one above
-        follows when the last one below it is gone. Those that are on the device too are the
-        matter of ``_drop_duplicates``."""
+    def _tails(self, limit: float) -> Iterator[int]:
+        """Ends of kept windows with none below that are worth less than ``limit``, the least
+        first; the one above follows when the last one below it is gone. Those that are on the
+        device too are the matter of ``_drop_duplicates``."""
         table, kept = self.table, self.checkpoints
-        rows = np.flatnonzero(kept.ends & (kept.below == 1) & (table.age < younger_than))
-        heap = list(zip(table.age[rows].tolist(), rows.tolist(), strict=True))
+        rows = np.flatnonzero(kept.ends & (kept.below == 1))
+        heap = list(zip(table.worth(rows).tolist(), rows.tolist(), strict=True))
         heapq.heapify(heap)
-        while heap:
+        while heap and heap[0][0] < limit:
             _, end = heapq.heappop(heap)
             window = kept.windows(np.array([end]))
             if self._in_use(window)[0] or self._on_device(window)[0]:
                 continue
             above = kept.above(end)
             yield end
-            if above is not None and kept.below[above] == 1 and table.age[above] < younger_than:
-                heapq.heappush(heap, (int(table.age[above]), above))
+            if above is not None and kept.below[above] == 1:
+                heapq.heappush(heap, (float(table.worth(np.array([above]))[0]), above))
 
     def _drop_tail(self, end: int | None) -> bool:
         """Drop the last kept window of a prefix, and the pages on the host alone that led to

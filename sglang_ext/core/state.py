@@ -22,7 +22,7 @@ _PINNED_SHARE = 2
 """Backups in flight may pin one in this many device pages."""
 _LOW_SHARE = 4
 """Pages are copied ahead of eviction up to one in this many device pages."""
-_AHEAD_SHARE = 8
+_AHEAD_SHARE = 12
 """And not more than one in this many host pages."""
 
 _LEFT_THE_PATH = 2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, Selector, SlotColumn
 from sglang_ext.core.digest import PageHasher, Pages
-from sglang_ext.core.eviction_policy import Rank, Uses, lru
+from sglang_ext.core.eviction_policy import MOST_USES, Rank, Uses, expected_uses, lru
 from sglang_ext.core.geometry import Geometry
 
 FREE = np.int32(-1)
@@ -59,6 +59,9 @@ class PageTable:
             path deeper is smaller, so a selection by age is leaf-first.
         swa_age: (rows,) int64, the same for sliding-window copies.
         hits: (rows,) int32, requests that have used the page.
+        forks: (rows,) int32, how often a request went on from here for itself after another
+            had gone on from here: what a prefix that many share has, and the end of a
+            conversation has not.
         priority: (rows,) int32, the largest priority among them.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
         device, host: the columns of full-attention copies.
@@ -77,6 +80,7 @@ class PageTable:
         self.age = np.zeros(capacity, dtype=np.int64)
         self.swa_age = np.zeros(capacity, dtype=np.int64)
         self.hits = np.zeros(capacity, dtype=np.int32)
+        self.forks = np.zeros(capacity, dtype=np.int32)
         self.priority = np.zeros(capacity, dtype=np.int32)
         self.resume = np.zeros(capacity, dtype=bool)
         self._last_request = np.zeros(capacity, dtype=np.int64)
@@ -201,11 +205,13 @@ class PageTable:
         self.children[rows[-1]] = 0
         self.swa_age[where] = UNUSED_BAND + self._ages(where)
         self.hits[where] = 0
+        self.forks[where] = 0
         self.priority[where] = np.iinfo(np.int32).min
         self.resume[where] = False
         self._last_request[where] = NO_REQUEST
         self.n_rows += count
         if len(above):
+            self.forks[parent] += self.hits[parent] > 1 or self.children[parent] > 0
             self.children[parent] += 1
         else:
             self._root_rows[root] += 1
@@ -330,6 +336,12 @@ class PageTable:
         new = rows[self._last_request[rows] != request]
         self.hits[new] += 1
         self._last_request[new] = request
+
+    def worth(self, rows: Rows) -> NDArray[np.float64]:
+        """What the prefixes that end with these pages are worth, see ``expected_uses``: larger
+        is more, first of all by the rank of the eviction policy."""
+        rank, used = self.age[rows] >> _RANK_SHIFT, self.age[rows] & ((1 << _RANK_SHIFT) - 1)
+        return rank * MOST_USES + expected_uses(self.forks[rows], self.tick - (used >> TICK_SHIFT))
 
     def _ages(self, rows: Selector) -> NDArray[np.int64]:
         return (self.tick << TICK_SHIFT) + (_MAX_DEPTH - self.depth[rows].astype(np.int64))

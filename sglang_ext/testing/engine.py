@@ -8,6 +8,7 @@ own prefix.
 
 import dataclasses
 import itertools
+import math
 import random
 
 import numpy as np
@@ -19,6 +20,7 @@ from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.host_room import Claim
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
@@ -322,8 +324,8 @@ class SimEngine:
         """Something needs so much room on the host, whatever has to go."""
         index = self.index
         for space, count in ((index.host, pages), (index.host_window, windows)):
-            for age in (-(1 << 63), 1 << 62) if count else ():
-                index._make_room(space, space.free_pages + count, age)
+            for claim in (Claim(-(1 << 63), 0.0), Claim(1 << 62, math.inf)) if count else ():
+                index._make_room(space, space.free_pages + count, claim)
 
     def report(self) -> list[int]:
         """What this rank tells the others, see Ledger."""

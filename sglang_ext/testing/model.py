@@ -39,6 +39,7 @@ class ModelPage:
     rank: int = 0
     used: int = 0
     priority: int = -(1 << 31)
+    forks: int = 0
     requests: list[int] = dataclasses.field(default_factory=list)
 
     @property
@@ -50,6 +51,10 @@ class ModelPage:
     def order(self) -> tuple[int, int, int]:
         """Eviction order: by policy, then least recently used first, then the deepest."""
         return self.rank, self.used, -self.depth
+
+    def worth(self, clock: int) -> tuple[int, float]:
+        """What the host goes by: by policy, then uses for the time since the last one."""
+        return self.rank, min(1 + self.forks, 255) / (clock - self.used + 1)
 
     def ranked(self, policy: str) -> int:
         """What a policy thinks of the page now, by its definition."""
@@ -109,7 +114,8 @@ class ModelledIndex(CacheIndex):
     def use(self, rows: Rows) -> None:
         """See CacheIndex."""
         super().use(rows)
-        self._use(rows)
+        if len(rows):
+            self._use(rows)
 
     def _use(self, rows: Rows) -> None:
         self._clock += 1
@@ -121,7 +127,11 @@ class ModelledIndex(CacheIndex):
         """See CacheIndex; the pages it names, and nothing else, are on the device now."""
         first, _, swa, request, priority = args
         before = self._states()
+        keys = list(_keys(pages, namespace))
+        known = sum(key in self.pages for key in keys)
         rows = super().insert(pages, namespace, *args)
+        if 0 < known < len(rows):
+            self._count_fork(keys[known - 1])
         for depth, key in enumerate(_keys(pages[: len(rows)], namespace)):
             parent = None if depth == 0 else (namespace, pages[:depth].tobytes())
             page = self.pages.setdefault(key, ModelPage(depth, parent))
@@ -138,6 +148,12 @@ class ModelledIndex(CacheIndex):
         counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
         _require(hits == counted, f"hits are {hits}, requests {counted}")
         return rows
+
+    def _count_fork(self, key: Key) -> None:
+        """A request goes on from a page for itself; whether another one had before."""
+        page = self.pages[key]
+        siblings = any(other.parent == key for other in self.pages.values())
+        page.forks += siblings or len(page.requests) > 1
 
     def evict_device(self, pages: int, window_pages: int, **options: bool) -> tuple[int, int]:
         """See CacheIndex; victims are unlocked, oldest first, and as many as it says."""
@@ -171,14 +187,16 @@ class ModelledIndex(CacheIndex):
         youngest = max(missing, key=lambda page: page.order, default=None)
         duplicates = self._duplicates(before, path, youngest) if youngest else set()
         alone = self._ends_on_the_host_alone()
-        youngest_here = max(self.pages[key].order for key in path)
+        first = min((page.depth for page in missing), default=len(rows) - 1)
+        lower_part = [self.pages[self._key(row)] for row in rows[first:].tolist()]
+        most = max(page.worth(self._clock) for page in lower_part)
         plan = super()._begin_backup(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
         _require(not path & set(taken), "a backup took host copies of its own path")
         _require(options["make_room"] or not taken, "an eager backup took something away")
-        for key, order in alone.items():
-            _require(key in after or order < youngest_here, "a backup took a younger prefix")
+        for key, worth in alone.items():
+            _require(key in after or worth < most, "a backup took a prefix that is worth more")
         if any(not before[key][0] for key in taken):
             _require(not duplicates - set(taken), "a page on the host alone went first")
         self._accept(after)
@@ -192,11 +210,11 @@ class ModelledIndex(CacheIndex):
                 _require(min(requests) >= 2, "a page was copied at its first request")
         return plan
 
-    def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, int, int]]:
-        """Where prefixes can be resumed that are not on the device, with their order."""
+    def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
+        """Where prefixes can be resumed that are not on the device, with their worth."""
         rows = np.flatnonzero(self.checkpoints.ends & ~self.table.device.present)
         keys = [self._key(row) for row in rows.tolist()]
-        return {key: self.pages[key].order for key in keys}
+        return {key: self.pages[key].worth(self._clock) for key in keys}
 
     def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> set[Key]:
         """Host copies that a backup of ``path`` should have taken first."""

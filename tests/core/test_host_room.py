@@ -1,7 +1,10 @@
 """Room on a host memory that both components share."""
 
+import math
+
 import numpy as np
 
+from sglang_ext.core.host_room import Claim
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve, started
@@ -36,7 +39,7 @@ def test_the_oldest_gives_way_in_whichever_component_it_is() -> None:
     windows = index.table.swa_host.n_present
     assert windows > 0
     # prompts 1 and 2 are on the host alone; room for many pages takes both components'
-    index._make_room(index.host, 18, younger_than=1 << 62)
+    index._make_room(index.host, 18, Claim(1 << 62, math.inf))
     assert index.host.free_pages >= 18
     assert index.table.swa_host.n_present < windows
     engine.check()
@@ -52,7 +55,7 @@ def test_holes_become_room_before_anything_is_dropped() -> None:
     # an extent holds up to two window pages, or at least two pages
     room = index.host_tier.shared.arena.holes(1) // 2 * 2
     assert room > 10
-    index._make_room(index.host, before[1] + room, younger_than=1 << 62)
+    index._make_room(index.host, before[1] + room, Claim(1 << 62, math.inf))
     assert index.host.free_pages >= before[1] + room
     assert windows.n_present == before[0]
     assert index.counters.moved_host_pages

@@ -212,6 +212,7 @@ def selective_copies_at_the_first_request(patch: Patch) -> None:
 
 def copies_on_the_host_alone_go_first(patch: Patch) -> None:
     patch.setattr(CacheIndex, "_drop_duplicates", lambda self, space, pages, younger_than: 0)
+    patch.setattr(CacheIndex, "_drop_duplicate_pages", lambda self, pages, younger_than, leaves: 0)
 
 
 def duplicates_of_older_pages_go_too(patch: Patch) -> None:
@@ -317,7 +318,7 @@ def pages_stay_that_lead_nowhere(patch: Patch) -> None:
 
 def a_younger_prefix_gives_way(patch: Patch) -> None:
     original = CacheIndex._tails
-    patch.setattr(CacheIndex, "_tails", lambda self, younger_than: original(self, 1 << 62))
+    patch.setattr(CacheIndex, "_tails", lambda self, limit: original(self, np.inf))
 
 
 def a_flush_forgets_what_is_in_flight(patch: Patch) -> None:

@@ -9,6 +9,7 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE
 from sglang_ext.core.plan import Declined, DeclineReason, Transfer, TransferKind
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine, Sizes
@@ -84,7 +85,8 @@ def test_a_host_page_keeps_its_contents_until_a_slow_load_has_read_it() -> None:
     request = engine.start(tokens)
     assert engine.index.pending[TransferKind.LOAD]
     engine.press_host(pages=ALL, windows=ALL)
-    engine.demote()
+    for _ in range(STEPS_AFTER_A_FAILURE):
+        engine.demote()
     while engine.index.pending[TransferKind.BACKUP]:
         engine.copy(TransferKind.BACKUP)
         engine.commit(TransferKind.BACKUP)
