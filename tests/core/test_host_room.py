@@ -8,6 +8,16 @@ from sglang_ext.core.host_room import Claim
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve, started
+from tests.failures.scenarios import (
+    ALL,
+    PAGE,
+    check_all,
+    find,
+    join,
+    rows_of,
+    run,
+    serve_and_settle,
+)
 
 
 def sharing(host_pages: int, **sizes: int) -> SimEngine:
@@ -81,3 +91,45 @@ def test_what_a_load_reads_stays_where_it_is() -> None:
     engine.check_every_slot()
     engine.settle()
     engine.check_idle()
+
+
+def test_a_prefix_that_many_share_outlives_a_younger_conversation() -> None:
+    """Who goes on from where others did is expected again; one conversation is not, however
+    many turns it had."""
+    engine = engine_with(
+        device_pages=99, device_window_pages=99, host_pages=200, host_window_pages=99
+    )
+    shared, requests = prompt(4), range(1, 21)
+    for seed in requests:
+        tokens = join(shared, prompt(2, seed=seed))
+        engine.finish(run(engine, tokens, chunk=2 * PAGE, settle=True))
+        engine.settle()
+    turns = [prompt(4, seed=50)]
+    for seed in (51, 52, 53):
+        serve_and_settle(engine, join(*turns))
+        turns.append(prompt(2, seed=seed))
+    engine.index.evict_device(ALL, ALL)
+    index, conversation = engine.index, join(*turns[:-1])
+    assert index.table.forks[rows_of(engine, shared)[-1]] == len(requests) - 1
+    assert not index.table.forks[rows_of(engine, conversation)].any()
+    assert len(find(engine, shared).rows) == 4
+    for end in index._tails(math.inf):
+        index._drop_tail(end)
+        if len(find(engine, conversation).rows) == 0:
+            break
+    assert len(find(engine, shared).rows) == 4, "what all those requests shared went first"
+    check_all(engine, idle=True)
+
+
+def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
+    """A refused copy is not looked for again at once: that takes a pass over the table."""
+    engine = engine_with(device_pages=40, device_window_pages=40, host_pages=20)
+    index = engine.index
+    serve_and_settle(engine, prompt(4))
+    index.evict_device(ALL, ALL)
+    index._make_room(index.host, ALL, Claim(age=0, worth=0.0))
+    assert len(find(engine, prompt(4)).rows) == 4
+    looked = []
+    index._look_ahead = lambda: looked.append(1)  # type: ignore[method-assign]
+    index.demote_ahead()
+    assert not looked
