@@ -84,7 +84,7 @@ class EngineDevicePool:
         """See DevicePool. The engine finds the peers through its map."""
         self._allocator.free_swa(self._first_tokens(full))
 
-    def owned_slots(self, tokens: torch.Tensor) -> tuple[Slots, Slots]:
+    def owned_slots(self, tokens: torch.Tensor, given_back: int) -> tuple[Slots, Slots]:
         """Slots of whole pages that a request owns, and their peers.
 
         A page whose window has moved on in part gives back the rest of its peers:
@@ -92,6 +92,8 @@ class EngineDevicePool:
 
         Args:
             tokens: token indices of whole pages, on the device.
+            given_back: so many of the first ones have lost their peers to the window; the
+                engine's map says so too.
 
         Returns:
             (full, swa), each (pages, slots_per_page); swa is ABSENT where a page has
@@ -112,9 +114,12 @@ class EngineDevicePool:
         live = full.reshape(-1)[swa.reshape(-1) != 0]
         self._allocator.free_swa(self._first_tokens(live))
 
-    def tokens(self, slots: Slots) -> torch.Tensor:
-        """All token indices of ``slots``, int64 on the device."""
-        return self._tokens(slots)
+    def row_tokens(self, full: Slots, swa: Slots) -> torch.Tensor:
+        """What the row of a request says of its pages: token indices, int64 on the device."""
+        return self._tokens(full)
+
+    def reset(self) -> None:
+        """All slots are free, of the engine's allocator too."""
 
     def _tokens(self, slots: Slots) -> torch.Tensor:
         return self._indices.tokens(slots).to(self._device)

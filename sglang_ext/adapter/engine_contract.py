@@ -43,6 +43,15 @@ SIGNATURES: dict[str, str] = {
         "swa_attn_allocator mtp_full_device_pools mtp_swa_device_pools "
         "mtp_swa_full_device_pools transfer_layer_id_max"
     ),
+    "sglang.srt.mem_cache.allocator.swa.PureSWATokenToKVPoolAllocator.free_swa": "self free_index",
+    "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler.build_kv_host_pool": (
+        "kv_pool page_size use_mla override_kv_cache_dim host_size mtp_draft_device_pools "
+        "pool_label"
+    ),
+    "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler.build_pool_entry": (
+        "name host_pool device_pool layer_mapping transfer_layer_id_max is_anchor host_evict_fn "
+        "device_evict_fn device_alloc_fn device_free_fn packed_draft_device_pools"
+    ),
     "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler._split_hicache_size": (
         "hicache_size kv_pools"
     ),

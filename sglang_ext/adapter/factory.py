@@ -11,11 +11,23 @@ from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_pool import EngineDevicePool
 from sglang_ext.adapter.host_arena import HostUsage
-from sglang_ext.adapter.host_pools import EngineCopies, build_host_group, layers_by_component
+from sglang_ext.adapter.host_pools import (
+    EngineCopies,
+    NoCopies,
+    build_host_group,
+    layers_by_component,
+)
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
+from sglang_ext.adapter.window_only import (
+    ROWS_PER_WINDOW_PAGE,
+    WindowOnlyCache,
+    WindowOnlyDevicePool,
+    numbers,
+)
 from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
+from sglang_ext.core.arena import Arena, ArenaPool
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
@@ -25,7 +37,7 @@ from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
 from sglang_ext.transfer.cuda import CudaTransferEngine
-from sglang_ext.transfer.job import TransferEngine
+from sglang_ext.transfer.job import ComponentCopies, TransferEngine
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 if TYPE_CHECKING:
@@ -54,15 +66,26 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     assert params.sliding_window_size is not None
     geometry = Geometry(device_page=params.page_size, window=params.sliding_window_size)
     allocator = params.token_to_kv_pool_allocator
-    device_pool = EngineDevicePool(allocator, geometry)
-    device_pages = allocator.size_full // geometry.page_tokens
-    window_pages = allocator.size_swa // geometry.page_tokens
     rank = POLICIES[get_memory().radix_eviction_policy]
+    window_only = ctx.full_tokens_per_layer == 0
+    window_pages = allocator.size_swa // geometry.page_tokens
+    device_pages = allocator.size_full // geometry.page_tokens
+    host_pages = 0
+    if ctx.enable_hierarchical_cache:
+        group, memory = build_host_group(params, kv_pool, geometry)
+        arena = memory.arena
+        host_pages = arena.shape.pages(0)
+    device_pool: EngineDevicePool | WindowOnlyDevicePool
+    if window_only:
+        # what the host keeps of a prefix lies in the table, whatever of it has KV
+        host_pages *= ROWS_PER_WINDOW_PAGE
+        device_pages *= ROWS_PER_WINDOW_PAGE
+        device_pool = WindowOnlyDevicePool(allocator, geometry, device_pages)
+    else:
+        device_pool = EngineDevicePool(allocator, geometry)
     if not ctx.enable_hierarchical_cache:
         index = CacheIndex(geometry, device_pages, device_pool, rank=rank)
     else:
-        group, memory = build_host_group(params, kv_pool, geometry)
-        arena = memory.arena
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
         logger.info(
@@ -76,16 +99,18 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             window_pages,
             arena.shape.pages(0),
         )
-        tier = HostTier.on(arena, memory)
-        rows = device_pages + arena.shape.pages(0)
-        index = CacheIndex(geometry, rows, device_pool, tier, policy, rank)
+        if window_only:
+            tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))
+        else:
+            tier = HostTier.on(arena, memory)
+        index = CacheIndex(geometry, device_pages + host_pages, device_pool, tier, policy, rank)
     admission = Admission(
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
-    cache = SwaHiCache(params, index, device_pool, admission)
+    cache = (WindowOnlyCache if window_only else SwaHiCache)(params, index, device_pool, admission)
     if ctx.enable_hierarchical_cache:
         controller = _controller(ctx, kv_pool, group, index)
         usage = HostUsage(arena, geometry.page_tokens)
@@ -93,7 +118,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
         ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     if params.enable_metrics:
-        _attach_metrics(cache)
+        _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
     trace = from_environment().step_trace
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
@@ -110,8 +135,11 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
             f"--radix-cache-backend {BACKEND} serves models with full and sliding-window "
             f"attention; this model's pool is {type(pool).__name__}"
         )
-    if ctx.full_tokens_per_layer == 0:
-        raise StartupError(f"{BACKEND}: models without a full-attention layer are not supported")
+    if ctx.tp_worker.model_runner.prefill_aware_swa:
+        raise StartupError(
+            f"{BACKEND}: models that read their whole prompt while they decode, with a "
+            "sliding window for the rest, are not supported"
+        )
     kinds = [type(pool)]
     if type(pool) is SWAKVPool:
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
@@ -121,11 +149,19 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
     raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
 
 
-def _components(group: "HostPoolGroup") -> tuple[Any, Any]:
-    """(full, sliding-window) entries of a host pool group."""
+def _copies(group: "HostPoolGroup", device: torch.device) -> list[ComponentCopies]:
+    """Copies of the full-attention and of the sliding-window component."""
     from sglang.srt.mem_cache.hicache_storage import PoolName
+    from sglang.srt.runtime_context import get_memory
 
-    return group.get_entry(PoolName.KV), group.get_entry(PoolName.SWA)
+    io_backend = get_memory().hicache_io_backend
+    entries = [group.entry_map.get(name) for name in (PoolName.KV, PoolName.SWA)]
+    return [
+        NoCopies()
+        if entry is None
+        else EngineCopies(entry.host_pool, entry.device_pool, io_backend, device)
+        for entry in entries
+    ]
 
 
 def _controller(
@@ -135,13 +171,9 @@ def _controller(
     index: CacheIndex,
 ) -> HostTierController:
     from sglang.srt.environ import envs
-    from sglang.srt.runtime_context import get_memory
 
     device = torch.device(kv_pool.device)
-    components = [
-        EngineCopies(entry.host_pool, entry.device_pool, get_memory().hicache_io_backend, device)
-        for entry in _components(group)
-    ]
+    components = _copies(group, device)
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
     config = from_environment()
@@ -175,7 +207,7 @@ def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
     return schedule
 
 
-def _attach_metrics(cache: SwaHiCache) -> None:
+def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
     from sglang.srt.layers.dp_attention import is_dp_attention_enabled
     from sglang.srt.observability.metrics_collector import radix_cache_metric_labels
     from sglang.srt.runtime_context import get_parallel
@@ -186,4 +218,4 @@ def _attach_metrics(cache: SwaHiCache) -> None:
     labels = radix_cache_metric_labels(
         type(cache).__name__, get_parallel(), is_dp_attention_enabled()
     )
-    cache.metrics = IndexMetrics(cache.index, labels, cache.metrics_collector)
+    cache.metrics = IndexMetrics(cache.index, labels, cache.metrics_collector, arena)

@@ -67,38 +67,45 @@ def page_bytes(pool: Any, geometry: Geometry) -> tuple[int, int]:
     return rows * info.head_dim, rows * info.v_head_dim
 
 
-def host_budget(params: "CacheInitParams", pool: "SWAKVPool", geometry: Geometry) -> int:
+class NoCopies:
+    """ComponentCopies (see ``transfer.job``) of full attention where no layer has it."""
+
+    def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
+        """See ComponentCopies."""
+
+    def load_layer(self, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
+        """See ComponentCopies."""
+
+
+def host_budget(device_bytes: int) -> int:
     """Bytes of host memory of this rank, from the engine's flags: ``--hicache-size`` in GB,
     or ``--hicache-ratio`` times the device pools."""
     from sglang.srt.runtime_context import get_memory
 
     if get_memory().hicache_size > 0:
         return int(get_memory().hicache_size * 1e9)
-    allocator: Any = params.token_to_kv_pool_allocator
-    device = sum(
-        tokens // geometry.page_tokens * sum(page_bytes(component, geometry))
-        for tokens, component in (
-            (allocator.size_full, pool.full_kv_pool),
-            (allocator.size_swa, pool.swa_kv_pool),
-        )
-    )
-    return int(device * get_memory().hicache_ratio)
+    return int(device_bytes * get_memory().hicache_ratio)
 
 
 def build_host_group(
     params: "CacheInitParams", pool: "SWAKVPool", geometry: Geometry
 ) -> tuple["HostPoolGroup", ArenaMemory]:
-    """SGLang's host pools for both components, and the memory that they share.
+    """SGLang's host pools for both components, and the memory that they share; for the one
+    component of a model without full-attention layers.
 
     Raises:
         StartupError: the budget is too small or the machine has not as much, or the
             components cannot share a memory.
     """
-    from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import build_hybrid_swa_group
     from sglang.srt.mem_cache.pool_host.base import host_memory_budget_bytes
 
-    budget = host_budget(params, pool, geometry)
-    sizes = tuple(page_bytes(p, geometry) for p in (pool.full_kv_pool, pool.swa_kv_pool))
+    allocator: Any = params.token_to_kv_pool_allocator
+    full_layers, _ = layers_by_component(pool)
+    components = [(allocator.size_full, pool.full_kv_pool)] if full_layers else []
+    components.append((allocator.size_swa, pool.swa_kv_pool))
+    sizes = tuple(page_bytes(device_pool, geometry) for _, device_pool in components)
+    pages = [tokens // geometry.page_tokens for tokens, _ in components]
+    budget = host_budget(sum(n * sum(size) for n, size in zip(pages, sizes, strict=True)))
     try:
         shape = shape_for(budget, sizes, geometry.slots_per_page)
     except ValueError as error:
@@ -118,20 +125,54 @@ def build_host_group(
             f"{available / 1e9:.2f} GB are available to this rank"
         )
     memory = ArenaMemory(shape, pin=torch.device(pool.device).type == "cuda")
-    full_layers, swa_layers = layers_by_component(pool)
+    build = _both_components if full_layers else _windows_alone
     with tensors_from(memory):
-        group = build_hybrid_swa_group(
-            page_size=params.page_size,
-            full_kv_pool=pool.full_kv_pool,
-            swa_kv_pool=pool.swa_kv_pool,
-            full_layer_mapping=full_layers,
-            swa_layer_mapping=swa_layers,
-            use_mla=False,
-            kv_host_size=size_to_ask_for(shape, 0, geometry),
-            swa_host_size=size_to_ask_for(shape, 1, geometry),
-            swa_attn_allocator=params.token_to_kv_pool_allocator.swa_attn_allocator,
-        )
-    return group, memory
+        return build(params, pool, shape, geometry), memory
+
+
+def _both_components(
+    params: "CacheInitParams", pool: "SWAKVPool", shape: ArenaShape, geometry: Geometry
+) -> "HostPoolGroup":
+    from sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler import build_hybrid_swa_group
+
+    full_layers, swa_layers = layers_by_component(pool)
+    return build_hybrid_swa_group(
+        page_size=params.page_size,
+        full_kv_pool=pool.full_kv_pool,
+        swa_kv_pool=pool.swa_kv_pool,
+        full_layer_mapping=full_layers,
+        swa_layer_mapping=swa_layers,
+        use_mla=False,
+        kv_host_size=size_to_ask_for(shape, 0, geometry),
+        swa_host_size=size_to_ask_for(shape, 1, geometry),
+        swa_attn_allocator=params.token_to_kv_pool_allocator.swa_attn_allocator,
+    )
+
+
+def _windows_alone(
+    params: "CacheInitParams", pool: "SWAKVPool", shape: ArenaShape, geometry: Geometry
+) -> "HostPoolGroup":
+    from sglang.srt.mem_cache.hicache_storage import PoolName
+    from sglang.srt.mem_cache.hybrid_cache import hybrid_pool_assembler as assembler
+    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
+
+    _, layers = layers_by_component(pool)
+    host_pool = assembler.build_kv_host_pool(
+        kv_pool=pool.swa_kv_pool,
+        page_size=params.page_size,
+        use_mla=False,
+        host_size=size_to_ask_for(shape, 0, geometry),
+        pool_label="swa",
+    )
+    entry = assembler.build_pool_entry(
+        name=PoolName.SWA,
+        host_pool=host_pool,
+        device_pool=pool.swa_kv_pool,
+        layer_mapping=layers,
+        transfer_layer_id_max=max(layers) + 1,
+        is_anchor=True,
+    )
+    return HostPoolGroup([entry])
 
 
 def size_to_ask_for(shape: ArenaShape, component: int, geometry: Geometry) -> float:

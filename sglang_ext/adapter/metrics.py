@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sglang_ext.core.arena import Arena
 from sglang_ext.core.index import CacheIndex
 
 
@@ -11,15 +12,19 @@ class IndexMetrics:
 
     Args:
         collector: the engine's, of its prefix cache.
+        arena: the host memory, None without one.
 
     Import of prometheus_client must wait until the engine has set
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
     """
 
-    def __init__(self, index: CacheIndex, labels: dict[str, str], collector: Any) -> None:
+    def __init__(
+        self, index: CacheIndex, labels: dict[str, str], collector: Any, arena: Arena | None
+    ) -> None:
         from prometheus_client import Counter, Gauge
 
         self._index = index
+        self._arena = arena
         self._labels = labels
         names = list(labels)
         self._events = Counter(
@@ -68,9 +73,8 @@ class IndexMetrics:
         ):
             gauge = self._pages.labels(**self._labels, component=component, tier=where)
             gauge.set(column.n_present)
-        tier = self._index.host_tier
-        if tier is not None and tier.shared is not None:
-            for use, size in tier.shared.arena.usage().items():
+        if self._arena is not None:
+            for use, size in self._arena.usage().items():
                 self._memory.labels(**self._labels, use=use).set(size)
 
     def matched(self, tokens_behind: int) -> None:
@@ -78,12 +82,14 @@ class IndexMetrics:
         self._largest = max(self._largest, tokens_behind)
 
     def _publish_copies(self, event: str, pages: int) -> None:
-        tier = self._index.host_tier
-        if event not in _COPIES or tier is None or tier.shared is None or pages <= 0:
+        if event not in _COPIES or self._arena is None or pages <= 0:
             return
         direction, component = _COPIES[event]
+        page_bytes = self._arena.shape.page_bytes
+        if len(page_bytes) == 1 and component == 0:
+            return  # pages of a model without full-attention layers are nothing but numbers
         tokens = pages * self._index.geometry.page_tokens
-        size = pages * sum(tier.shared.arena.shape.page_bytes[component])
+        size = pages * sum(page_bytes[min(component, len(page_bytes) - 1)])
         pool = ("kv", "swa")[component]
         getattr(self._collector, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
         getattr(self._collector, f"increment_{direction}_num_bytes")(size)

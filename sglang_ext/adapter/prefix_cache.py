@@ -20,11 +20,11 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
     MatchResult,
 )
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
-from sglang_ext.adapter.device_pool import EngineDevicePool
 from sglang_ext.core import invariants
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.digest import Pages
@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
+    from sglang_ext.adapter.device_pool import EngineDevicePool
     from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
     from sglang_ext.adapter.metrics import IndexMetrics
     from sglang_ext.adapter.step_trace import StepTrace
+    from sglang_ext.adapter.window_only import WindowOnlyDevicePool
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ class SwaHiCache(BasePrefixCache):
         self,
         params: "CacheInitParams",
         index: CacheIndex,
-        device_pool: EngineDevicePool,
+        device_pool: "EngineDevicePool | WindowOnlyDevicePool",
         admission: Admission,
     ) -> None:
         self.disable = False
@@ -177,8 +179,12 @@ class SwaHiCache(BasePrefixCache):
         return heaviest_first([handle.rows for handle in node_handles])
 
     def path_device_indices(self, node: Prefix) -> torch.Tensor:
-        """Token indices (full-attention pool) of a prefix, int64 on the device."""
-        return self._device_pool.tokens(self.index.table.device.slots[node.rows])
+        """Token indices of a prefix as the engine writes them, int64 on the device."""
+        return self._row_tokens(node.rows)
+
+    def _row_tokens(self, rows: Rows) -> torch.Tensor:
+        table = self.index.table
+        return self._device_pool.row_tokens(table.device.slots[rows], table.swa_device.slots[rows])
 
     def _key(self, key: "RadixKey") -> tuple[Pages, Hashable]:
         length = len(key)
@@ -229,7 +235,8 @@ class SwaHiCache(BasePrefixCache):
         # row positions [owned, end) are whole pages that still belong to the request
         owned, end = first * self._page_tokens, count * self._page_tokens
         row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
-        full, swa = self._device_pool.owned_slots(row[owned:end])
+        given_back = min(max(0, kv.get_evicted_seqlen(ComponentType.SWA) - owned), end - owned)
+        full, swa = self._device_pool.owned_slots(row[owned:end], given_back)
         pages = self._pages(req.full_untruncated_fill_ids, end)
         namespace = (req.extra_key, req.cache_salt)
         rows = self.index.insert(
@@ -242,8 +249,7 @@ class SwaHiCache(BasePrefixCache):
             getattr(req, "priority", None) or 0,
         )
         protected = len(rows) * self._page_tokens
-        slots = self.index.table.device.slots[rows[first:]]
-        row[owned:protected] = self._device_pool.tokens(slots).to(row.dtype)
+        row[owned:protected] = self._row_tokens(rows[first:]).to(row.dtype)
 
         node = self._prefix(rows)
         old_lock, req.lock = req.lock, self.lock(node)
@@ -347,6 +353,7 @@ class SwaHiCache(BasePrefixCache):
             self.cache_controller.reset()
         if self._host_memory is not None:
             self._host_memory.arena.clear()
+        self._device_pool.reset()
         self.index.reset()
         self._locks.clear()
 
@@ -378,8 +385,11 @@ class SwaHiCache(BasePrefixCache):
         if self._host_memory is None:
             return
         table = self.index.table
-        for component, column in enumerate((table.host, table.swa_host)):
-            used = self._host_memory.arena.taken(component)
+        arena = self._host_memory.arena
+        # a model without full-attention layers has the last component only
+        columns = (table.host, table.swa_host)[-len(arena.shape.page_bytes) :]
+        for component, column in enumerate(columns):
+            used = arena.taken(component)
             assert used == column.n_present, f"host pages: {used} used, {column.n_present} known"
 
     def available_and_evictable_str(self) -> str:

@@ -132,11 +132,13 @@ class Arena:
 
     def usage(self) -> dict[str, int]:
         """Bytes of the memory: ``full`` and ``window`` hold pages, ``holes`` lie in extents
-        of a component that has other pages there, ``free`` in extents of nobody."""
+        of a component that has other pages there, ``free`` in extents of nobody. With one
+        component, windows are all there is."""
         size = sum(self.shape.extent_bytes)
+        components = ("full", "window")[-len(self.shape.page_bytes) :]
         pages = {
             name: self.taken(component) * sum(self.shape.page_bytes[component])
-            for component, name in enumerate(("full", "window"))
+            for component, name in enumerate(components)
         }
         owned = size * int(np.count_nonzero(self.owner != NOBODY))
         free = size * self.free_extents

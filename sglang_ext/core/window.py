@@ -27,7 +27,9 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
 
 
 _WINDOW_SHARE = 32
-"""Windows inside a prompt take at most this part of what its pages take."""
+"""Windows inside a prompt take at most one in so many bytes of what its pages take."""
+_WINDOWS_ALONE = 8
+"""The same where a prompt has nothing but sliding-window KV: of what all of that would take."""
 
 
 def checkpoint_pages(
@@ -36,13 +38,16 @@ def checkpoint_pages(
     """Distance of the windows kept inside a prompt, in pages.
 
     Args:
-        page_bytes: of a full-attention page and of a sliding-window page, in each plane.
+        page_bytes: of a full-attention page, if the model has such layers, and of a
+            sliding-window page, in each plane.
         tokens: the distance asked for, 0 for none inside. None derives it from the model: as
             close as a fixed part of what the pages between them take allows, and not closer
             than a window.
     """
     if tokens is not None:
         return -(-tokens // geometry.page_tokens)
+    if len(page_bytes) == 1:
+        return _WINDOWS_ALONE * geometry.window_pages
     full, window = (sum(size) for size in page_bytes)
     window_bytes = geometry.window_pages * window
     return max(geometry.window_pages, -(-_WINDOW_SHARE * window_bytes // full))

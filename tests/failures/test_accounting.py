@@ -61,7 +61,7 @@ def test_a_page_without_a_peer_gives_back_no_sliding_window_slot(page: int) -> N
     full, swa = pool.allocate(3), pool.allocate_window(1)
     assert full is not None and swa is not None
     pool.bind_window(full[:1], swa)
-    owned_full, owned_swa = pool.owned_slots(pool.tokens(full))
+    owned_full, owned_swa = pool.owned_slots(pool.row_tokens(full, swa), given_back=0)
     assert (owned_full == full).all()
     assert (owned_swa[:1] == swa).all() and (owned_swa[1:] == ABSENT).all()
     pool.release_window(full[:1], swa)
@@ -80,7 +80,7 @@ def test_a_page_that_lost_half_of_its_peers_gives_back_the_others() -> None:
     assert full is not None and swa is not None
     pool.bind_window(full, swa)
     allocator.free_swa(torch.from_numpy(full[0, :5].astype(np.int64)))
-    _, owned = pool.owned_slots(pool.tokens(full))
+    _, owned = pool.owned_slots(pool.row_tokens(full, swa), given_back=0)
     assert (owned[0] == ABSENT).all() and (owned[1] == swa[1]).all()
     assert pool.free_window_pages() == 3
     pool.release(full[:1])

@@ -145,7 +145,10 @@ def _context(pool: Any) -> Any:
     allocator = SimpleNamespace(get_kvcache=lambda: pool)
     params = SimpleNamespace(token_to_kv_pool_allocator=allocator)
     return SimpleNamespace(
-        params=params, is_hybrid_ssm=False, is_hybrid_swa=True, full_tokens_per_layer=1
+        params=params,
+        is_hybrid_ssm=False,
+        is_hybrid_swa=True,
+        tp_worker=SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False)),
     )
 
 
