@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.server import CPU, STRICT_CHECKS, Server, running
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
 from launch.tiny_model import ready_made
 from launch.traffic import Traffic
 from tests.e2e.conversations import Answer, converse
@@ -50,6 +50,26 @@ def reference(serve) -> Callable[[int, Traffic], list[Answer]]:  # noqa: ANN001
         return known[window, traffic]
 
     return answers
+
+
+def beside_no_cache(
+    model: Path, logs: Path, traffic: Traffic, page: int, tier: list[str], checks: dict[str, str]
+) -> tuple[list[Answer], list[Answer]]:
+    """(answers with our host tier, those of a server without a prefix cache) of one model.
+
+    Args:
+        tier: further options of the server with the host tier.
+    """
+    options = ["--model-path", str(model), *COMMON, "--page-size", str(page)]
+    environment = {**CPU, **checks}
+    without = [*options, "--disable-radix-cache", "--max-total-tokens", "16384"]
+    with running(without, logs / "reference.log", environment) as server:
+        expected = converse(server, traffic)
+    tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", *tier]
+    with running(tiered, logs / "ours.log", environment) as server:
+        answers = converse(server, traffic)
+        assert_idle_and_alive(server)
+    return answers, expected
 
 
 def assert_idle_and_alive(server: Server) -> None:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from launch.server import CPU, OURS, STRICT_CHECKS, running
+from launch.server import STRICT_CHECKS
 from launch.tiny_model import make_model, parse_args
 from launch.traffic import Traffic
-from tests.e2e.conftest import COMMON, assert_idle_and_alive
-from tests.e2e.conversations import converse, differences, hit_rates
+from tests.e2e.conftest import beside_no_cache
+from tests.e2e.conversations import differences, hit_rates
 
 TRAFFIC = Traffic(conversations=6, rounds=4, seed=7)
 # The rows of requests name what the window has left behind, with stock's cache too. That check
@@ -17,17 +17,9 @@ CHECKS = {k: v for k, v in STRICT_CHECKS.items() if k != "SGLANG_CHECK_KV_PAGE_I
 def test_windows_alone_are_kept_and_tokens_are_exact(tmp_path: Path) -> None:
     model = tmp_path / "model"
     make_model(parse_args(["--out", str(model), "--window", "100", "--full-every", "99"]))
+    tier = ["--chunked-prefill-size", "256", "--max-total-tokens", "1024"]
     # the engine's allocator for such models has pages of one token
-    options = ["--model-path", str(model), *COMMON, "--page-size", "1"]
-    environment = {**CPU, **CHECKS}
-    without = [*options, "--disable-radix-cache", "--max-total-tokens", "16384"]
-    with running(without, tmp_path / "reference.log", environment) as server:
-        expected = converse(server, TRAFFIC)
-    tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2"]
-    tiered += ["--chunked-prefill-size", "256", "--max-total-tokens", "1024"]
-    with running(tiered, tmp_path / "ours.log", environment) as server:
-        answers = converse(server, TRAFFIC)
-        assert_idle_and_alive(server)
+    answers, expected = beside_no_cache(model, tmp_path, TRAFFIC, 1, tier, CHECKS)
     assert not differences(answers, expected)
     rates = hit_rates(answers)
     assert rates["hit_rate"] >= 0.6, rates
