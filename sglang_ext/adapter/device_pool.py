@@ -114,6 +114,9 @@ class EngineDevicePool:
         live = full.reshape(-1)[swa.reshape(-1) != 0]
         self._allocator.free_swa(self._first_tokens(live))
 
+    def stays_with_request(self, full: Slots) -> None:
+        """The table has not taken these pages, which ``owned_slots`` named."""
+
     def row_tokens(self, full: Slots, swa: Slots) -> torch.Tensor:
         """What the row of a request says of its pages: token indices, int64 on the device."""
         return self._tokens(full)

@@ -248,6 +248,7 @@ class SwaHiCache(BasePrefixCache):
             _request_number(req.rid),
             getattr(req, "priority", None) or 0,
         )
+        self._device_pool.stays_with_request(full[len(rows) - first :])
         protected = len(rows) * self._page_tokens
         row[owned:protected] = self._row_tokens(rows[first:]).to(row.dtype)
 

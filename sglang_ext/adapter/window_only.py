@@ -85,11 +85,18 @@ class WindowOnlyDevicePool:
         swa = self._indices.slots(tokens)
         lost = -(-given_back // self._page_tokens)
         if given_back % self._page_tokens:
-            self._allocator.free_swa(tokens[given_back : lost * self._page_tokens])
+            rest = tokens[given_back : lost * self._page_tokens]
+            self._allocator.free_swa(rest.clone())
+            # a view of the row: if the page stays with the request, it must not free it again
+            rest.zero_()
         swa[:lost] = ABSENT
         full = self._numbers.allocate(len(swa))
         assert full is not None, "more pages than numbers"
         return full, swa
+
+    def stays_with_request(self, full: Slots) -> None:
+        """See ``EngineDevicePool.stays_with_request``."""
+        self._numbers.release(full)
 
     def row_tokens(self, full: Slots, swa: Slots) -> torch.Tensor:
         """See ``EngineDevicePool.row_tokens``. Where there is no KV the row names the engine's

@@ -59,6 +59,19 @@ def test_a_page_that_the_window_has_left_in_part_gives_back_the_rest() -> None:
     assert len(np.unique(allocator.alloc(PAGES * 16).numpy())) == PAGES * 16
 
 
+def test_a_page_that_stays_with_its_request_is_freed_once() -> None:
+    """After a digest collision the table takes less than it was offered."""
+    pool, allocator = device_pool()
+    row = allocator.alloc(2 * 16)
+    allocator.free_swa(row[:4].clone())
+    full, _ = pool.owned_slots(row, given_back=4)
+    pool.stays_with_request(full)
+    assert pool.free_pages() == 3
+    allocator.free_segments([(row[4:], 4)])  # as the engine does when the request ends
+    assert allocator.available_size() == PAGES * 16
+    assert len(np.unique(allocator.alloc(PAGES * 16).numpy())) == PAGES * 16
+
+
 def test_pages_are_numbers_that_come_back() -> None:
     pool, _ = device_pool()
     first = pool.allocate(2)
