@@ -32,11 +32,13 @@ soak: .venv/ready
 	$(BIN)/python -m launch.soak --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
-.venv/ready: requirements/engine.txt requirements/cpu.txt pyproject.toml cpu_platform/pyproject.toml
+.venv/ready: requirements/engine.txt requirements/cpu.txt requirements/mooncake.txt pyproject.toml cpu_platform/pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -r requirements/engine.txt
 	$(BIN)/pip install -q -r requirements/cpu.txt
 	$(BIN)/pip install -q --no-deps sglang==$(ENGINE)
+	$(BIN)/pip install -q --no-deps -r requirements/mooncake.txt
+	sh launch/mooncake_libraries.sh .venv/mooncake
 	$(BIN)/pip install -q --no-deps -e . -e cpu_platform
 	touch $@
 

@@ -43,7 +43,13 @@ class ServerError(RuntimeError):
 
 
 class Server:
-    """A running server process."""
+    """A running server process.
+
+    Attributes:
+        key: sent with every request if it is set.
+    """
+
+    key: str | None = None
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
@@ -55,12 +61,18 @@ class Server:
         """Base address."""
         return f"http://127.0.0.1:{self.port}"
 
-    def post(self, path: str, body: Mapping[str, Any], timeout_s: float = 600.0) -> Any:
-        """POST JSON and return the decoded answer."""
+    def post(
+        self, path: str, body: Mapping[str, Any], timeout_s: float = 600.0, method: str = "POST"
+    ) -> Any:
+        """POST JSON (or PUT, DELETE) and return the decoded answer."""
         request = urllib.request.Request(
             self.url + path,
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={
+                "Content-Type": "application/json",
+                **({"Authorization": f"Bearer {self.key}"} if self.key else {}),
+            },
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             text = response.read().decode()

@@ -1,10 +1,11 @@
-"""``python -m sglang_ext``: the tools that need no running engine."""
+"""``python -m sglang_ext``: tools beside the engine."""
 
 import sys
 
+from sglang_ext import verify
 from sglang_ext.sizing import cli as size
 
-COMMANDS = {"size": size.main}
+COMMANDS = {"size": size.main, "verify": verify.main}
 
 
 def main() -> int:

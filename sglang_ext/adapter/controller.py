@@ -1,12 +1,14 @@
 """The controller of the host tier: submits begun transfers, commits agreed ones."""
 
 import logging
+import time
 from typing import Any
 
 import torch
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.adapter.storage_tier import StorageTier
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.index import CacheIndex
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 FULL, WINDOW = 0, 1
 """Component numbers of the transfer engine."""
+_MOST_SECONDS_TO_SAVE = 10.0
+"""The engine kills a scheduler that has not ended 15 seconds after it was told to."""
 
 
 class HostTierController:
@@ -27,7 +31,8 @@ class HostTierController:
     Attributes:
         load_fence_stream, write_fence_stream: set by the scheduler to the forward
             stream; transfers run behind what it holds when they are submitted.
-        storage_backend, storage_backend_type: None, there is no storage tier.
+        storage_backend, storage_backend_type: the engine's backend and its name, None without
+            a storage tier.
         layer_done_counter: see ``transfer.layer_counter``.
 
     Args:
@@ -45,8 +50,9 @@ class HostTierController:
     ) -> None:
         self.load_fence_stream: Any = None
         self.write_fence_stream: Any = None
-        self.storage_backend = None
-        self.storage_backend_type = None
+        self.storage_backend: Any = None
+        self.storage_backend_type: str | None = None
+        self._storage: StorageTier | None = None
         self.layer_done_counter = counter
         self._index = index
         self._engine = engine
@@ -126,14 +132,19 @@ class HostTierController:
         backed_up, failed = self._engine.backed_up()
         self._ledger.failed(failed)
         report = self._ledger.report(backed_up, self._engine.loaded())
+        own = len(report)
+        if self._storage is not None:
+            report += self._storage.report()
         if self._compare_ranks:
             mark = fingerprint(self._index)
             *report, low, high = self._agreement.minimum([*report, mark, -mark])
             assert low == -high, "ranks hold different tables"
         else:
             report = self._agreement.minimum(report)
-        if failed_ops := self._ledger.commit(report):
+        if failed_ops := self._ledger.commit(report[:own]):
             self._log_failures(failed_ops)
+        if self._storage is not None:
+            self._storage.commit(report[own:])
 
     def _log_failures(self, ops: list[int]) -> None:
         """One line each time the number of failures has doubled."""
@@ -147,8 +158,51 @@ class HostTierController:
                 ops[-1],
             )
 
+    # ---- storage -------------------------------------------------------------
+
+    def attach_storage(self, storage: StorageTier, name: str, backend: Any) -> None:
+        """There is a storage tier from now on."""
+        self._storage = storage
+        self.storage_backend, self.storage_backend_type = backend, name
+
+    def detach_storage(self) -> None:
+        """There is no storage tier any more."""
+        self._storage = self.storage_backend = self.storage_backend_type = None
+
+    def save_everything(self) -> None:
+        """At shutdown: what the write policy keeps goes to storage, the most recently used
+        first, as far as there is time. The other ranks do the same, each for itself."""
+        if self._storage is None:
+            return
+        deadline = time.monotonic() + _MOST_SECONDS_TO_SAVE
+        tried: set[int] = set()
+        while time.monotonic() < deadline:
+            self.submit_backups()
+            backed_up, failed = self._engine.backed_up()
+            self._ledger.failed(failed)
+            self._ledger.commit(self._ledger.report(backed_up, self._engine.loaded()))
+            busy = self._storage.save_alone()
+            if self._index.pending[TransferKind.BACKUP] or busy:
+                time.sleep(0.001)
+                continue
+            more = self._index.save_more(tried)
+            for plan in more:
+                self._queue(plan)
+            if not more and not self._storage.save_alone():
+                break
+        counters = self._index.counters
+        logger.info(
+            "sglang-ext: %d pages and %d window pages were written to storage in all",
+            counters.persisted_pages,
+            counters.persisted_window_pages,
+        )
+
+    # ---- life cycle ----------------------------------------------------------
+
     def reset(self) -> None:
         """Let transfers end and forget them; for a flush, before the index is reset."""
+        if self._storage is not None:
+            self._storage.reset()
         self.submit_backups()
         self.submit_loads()
         self._engine.drain()
@@ -158,5 +212,7 @@ class HostTierController:
         self.layer_done_counter.reset()
 
     def close(self) -> None:
-        """Let transfers end and release the engine."""
+        """Let transfers end and release the engine and the storage."""
         self._engine.close()
+        if self._storage is not None:
+            self._storage.close()

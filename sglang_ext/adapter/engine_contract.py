@@ -63,6 +63,34 @@ SIGNATURES: dict[str, str] = {
     ),
     "sglang.srt.mem_cache.pool_host.base.HostKVCache.alloc": "self need_size",
     "sglang.srt.mem_cache.pool_host.base.HostKVCache.free": "self indices",
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.batch_exists": "self keys extra_info",
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.batch_exists_v2": (
+        "self keys pool_transfers extra_info"
+    ),
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.batch_get_v1": (
+        "self keys host_indices extra_info"
+    ),
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.batch_set_v1": (
+        "self keys host_indices extra_info"
+    ),
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.batch_get_v2": "self transfers extra_info",
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.batch_set_v2": "self transfers extra_info",
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.register_mem_pool_host": (
+        "self mem_pool_host"
+    ),
+    "sglang.srt.mem_cache.hicache_storage.HiCacheStorage.register_mem_host_pool_v2": (
+        "self host_pool host_pool_name"
+    ),
+    "sglang.srt.mem_cache.storage.StorageBackendFactory.create_backend": (
+        "backend_name storage_config mem_pool_host kwargs"
+    ),
+    "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller.HybridCacheController."
+    "parse_storage_backend_extra_config": "storage_backend_extra_config",
+    "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.get_page_buffer_meta": "self indices",
+    "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.get_data_page": "self index flat",
+    "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.set_from_flat_data_page": (
+        "self index data_page"
+    ),
     "sglang.srt.managers.tp_worker.TpModelWorker.register_hicache_layer_transfer_counter": (
         "self counter"
     ),

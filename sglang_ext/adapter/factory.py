@@ -10,7 +10,7 @@ import torch.distributed as dist
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_pool import EngineDevicePool
-from sglang_ext.adapter.host_arena import HostUsage
+from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import (
     EngineCopies,
     NoCopies,
@@ -20,6 +20,7 @@ from sglang_ext.adapter.host_pools import (
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
+from sglang_ext.adapter.storage_setup import StorageSetup
 from sglang_ext.adapter.window_only import (
     ROWS_PER_WINDOW_PAGE,
     WindowOnlyCache,
@@ -112,17 +113,40 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     )
     cache = (WindowOnlyCache if window_only else SwaHiCache)(params, index, device_pool, admission)
     if ctx.enable_hierarchical_cache:
-        controller = _controller(ctx, kv_pool, group, index)
-        usage = HostUsage(arena, geometry.page_tokens)
-        cache.attach_host_tier(controller, group, memory, usage)
-        kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
-        ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
+        _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:
         _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
     trace = from_environment().step_trace
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
     return cache
+
+
+def _attach_host_tier(
+    ctx: "TreeCacheBuildContext",
+    cache: SwaHiCache,
+    kv_pool: "SWAKVPool",
+    group: "HostPoolGroup",
+    memory: ArenaMemory,
+) -> None:
+    from sglang.srt.runtime_context import get_memory, get_serving
+
+    index = cache.index
+    controller = _controller(ctx, kv_pool, group, index)
+    usage = HostUsage(memory.arena, index.geometry.page_tokens)
+    cache.attach_host_tier(controller, group, memory, usage)
+    kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
+    ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
+    metrics = ctx.params.enable_metrics
+    cache.storage_setup = StorageSetup(index, kv_pool, group, memory, metrics=metrics)
+    options = get_memory()
+    if options.hicache_storage_backend is not None:
+        cache.open_storage(
+            options.hicache_storage_backend,
+            options.hicache_storage_backend_extra_config,
+            options.hicache_storage_prefetch_policy,
+            get_serving().served_model_name,
+        )
 
 
 def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
@@ -219,3 +243,4 @@ def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
         type(cache).__name__, get_parallel(), is_dp_attention_enabled()
     )
     cache.metrics = IndexMetrics(cache.index, labels, cache.metrics_collector, arena)
+    cache.count_files()

@@ -54,6 +54,10 @@ class ArenaMemory:
         whole = self._bytes.view(dtype)
         return whole.as_strided(dims, (first // dtype.itemsize, *half.stride()), 0)
 
+    def whole(self, dtype: torch.dtype) -> torch.Tensor:
+        """All of the memory, for registration."""
+        return self._bytes[: len(self._bytes) // dtype.itemsize * dtype.itemsize].view(dtype)
+
     def move(self, component: int, source: Slots, target: Slots) -> None:
         """See HostMemory. A slot is contiguous in each plane, in every layout by pages."""
         shape = self.arena.shape

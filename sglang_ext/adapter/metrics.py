@@ -1,5 +1,6 @@
 """The index's counters as Prometheus metrics of the engine's own endpoint."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang_ext.core.arena import Arena
@@ -13,6 +14,9 @@ class IndexMetrics:
     Args:
         collector: the engine's, of its prefix cache.
         arena: the host memory, None without one.
+
+    Attributes:
+        files: what has happened to files of pages, if storage is a directory.
 
     Import of prometheus_client must wait until the engine has set
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
@@ -50,6 +54,12 @@ class IndexMetrics:
             names,
             multiprocess_mode="mostrecent",
         )
+        self._files = Counter(
+            "sglang_ext:storage_files_total",
+            "Files of pages that were missing, damaged, foreign, not written or removed.",
+            [*names, "event"],
+        )
+        self.files: Callable[[], dict[str, int]] = dict
         self._collector = collector
         self._largest = 0
         self._published: dict[str, int] = {}
@@ -63,6 +73,11 @@ class IndexMetrics:
                 self._events.labels(**self._labels, event=event).inc(change)
                 self._published[event] = total
                 self._publish_copies(event, change)
+        for event, total in self.files().items():
+            change = total - self._published.get(f"file {event}", 0)
+            if change > 0:
+                self._files.labels(**self._labels, event=event).inc(change)
+                self._published[f"file {event}"] = total
         self._recompute.labels(**self._labels).set(self._largest)
         table = self._index.table
         for component, where, column in (

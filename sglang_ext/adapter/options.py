@@ -37,7 +37,6 @@ REFUSALS = (
     Refusal("--attn-cp-size", "attn_cp_size", _above_one, "1"),
     Refusal("--dcp-size", "dcp_size", _above_one, "1"),
     Refusal("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "null"),
-    Refusal("--hicache-storage-backend", "hicache_storage_backend", _is_set, "no value"),
     Refusal(
         "--hicache-host-memory-mode", "hicache_host_memory_mode", lambda v: v != "cache", "cache"
     ),

@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.core import invariants
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.digest import Pages
@@ -61,7 +62,7 @@ class Prefix:
         self.generation = generation
 
 
-class SwaHiCache(BasePrefixCache):
+class SwaHiCache(StorageCalls, BasePrefixCache):
     """Tiered prefix cache for hybrid sliding-window models.
 
     Attributes that the engine reads:
@@ -96,7 +97,6 @@ class SwaHiCache(BasePrefixCache):
         self.full_kv_pool_host: Any = None
         self._host_group: HostPoolGroup | None = None
         self._host_memory: ArenaMemory | None = None
-        self.enable_storage = False
         self.metrics: IndexMetrics | None = None
         self.step_trace: StepTrace | None = None
 
@@ -361,6 +361,7 @@ class SwaHiCache(BasePrefixCache):
     def release_host_resources(self) -> None:
         """At shutdown: end transfers, unpin host memory."""
         if self.cache_controller is not None:
+            self.cache_controller.save_everything()
             self.cache_controller.close()
         if self._host_group is not None:
             self._host_group.destroy()
@@ -375,7 +376,8 @@ class SwaHiCache(BasePrefixCache):
         """
         table = self.index.table
         state = (table.tick, table.n_rows, table.device.n_locked, table.host.n_present)
-        if self.ongoing_write_through or self.ongoing_load_back or state == self._checked:
+        busy = self.ongoing_write_through or self.ongoing_load_back
+        if busy or self.ongoing_prefetch or self.ongoing_backup or state == self._checked:
             return
         invariants.check_idle(self.index)
         assert not self._locks, f"{len(self._locks)} locks are left at idle"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.demotion import look_ahead, paths_of_pages, windows_to_save, worth_a_copy
-from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE, Claim, HostRoom
+from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostRoom
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.table import selector
@@ -18,8 +18,6 @@ from sglang_ext.core.write_policy import pages_to_copy_now
 
 _MOST_PATHS_A_STEP = 8
 """A step starts as many copies of each kind at most; the next one goes on."""
-_SPARE = 8
-"""Early copies leave one page free for so many that are taken."""
 _MOST_LOOKED_AT = 64
 """Paths that may be looked at for that, as some have nothing that can be copied."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
@@ -104,7 +102,12 @@ class Backups(HostRoom):
         return left <= self._held
 
     def _begin_backup(
-        self, rows: Rows, *, make_room: bool, pages: Rows | None = None
+        self,
+        rows: Rows,
+        *,
+        make_room: bool,
+        pages: Rows | None = None,
+        claim: Claim | None = None,
     ) -> Transfer | Declined | None:
         """Start to copy pages of a path to the host, and the windows worth keeping.
 
@@ -115,20 +118,30 @@ class Backups(HostRoom):
             rows: the path.
             make_room: whether other host copies may give way.
             pages: those of ``rows`` to copy; None for all without a host copy.
+            claim: on what others have; None for what the pages are worth.
         """
         table = self.table
         if pages is None:
             pages = rows[table.device.ready[rows]]
+        elif self.storage is not None and len(pages):
+            # storage has a page only behind all those in front of it
+            above = rows[: int(table.depth[pages].max())]
+            above = above[table.device.ready[above] & (table.stored[above] == 0)]
+            pages = np.union1d(pages, above)
+            pages = pages[np.argsort(table.depth[pages])]
         pages = pages[~table.host.present[pages]]
         stops = self._stops(rows)
         pages = self._leading_somewhere(rows, pages, stops)
         missing = self._missing_windows(rows, stops)
         if len(pages) == 0 and not any(len(window) for window in missing):
-            self._keep_windows(rows, stops)
+            if stops:
+                self._keep_windows(rows, stops)
+                self.queue_persist(rows)
             return None
         if not self._backlog_allows(rows, len(missing[0]) if missing else 0):
             return self._decline(DeclineReason.BACKLOG)
-        reserved = self._reserve_on_host(rows, pages, stops, make_room)
+        claim = claim or Claim.of(table, rows, pages)
+        reserved = self._reserve_on_host(rows, pages, stops, claim if make_room else None)
         if isinstance(reserved, DeclineReason):
             return Declined(reserved)
         full, window = reserved.full, reserved.window
@@ -200,19 +213,21 @@ class Backups(HostRoom):
         return missing
 
     def _reserve_on_host(
-        self, rows: Rows, full: Rows, stops: tuple[int, ...], make_room: bool
+        self, rows: Rows, full: Rows, stops: tuple[int, ...], claim: Claim | None
     ) -> "_Reserved | DeclineReason":
-        """Reserve as much of a backup as there is host room for."""
+        """Reserve as much of a backup as there is host room for; without a claim nothing gives
+        way to it."""
         table = self.table
-        claim = Claim.of(table, rows, full)
         # While room is made, what the backup needs must not be its victim; older windows
         # of the same path may be.
         needed = self._in_windows(rows, stops)
         guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
         reserved = _Reserved(full[:0], full[:0], (), True)
-        if make_room:
+        if claim is not None:
             self._make_room(self.host, len(full), claim)
-        if len(full) > (free := self._free(self.host, make_room)):
+        elif self.storage is not None:
+            self._recycle(self.host, len(full))
+        if len(full) > (free := self._free(self.host, claim is not None)):
             # the beginning of it, up to where a request can resume
             self.counters.declined[DeclineReason.HOST_FULL] += 1
             if free == 0:
@@ -229,9 +244,11 @@ class Backups(HostRoom):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
             if reserved.stops and pinned > self.policy.pinned_window_pages:
                 break
-            if make_room:
+            if claim is not None:
                 self._make_room(self.host_window, len(missing), claim)
-            if len(missing) > self._free(self.host_window, make_room):
+            elif self.storage is not None:
+                self._recycle(self.host_window, len(missing))
+            if len(missing) > self._free(self.host_window, claim is not None):
                 self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
             reserved.done &= self._reserve(self.host_window, missing)
@@ -249,7 +266,7 @@ class Backups(HostRoom):
     def _free(space: HostSpace, needed_now: bool) -> int:
         """Pages that a backup may take. One that is not needed yet leaves some for those
         that will be: they would only take its copies away again."""
-        spare = 0 if needed_now else space.column.n_present // _SPARE
+        spare = 0 if needed_now else space.column.n_present // SPARE
         return max(0, space.free_pages - spare)
 
     def _reserve(self, space: HostSpace, rows: Rows) -> bool:
@@ -310,6 +327,7 @@ class Backups(HostRoom):
             table.host.make_ready(transfer.full.rows)
             table.swa_host.make_ready(transfer.window.rows)
             self._keep_windows(transfer.path, transfer.stops)
+            self.queue_persist(transfer.path)
             self.counters.backed_up_pages += len(transfer.full)
             self.counters.backed_up_window_pages += len(transfer.window)
         else:

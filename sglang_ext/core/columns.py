@@ -81,6 +81,11 @@ class SlotColumn:
         self.locks[rows] = locks
         self.offer(rows)
 
+    def break_locks(self, rows: Rows) -> None:
+        """Drop all holders of rows that leave the table."""
+        self.n_locked -= int(np.count_nonzero(self.present[rows] & (self.locks[rows] > 0)))
+        self.locks[rows] = 0
+
     def offer(self, rows: Selector) -> None:
         """Note rows that may have become victims of eviction."""
         if self._offered is None:

@@ -14,6 +14,13 @@ class Counters:
     backed_up_window_pages: int = 0
     loaded_pages: int = 0
     loaded_window_pages: int = 0
+    persisted_pages: int = 0
+    persisted_window_pages: int = 0
+    unpersisted_pages: int = 0
+    prefetched_pages: int = 0
+    prefetched_window_pages: int = 0
+    lost_prefetched_pages: int = 0
+    cancelled_prefetches: int = 0
     demoted_pages: int = 0
     dropped_pages: int = 0
     dropped_window_pages: int = 0

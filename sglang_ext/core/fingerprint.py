@@ -28,6 +28,8 @@ def fingerprint(index: CacheIndex) -> int:
         state.update(array.tobytes())
     for array in (table.priority, table.forks):
         state.update(array.tobytes())
+    for flags in (table.stored, table.window_stored):
+        state.update(flags.tobytes())
     kept = index.checkpoints
     for array in (kept.ends, kept.uses, kept.below):
         state.update(array.tobytes())

@@ -11,13 +11,15 @@ from sglang_ext.core.columns import Rows
 from sglang_ext.core.eviction import cheapest_first, youngest_first
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.state import IndexState
-from sglang_ext.core.table import TICK_SHIFT, PageTable
+from sglang_ext.core.table import STORED, TICK_SHIFT, PageTable
 
 _FEW = 16
 """Up to so many paths are walked one by one rather than a level at a time."""
 STEPS_AFTER_A_FAILURE = 32
 """How long copies ahead of eviction pause: a broken or tiny host must not keep us busy."""
 _STEPS_AFTER_A_REFUSAL = 4
+SPARE = 8
+"""Early copies leave one page free for so many that are taken."""
 _PART = 16
 """Of windows that are worth little, one in this many goes at a time; and so many pages."""
 
@@ -44,6 +46,10 @@ class Claim:
             # who resumes below them needs them too
             worth=float(table.worth(path[int(table.depth[pages[0]]) :]).max()),
         )
+
+
+NEEDED_NOW = Claim(age=-(1 << 62), worth=float("inf"))
+"""What a request waits for takes the place of everything that only may be needed."""
 
 
 class HostRoom(IndexState):
@@ -129,6 +135,35 @@ class HostRoom(IndexState):
         column.slots[rows[np.isin(pages, chosen)]] = places
         self.counters.moved_host_pages += len(chosen)
         return True
+
+    def _recycle(self, space: HostSpace, pages: int) -> None:
+        """Free host pages for early copies, whose way to storage leads through the host: those
+        of what is on the device and in storage too. They are made again when their eviction
+        from the device is near."""
+        table = self.table
+        missing = pages + space.column.n_present // SPARE - space.free_pages
+        if missing <= 0:
+            return
+        if space is self.host:
+            both = table.host.ready & table.device.ready & (table.host.locks == 0)
+            both &= table.stored == STORED
+            if both.any():
+                both &= ~self._above_host_only()
+            rows = youngest_first(np.flatnonzero(both), table.age, missing)
+            self.host.drop(rows)
+            self.counters.reclaimed_duplicate_pages += len(rows)
+            return
+        kept = self.checkpoints
+        ends = np.flatnonzero(kept.ends & table.swa_device.ready)
+        windows = kept.windows(ends)
+        unsafe = ((windows >= 0) & (table.window_stored[windows] != STORED)).any(axis=1)
+        ends = ends[self._on_device(windows) & ~self._in_use(windows) & ~unsafe]
+        for end in youngest_first(ends, table.age, len(ends)).tolist():
+            if missing <= 0:
+                break
+            freed = self._forget_windows(np.array([end]))
+            self.counters.reclaimed_duplicate_window_pages += freed
+            missing -= freed
 
     # ---- what no request can resume from -------------------------------------
 

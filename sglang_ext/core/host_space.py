@@ -14,14 +14,17 @@ class HostSpace:
 
     Attributes:
         column: the copies on the host.
-        detached: pages whose slots belong to abandoned backups: still being written,
-            no longer in the table.
+        detached: pages whose slots are taken and not in the table: abandoned backups still
+            write them, prefetches fill them, or they have left the table while storage reads
+            them.
     """
 
     def __init__(self, column: SlotColumn, pool: HostPool) -> None:
         self.column = column
         self.detached = 0
         self._pool = pool
+        # first slots of pages that storage reads; True: the page has left the table since
+        self._pinned: dict[int, bool] = {}
 
     @property
     def free_pages(self) -> int:
@@ -45,8 +48,27 @@ class HostSpace:
     def release(self, slots: Slots) -> None:
         """Give slots back; placeholders are not the pool's."""
         real = slots[slots[:, 0] >= 0]
+        if self._pinned and len(real):
+            busy = np.array([slot in self._pinned for slot in real[:, 0].tolist()])
+            for slot in real[busy, 0].tolist():
+                self._pinned[slot] = True
+                self.detached += 1
+            real = real[~busy]
         if len(real):
             self._pool.release(real)
+
+    def pin(self, slots: Slots) -> None:
+        """Keep the contents of pages until ``unpin``, whatever becomes of their rows."""
+        for slot in slots[:, 0].tolist():
+            assert slot not in self._pinned, "a page is pinned twice"
+            self._pinned[slot] = False
+
+    def unpin(self, slots: Slots) -> None:
+        """Nobody reads the pages any more; those that have left the table are free."""
+        left = np.array([self._pinned.pop(slot) for slot in slots[:, 0].tolist()], dtype=bool)
+        if left.any():
+            self.detached -= int(np.count_nonzero(left))
+            self._pool.release(slots[left])
 
     def drop(self, rows: Rows) -> None:
         """Take the copies of ``rows`` away."""

@@ -1,4 +1,4 @@
-"""The cache index: match and insert, on top of eviction, backups and loads.
+"""The cache index: match and insert, on top of eviction, backups, loads and storage.
 
 A transfer is *begun* (slots reserved, rows held), executed elsewhere, and
 *committed*; nothing is published before its commit. The index decides and
@@ -11,15 +11,15 @@ import numpy as np
 
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.digest import Pages
-from sglang_ext.core.loads import Loads
 from sglang_ext.core.plan import PrefixMatch
+from sglang_ext.core.prefetches import Prefetches
 from sglang_ext.core.table import selector
 from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
-class CacheIndex(Loads):
+class CacheIndex(Prefetches):
     """The table, its victims and its transfers behind one facade."""
 
     def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:

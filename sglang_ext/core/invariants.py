@@ -5,7 +5,7 @@ import numpy as np
 from sglang_ext.core.columns import ABSENT, SlotColumn
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import TransferKind
-from sglang_ext.core.table import FREE, PageTable
+from sglang_ext.core.table import FREE, STORED, STORING, PageTable
 
 
 class InvariantError(AssertionError):
@@ -21,6 +21,7 @@ def check(index: CacheIndex) -> None:
     _check_copies(table)
     _check_windows(index)
     _check_transfers(index)
+    _check_storage(index)
 
 
 def check_idle(index: CacheIndex) -> None:
@@ -31,6 +32,9 @@ def check_idle(index: CacheIndex) -> None:
         _require(not getattr(table, name).locks.any(), f"{name}: a lock is left at idle")
     for kind in TransferKind:
         _require(not index.pending[kind], f"a {kind.value} is pending at idle")
+    storage = len(index.persists) + len(index.lookups) + len(index.prefetches)
+    _require(storage == 0, "a storage operation is pending at idle")
+    _require(index.host_tier is None or index.host.detached == 0, "detached pages at idle")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -136,3 +140,19 @@ def _check_transfers(index: CacheIndex) -> None:
         reserved = column.present & ~column.ready
         _require(bool((reserved == busy).all()), f"{name}: RESERVED without a transfer")
         _require(not (reserved & (column.locks == 0)).any(), f"{name}: RESERVED and not held")
+
+
+def _check_storage(index: CacheIndex) -> None:
+    table = index.table
+    stored = np.flatnonzero((table.parent >= 0) & (table.stored == STORED))
+    _require(
+        bool((table.stored[table.parent[stored]] == STORED).all()),
+        "a page counts as stored, the one in front of it does not",
+    )
+    busy, busy_window = (np.zeros(table.capacity, dtype=bool) for _ in range(2))
+    for persist in index.persists.values():
+        for mask, held in ((busy, persist.full_rows), (busy_window, persist.window_rows)):
+            mask[held.rows[table.generation[held.rows] == held.generations]] = True
+    used = table.parent != FREE
+    for states, mask in ((table.stored, busy), (table.window_stored, busy_window)):
+        _require(bool(((states == STORING) == mask)[used].all()), "STORING without a persist")

@@ -14,6 +14,7 @@ class DeclineReason(enum.Enum):
     DEVICE_FULL = "device_full"
     BACKLOG = "backlog"
     STALE = "stale"
+    STORAGE_BACKLOG = "storage_backlog"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

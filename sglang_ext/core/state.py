@@ -1,6 +1,7 @@
 """What the parts of the index share: the table, the pools, transfers in flight."""
 
 import dataclasses
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
+from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
 from sglang_ext.core.table import PageTable, selector
 from sglang_ext.core.write_policy import WritePolicy
 
@@ -25,6 +27,10 @@ _LOW_SHARE = 4
 _AHEAD_SHARE = 12
 """And not more than one in this many host pages."""
 
+_MOST_WAITING = 4096
+"""Paths that wait for storage; beyond, the oldest one is forgotten until it grows."""
+FIRST_PAUSE_MS = 100
+"""Storage is left alone for so long when a persist has failed; then twice as long."""
 _LEFT_THE_PATH = 2
 """Requests fewer on the next page that make a page a place where prefixes diverge."""
 
@@ -122,6 +128,9 @@ class IndexState:
             WritePolicy.WRITE_THROUGH, capacity, capacity, capacity, 0, 0
         )
         self.counters = Counters()
+        self.storage: StorageLimits | None = None
+        self._next_persist = self._next_prefetch = 0
+        self._storage_pause_ms, self._storage_paused_until = FIRST_PAUSE_MS, 0
         self._capacity = capacity
         self._rank = rank
         # operation numbers go on across a reset: they identify transfers for good
@@ -144,6 +153,12 @@ class IndexState:
             TransferKind.BACKUP: {},
             TransferKind.LOAD: {},
         }
+        self.persists: dict[int, Persist] = {}
+        self.lookups: dict[int, Prefetch] = {}
+        self.prefetches: dict[int, Prefetch] = {}
+        self._prefetched_pages = self._persisted_pages = 0
+        # (last row, its generation) of paths that wait until storage takes them
+        self._to_persist: deque[tuple[int, int]] = deque()
         # backups that pin a page on the device, and how many pages have any
         self._pins = np.zeros(self._capacity, dtype=np.int16)
         self._pinned_pages = 0
@@ -222,6 +237,9 @@ class IndexState:
         if len(device):
             self.device_pool.release(table.device.take(device))
         if self.host_tier is not None:
+            # storage may still read them: it holds their slots, see ``HostSpace.pin``
+            table.host.break_locks(rows)
+            table.swa_host.break_locks(rows)
             self._forget_windows(rows[self.checkpoints.ends[rows]])
             self.host.drop(rows[table.host.present[rows]])
         table.remove_rows(rows)
@@ -246,7 +264,22 @@ class IndexState:
     def private_state(self) -> list[int]:
         """Numbers beside the table that decisions depend on; for ``fingerprint``."""
         detached = [self.host.detached, self.host_window.detached] if self.host_tier else []
-        return [self._pause, self._room_left, self._window_room_left, self._held, *detached]
+        storage = [self._next_persist, self._next_prefetch, self._storage_paused_until]
+        storage += [self._prefetched_pages, self._persisted_pages, len(self._to_persist)]
+        room = [self._pause, self._room_left, self._window_room_left, self._held]
+        return [*room, *detached, *storage]
+
+    # ---- storage -------------------------------------------------------------
+
+    def queue_persist(self, path: Rows) -> None:
+        """Note a path that has new pages on the host."""
+        if self.storage is None or len(path) == 0:
+            return
+        if len(self._to_persist) == _MOST_WAITING:
+            self._to_persist.popleft()
+            self._decline(DeclineReason.STORAGE_BACKLOG)
+        last = int(path[-1])
+        self._to_persist.append((last, int(self.table.generation[last])))
 
     # ---- transfers -----------------------------------------------------------
 

@@ -5,7 +5,7 @@ for the row's life. That is why a lock, a transfer or a request may keep row
 numbers across any number of inserts.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from sglang_ext.core.columns import Rows, Selector, SlotColumn
 from sglang_ext.core.digest import PageHasher, Pages
 from sglang_ext.core.eviction_policy import MOST_USES, Rank, Uses, expected_uses, lru
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.storage_keys import Key, as_array, chain, namespace_seed
 
 FREE = np.int32(-1)
 """Parent of a row that is not in use."""
@@ -30,6 +31,7 @@ INSIDE_BAND = -(1 << 61)
 """The same for windows inside a prompt that are kept for who branches off there: they go
 after the former and before every window from which a conversation goes on."""
 NO_REQUEST = -1
+STORING, STORED = 1, 2
 _GALLOP = 32
 
 
@@ -64,6 +66,8 @@ class PageTable:
             conversation has not.
         priority: (rows,) int32, the largest priority among them.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
+        stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
+        keys: (rows, slots_per_page, 32) uint8, keys in storage, where ``keyed``.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
     """
@@ -83,6 +87,10 @@ class PageTable:
         self.forks = np.zeros(capacity, dtype=np.int32)
         self.priority = np.zeros(capacity, dtype=np.int32)
         self.resume = np.zeros(capacity, dtype=bool)
+        self.stored = np.zeros(capacity, dtype=np.int8)
+        self.window_stored = np.zeros(capacity, dtype=np.int8)
+        self.keyed = np.zeros(capacity, dtype=bool)
+        self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
         self._last_request = np.zeros(capacity, dtype=np.int64)
         slots = geometry.slots_per_page
         self.device = SlotColumn(capacity, slots)
@@ -169,8 +177,32 @@ class PageTable:
         return np.concatenate(runs[::-1]) if len(runs) > 1 else runs[0]
 
     def namespace(self, path: Rows) -> Hashable:
-        """Namespace of a path that is not empty. For checks and tests."""
+        """Namespace of a path that is not empty."""
         return self._namespaces[int(self.parent[path[0]])]
+
+    def storage_keys(self, path: Rows) -> list[Key]:
+        """Keys in storage of the device pages of a path, which begins with a first page."""
+        if len(path) == 0:
+            return []
+        if len(self.keys) == 0:
+            self.keys = np.zeros((self.capacity, *self.keys.shape[1:]), dtype=np.uint8)
+        known = int(np.count_nonzero(self.keyed[path]))
+        if known < len(path):
+            # a page has its key only if the one before it has: rows[known:] have none
+            before = namespace_seed(self.namespace(path))
+            if known:
+                before = self.keys[path[known - 1], -1].tobytes()
+            per_page = self.geometry.slots_per_page
+            self.set_keys(path[known:], chain(before, self.tokens[path[known:]], per_page))
+        text = self.keys[path].tobytes()
+        return [text[i : i + 32] for i in range(0, len(text), 32)]
+
+    def set_keys(self, rows: Rows, keys: Sequence[Key]) -> None:
+        """Note the keys of rows, whose parents have theirs."""
+        if len(self.keys) == 0:
+            self.keys = np.zeros((self.capacity, *self.keys.shape[1:]), dtype=np.uint8)
+        self.keys[rows] = as_array(keys, self.geometry.slots_per_page)
+        self.keyed[rows] = True
 
     # ---- rows ----------------------------------------------------------------
 
@@ -208,6 +240,9 @@ class PageTable:
         self.forks[where] = 0
         self.priority[where] = np.iinfo(np.int32).min
         self.resume[where] = False
+        self.stored[where] = 0
+        self.window_stored[where] = 0
+        self.keyed[where] = False
         self._last_request[where] = NO_REQUEST
         self.n_rows += count
         if len(above):

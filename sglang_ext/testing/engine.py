@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,13 @@ from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
 from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
-from sglang_ext.core.table import FREE
+from sglang_ext.core.storage_ledger import StorageLedger
+from sglang_ext.core.storage_plan import Prefetch, StorageLimits
+from sglang_ext.core.table import FREE, STORED
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
 from sglang_ext.testing.shared_memory import SimSharedMemory
+from sglang_ext.testing.storage import SimStorage, SimStore, StorageFaults
 from sglang_ext.testing.transfers import HostSlots, Pace, SimLane
 
 _SLOT_BYTES = (2, 3)
@@ -60,12 +64,25 @@ class SimRequest:
         return self.computed >= len(self.tokens)
 
 
+@dataclasses.dataclass(eq=False, frozen=True)
+class Arrival:
+    """A request that waits for storage, and the prefetch it waits for, if any."""
+
+    tokens: NDArray[np.int64]
+    namespace: object
+    priority: int
+    op: int | None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sizes:
     """What an engine is built with; pages are table pages.
 
     Attributes:
         eviction: the engine's name of the policy.
+        storage_threshold: fewest pages worth a prefetch; 0 for no storage.
+        storage_stop: see StorageLimits.
+        storage_share: storage may hold up one in so many host pages as on a server.
         extent_pages: 0 for a host pool of each component; else both share the memory that
             the two would have, in extents of so many of the larger pages.
     """
@@ -80,6 +97,9 @@ class Sizes:
     write: WritePolicy = WritePolicy.WRITE_THROUGH
     extent_pages: int = 0
     eviction: str = "lru"
+    storage_threshold: int = 0
+    storage_stop: int = 1
+    storage_share: int = 1
 
     def policy(self) -> BackupPolicy:
         """The backup policy of these sizes."""
@@ -99,6 +119,8 @@ class SimEngine:
     Args:
         seed: decides when copies end and which fail; other ranks have another one.
         index_type: the index to run, for instance a ModelledIndex.
+        store: what this rank has in storage, if the sizes say that there is one.
+        storage_faults: what goes wrong there.
     """
 
     def __init__(
@@ -108,6 +130,8 @@ class SimEngine:
         pace: Pace | None = None,
         seed: int = 0,
         index_type: type[CacheIndex] = CacheIndex,
+        store: SimStore | None = None,
+        storage_faults: StorageFaults | None = None,
     ) -> None:
         self.geometry = geometry
         self.device = SimDevicePool(sizes.device_pages, sizes.device_window_pages, geometry)
@@ -133,15 +157,33 @@ class SimEngine:
         if shared:
             shared.in_flight = self._host_slots_in_flight
         self.running: list[SimRequest] = []
+        self.waiting: list[Arrival] = []
         self.seen: set[str] = set()
         self.now = 0.0
         self._pace = pace or Pace()
         self._rng = random.Random(seed)
         self._numbers = itertools.count()
+        self.storage_ledger = StorageLedger(self.index)
+        self.storage: SimStorage | None = None
+        if sizes.storage_threshold and host_rows:
+            limits = StorageLimits.for_host(
+                host_rows // sizes.storage_share, sizes.storage_threshold, sizes.storage_stop
+            )
+            self.index.attach_storage(limits)
+            self.storage = SimStorage(
+                store or SimStore(),
+                self.host,
+                self.host_window,
+                geometry.window_pages,
+                storage_faults or StorageFaults(),
+                random.Random(seed + 1),
+            )
+            self.storage.seen = self.seen
 
     def _host_slots_in_flight(self, component: int) -> list[Slots]:
         transfers = (t for lane in self.lanes.values() for t in lane.submitted)
-        return [(t.full, t.window)[component].host for t in transfers]
+        slots = [(t.full, t.window)[component].host for t in transfers]
+        return slots + (self.storage.in_flight(component) if self.storage else [])
 
     @staticmethod
     def _shared_memory(sizes: Sizes, per_page: int) -> SimSharedMemory:
@@ -154,15 +196,51 @@ class SimEngine:
 
     # ---- requests ------------------------------------------------------------
 
+    def arrive(
+        self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
+    ) -> None:
+        """A request gets in line; storage is asked for its prompt."""
+        plan = self.index.begin_lookup(self._whole_pages(tokens), namespace)
+        op = None
+        if isinstance(plan, Prefetch):
+            assert self.storage is not None
+            op = plan.op
+            self.storage.submit_lookup(plan, self.now)
+        self.waiting.append(Arrival(tokens, namespace, priority, op))
+
+    def is_ready(self, arrival: Arrival) -> bool:
+        """Whether nothing is read for a request any more."""
+        index = self.index
+        plan = None
+        if arrival.op is not None:
+            plan = index.lookups.get(arrival.op) or index.prefetches.get(arrival.op)
+        return plan is None or plan.cancelled
+
+    def admit(self, number: int) -> SimRequest:
+        """Start a request that waits; storage is not waited for any longer."""
+        arrival = self.waiting.pop(number)
+        if arrival.op is not None:
+            self.index.cancel_prefetch(arrival.op)
+        return self.start(arrival.tokens, arrival.namespace, arrival.priority)
+
+    def leave(self, number: int) -> None:
+        """A client goes away while its request waits."""
+        arrival = self.waiting.pop(number)
+        if arrival.op is not None:
+            self.index.cancel_prefetch(arrival.op)
+
+    def _whole_pages(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        # one token must be left to compute
+        page = self.geometry.page_tokens
+        count = max(0, len(tokens) - 1) // page
+        return tokens[: count * page].reshape(count, page)
+
     def start(
         self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
     ) -> SimRequest:
         """Admit a request, with a load from the host if that helps."""
         geometry, index = self.geometry, self.index
-        # one token must be left to compute
-        count = max(0, len(tokens) - 1) // geometry.page_tokens
-        pages = tokens[: count * geometry.page_tokens].reshape(count, geometry.page_tokens)
-        match = index.match(pages, namespace)
+        match = index.match(self._whole_pages(tokens), namespace)
         rows = match.rows[: match.device_pages]
         index.use(match.rows)
         if len(match.rows) > match.device_pages:
@@ -336,11 +414,35 @@ class SimEngine:
         backups.failed -= over
         return self.ledger.report(backups.ended, loads.ended)
 
+    def storage_report(self) -> list[int]:
+        """The same for storage, see StorageLedger."""
+        return self.storage_ledger.report(int(self.now)) if self.storage else []
+
+    def commit_storage(self, agreed: Sequence[int]) -> None:
+        """Apply what all ranks agree on, and start what follows from it."""
+        if self.storage is None:
+            return
+        for prefetch in self.storage_ledger.commit(agreed):
+            self._mark("prefetch")
+            self.storage_ledger.begun(prefetch)
+            self.storage.submit_prefetch(prefetch, self.now)
+        for persist in self.index.begin_persists(self.storage_ledger.now_ms):
+            self._mark("persist")
+            self.storage.submit_persist(persist, self.now)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether transfers or storage operations are in flight."""
+        index = self.index
+        return any((*index.pending.values(), index.persists, index.lookups, index.prefetches))
+
     def pass_time(self, duration: float) -> None:
         """Copies that are due by then are made, not yet committed."""
         self.now += duration
         for lane in self.lanes.values():
             lane.run_until(self.now)
+        if self.storage:
+            self.storage.run_until(self.now, self.storage_ledger)
 
     def copy(self, kind: TransferKind) -> None:
         """Execute the oldest transfer of a direction that was not executed yet."""
@@ -373,12 +475,15 @@ class SimEngine:
         assert not self.running
         for lane in self.lanes.values():
             lane.drain()
+        if self.storage:
+            self.storage.drain(self.storage_ledger)
         self.report()
         self.device.clear()
         self.host.clear()
         self.host_window.clear()
         self.index.reset()
         self.ledger.reset()
+        self.storage_ledger.reset()
 
     # ---- checks --------------------------------------------------------------
 
@@ -419,6 +524,17 @@ class SimEngine:
                 ready = column.ready[path]
                 held = column.slots[path[ready]]
                 assert slots.holds(held, tags[ready]), f"{name}: a page of another prefix"
+            if self.storage is not None:
+                for rows, component in ((table.stored, 0), (table.window_stored, 1)):
+                    self._check_stored(path, rows[path] == STORED, component)
+
+    def _check_stored(self, path: Rows, stored: NDArray[np.bool_], component: int) -> None:
+        """What counts as stored is there, unless storage forgets."""
+        assert self.storage is not None
+        if not self.storage.forgets:
+            keys = self.index.table.storage_keys(path)
+            for key in itertools.compress(keys, stored.repeat(self.geometry.slots_per_page)):
+                assert (component, key) in self.storage.store.pages, "a stored page is not there"
 
     def fingerprint(self) -> int:
         """State that must be the same on every rank."""
@@ -434,11 +550,16 @@ class SimEngine:
         assert self.device.window.used == (table.swa_device.n_present + own_window) * per_page
         self._check_locks()
         abandoned = [t for t in self.index.pending[TransferKind.BACKUP].values() if t.abandoned]
+        coming = [s for p in self.index.prefetches.values() for s in p.stages[p.published :]]
+        going = list(self.index.persists.values())
+        full = [s.full.slots for s in coming] + [p.full.slots for p in going]
+        window = [s.window.slots for s in coming] + [p.window.slots for p in going]
         for slots, column, detached in (
-            (self.host, table.host, [t.full.host for t in abandoned]),
-            (self.host_window, table.swa_host, [t.window.host for t in abandoned]),
+            (self.host, table.host, full + [t.full.host for t in abandoned]),
+            (self.host_window, table.swa_host, window + [t.window.host for t in abandoned]),
         ):
-            real = sum(int((held >= 0).sum()) for held in (column.slots, *detached))
+            held = np.concatenate([s.reshape(-1) for s in (column.slots, *detached)])
+            real = len(np.unique(held[held >= 0]))
             assert slots.used == real, "host slots are lost"
 
     def _check_locks(self) -> None:

@@ -23,9 +23,11 @@ from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
+from sglang_ext.testing.storage import StorageFaults
 from sglang_ext.testing.transfers import Pace
 
 _MAX_RUNNING = 4
+_MAX_WAITING = 6
 _MAX_PROMPT = 400
 _KEPT_HISTORIES = 24
 _CHECK_EVERY = 5
@@ -38,29 +40,41 @@ class Simulation:
 
     Args:
         modelled: run the first rank beside the model; slower.
+        storage: there is a storage tier, with faults.
     """
 
-    def __init__(self, seed: int, ranks: int = 1, *, modelled: bool = False) -> None:
+    def __init__(
+        self, seed: int, ranks: int = 1, *, modelled: bool = False, storage: bool = False
+    ) -> None:
         self.rng = rng = random.Random(seed)
-        geometry = Geometry(rng.choice([1, 2, 16, 32]), rng.choice([1, 16, 31, 40, 70]))
+        # contents are known by table page, keys in storage by device page: the same there
+        device_page = rng.choice([16, 16, 32] if storage else [1, 2, 16, 32])
+        geometry = Geometry(device_page, rng.choice([1, 16, 31, 40, 70]))
         self.page = geometry.page_tokens
-        pages = rng.randint(4, 24)
+        # what is not worth a backup never gets to storage
+        pages = rng.randint(16, 48) if storage else rng.randint(4, 24)
         sizes = Sizes(
             device_pages=pages,
             device_window_pages=max(
                 geometry.window_pages + 2, int(pages * rng.choice([0.3, 0.5, 0.8, 1.0]))
             ),
-            host_pages=rng.choice([0, 2, 4, 8, 16, 32, 64]),
-            host_window_pages=rng.choice([1, 4, 8, 16, 32]),
+            host_pages=rng.choice([4, 16, 32, 64] if storage else [0, 2, 4, 8, 16, 32, 64]),
+            host_window_pages=rng.choice([4, 16, 32] if storage else [1, 4, 8, 16, 32]),
             checkpoint_pages=rng.randint(0, 6),
             pinned_share=rng.choice([1, 1, 4]),
             low_share=rng.choice([1, 2, 4, 100]),
             write=rng.choice(list(WritePolicy)),
             extent_pages=rng.choice([0, 0, 2, 3, 5]),
             eviction=rng.choice(["lru", "lru", *POLICIES]),
+            storage_threshold=rng.randint(1, 3) if storage else 0,
+            storage_stop=rng.randint(1, 4) if storage else 1,
+            storage_share=rng.choice([1, 1, 4]) if storage else 1,
         )
-        pace = Pace(layer=rng.choice([0.1, 1.0, 4.0]), fails=rng.choice([0.0, 0.05]))
+        layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])
+        pace = Pace(layer=layer, fails=rng.choice([0.0, 0.05]))
         self.allocation_fails = rng.choice([0.0, 0.03])
+        self.patience = rng.choice([0.0, 0.01, 0.1])
+        faults = _storage_faults(rng) if storage else None
         self.engines = [
             SimEngine(
                 geometry,
@@ -68,6 +82,7 @@ class Simulation:
                 pace,
                 seed * 1000 + rank,
                 ModelledIndex if modelled and rank == 0 else CacheIndex,
+                storage_faults=faults,
             )
             for rank in range(ranks)
         ]
@@ -82,6 +97,13 @@ class Simulation:
             (2, self.evict_all),
             (0.1, self.flush),
         ]
+        if storage:
+            self.actions += [
+                (40, self.admit),
+                (2, self.leave),
+                (0.7, self.restart),
+                (2, self.evict_all),
+            ]
 
     def run(self, steps: int) -> None:
         """Random steps, with the invariants checked on the way, then an idle check.
@@ -102,10 +124,12 @@ class Simulation:
                     engine.check_every_slot()
         self._abort_all()
         for _ in range(_MOST_STEPS_TO_IDLE):
-            if not any(self.engine.index.pending.values()):
+            if not any(engine.is_busy for engine in self.engines):
                 break
             self.step()
-        assert not any(self.engine.index.pending.values()), "transfers never end"
+        assert not any(engine.is_busy for engine in self.engines), "transfers never end"
+        for arrival in self.engine.waiting:
+            assert self.engine.is_ready(arrival), "a request waits for ever"
         for engine in self.engines:
             engine.check_every_slot()
             engine.check_idle()
@@ -126,9 +150,11 @@ class Simulation:
         duration = self.rng.choice([0.0, 1.0, 1.0, 3.0])
         for engine in self.engines:
             engine.pass_time(duration)
-        agreed = [min(values) for values in zip(*(e.report() for e in self.engines), strict=True)]
+        agreed = _minimum([engine.report() for engine in self.engines])
+        storage = _minimum([engine.storage_report() for engine in self.engines])
         for engine in self.engines:
             engine.ledger.commit(agreed)
+            engine.commit_storage(storage)
             engine.demote()
 
     def serve(self) -> None:
@@ -143,11 +169,37 @@ class Simulation:
             keep = keep // self.page * self.page
         bits = [rng.randint(0, 1)] * tail if rng.random() < 0.7 else rng.choices((0, 1), k=tail)
         tokens = np.concatenate((old[:keep], np.array(bits, dtype=np.int64)))[:_MAX_PROMPT]
-        namespace = rng.choice([None, None, None, "lora"])
+        namespace = rng.choice([None, None, None, ("lora", None)])
         priority = rng.randint(-1, 1)
         for engine in self.engines:
-            engine.start(tokens, namespace, priority)
+            if engine.storage and len(engine.waiting) < _MAX_WAITING:
+                engine.arrive(tokens, namespace, priority)
+            else:
+                engine.start(tokens, namespace, priority)
         self.histories = [*self.histories[-_KEPT_HISTORIES:], tokens]
+
+    def admit(self) -> None:
+        """The scheduler takes a request that waits for storage, or goes on waiting."""
+        waiting = self.engine.waiting
+        if not waiting or len(self.engine.running) >= _MAX_RUNNING:
+            return
+        number = self.rng.randrange(len(waiting))
+        ready = [engine.is_ready(engine.waiting[number]) for engine in self.engines]
+        assert len(set(ready)) == 1, "a request is ready on some ranks only"
+        if ready[0] or self.rng.random() < self.patience:
+            for engine in self.engines:
+                engine.admit(number)
+
+    def leave(self) -> None:
+        """A client goes away while its request waits."""
+        if self.engine.waiting:
+            number = self.rng.randrange(len(self.engine.waiting))
+            for engine in self.engines:
+                engine.leave(number)
+
+    def restart(self) -> None:
+        """Device and host are empty, storage is not."""
+        self.flush()
 
     def advance(self) -> None:
         """A chunk of a running request; it finishes at its end."""
@@ -197,18 +249,35 @@ class Simulation:
         """All requests end, and everything is forgotten while copies are in flight."""
         self._abort_all()
         for engine in self.engines:
-            if any(engine.index.pending.values()):
+            while engine.waiting:
+                engine.leave(0)
+            if engine.is_busy:
                 engine.seen.add("flush in flight")
             engine.reset()
 
 
-def _run_seed(job: tuple[int, int, int]) -> tuple[set[str], Counter[str]]:
-    seed, steps, ranks = job
-    simulation = Simulation(seed, ranks)
+def _storage_faults(rng: random.Random) -> StorageFaults:
+    return StorageFaults(
+        mean=rng.choice([0.05, 0.5, 3.0]),
+        hangs=rng.choice([0.0, 0.0, 0.01]),
+        unreadable=rng.choice([0.0, 0.0, 0.2]),
+        unwritable=rng.choice([0.0, 0.0, 0.1]),
+        forgets=rng.choice([0.0, 0.0, 0.4]),
+    )
+
+
+def _minimum(reports: list[list[int]]) -> list[int]:
+    return [min(values) for values in zip(*reports, strict=True)]
+
+
+def _run_seed(job: tuple[int, int, int, bool]) -> tuple[set[str], Counter[str]]:
+    seed, steps, ranks, storage = job
+    simulation = Simulation(seed, ranks, storage=storage)
     try:
         simulation.run(steps)
     except Exception as error:
-        error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}")
+        option = " --storage" if storage else ""
+        error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}{option}")
         raise
     return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
 
@@ -221,8 +290,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--storage", action="store_true", help="with a storage tier")
     args = parser.parse_args()
-    jobs = [(seed, args.steps, args.ranks) for seed in range(args.seed, args.seed + args.seeds)]
+    seeds = range(args.seed, args.seed + args.seeds)
+    jobs = [(seed, args.steps, args.ranks, args.storage) for seed in seeds]
     seen: set[str] = set()
     counted: Counter[str] = Counter()
     with multiprocessing.Pool(args.processes) as pool:

@@ -108,17 +108,13 @@ def _is_tree_cache(node: ast.expr) -> bool:
 
 
 REFUSED_OR_GUARDED = {
-    # only with options that are refused: storage, sessions, mamba, PD, linker
-    "all_mamba_values_flatten", "attach_storage_backend", "backup_kv_cache",
-    "bind_prefetch_ticket", "check_prefetch_progress", "clear_storage_backend", "components",
-    "dec_host_lock_ref", "detach_storage_backend", "discard_kv_cache_backup",
-    "ensure_session_generation", "finish_external_linker_loads", "get_last_hash_value",
-    "get_prefix_hash_values", "has_pending_cache_operations", "hicache_storage_pass_prefix_keys",
-    "host_pool_group", "inc_host_lock_ref", "is_backuped", "is_root", "linker",
-    "mamba_evictable_size", "mamba_protected_size", "ongoing_backup", "ongoing_prefetch",
-    "open_radix_session", "prefetch_from_storage", "release_swa_prefix_lock",
-    "restore_kv_cache", "sidecar_pool_specs", "tree_core", "unified_cache",
-    "prefetch_outcome_stats_snapshot", "all_values_flatten",
+    # only with options that are refused: sessions, mamba, PD, pipelines, linker
+    "all_mamba_values_flatten", "backup_kv_cache", "bind_prefetch_ticket", "components",
+    "dec_host_lock_ref", "discard_kv_cache_backup", "ensure_session_generation",
+    "finish_external_linker_loads", "has_pending_cache_operations", "host_pool_group",
+    "inc_host_lock_ref", "linker", "mamba_evictable_size", "mamba_protected_size",
+    "open_radix_session", "release_swa_prefix_lock", "restore_kv_cache", "sidecar_pool_specs",
+    "tree_core", "unified_cache", "prefetch_outcome_stats_snapshot", "all_values_flatten",
 }  # fmt: skip
 
 
@@ -129,7 +125,7 @@ def test_every_attribute_the_engine_reads_is_answered() -> None:
     answered = set(run.stdout.split())
     answered |= {  # set in __init__
         "disable", "req_to_token_pool", "token_to_kv_pool_allocator", "page_size",
-        "sliding_window_size", "cache_controller", "full_kv_pool_host", "enable_storage",
+        "sliding_window_size", "cache_controller", "full_kv_pool_host",
         "metrics",
     }  # fmt: skip
     missing = tree_cache_attributes() - answered - REFUSED_OR_GUARDED

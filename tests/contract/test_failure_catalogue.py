@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-SECTIONS = {"A": 11, "B": 12, "C": 8, "D": 6, "E": 10, "F": 4, "G-": 9, "H": 7}
+SECTIONS = {"A": 11, "B": 12, "C": 8, "D": 6, "E": 10, "F": 4, "G-": 9, "H": 7, "J": 4}
 IDS = [f"{letter}{number}" for letter, last in SECTIONS.items() for number in range(1, last + 1)]
 NO_TEST = "—"
 CRASHES = {

@@ -12,6 +12,7 @@ from sglang_ext.core import index as index_module
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import SlotColumn
+from sglang_ext.core.host_room import Claim
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
@@ -229,7 +230,9 @@ def an_early_copy_takes_room_from_others(patch: Patch) -> None:
     patch.setattr(
         CacheIndex,
         "_reserve_on_host",
-        lambda self, rows, full, stops, make_room: original(self, rows, full, stops, True),
+        lambda self, rows, full, stops, claim: original(
+            self, rows, full, stops, claim or Claim.of(self.table, rows, full)
+        ),
     )
 
 

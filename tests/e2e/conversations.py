@@ -8,6 +8,7 @@ import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from launch.server import Server
 from launch.traffic import Traffic, hold_conversation
@@ -22,10 +23,11 @@ class Answer:
     prompt_tokens: int
     device_tokens: int
     host_tokens: int
+    storage_tokens: int
     output: tuple[int, ...]
 
 
-def _rounds(server: Server, traffic: Traffic, number: int) -> Iterator[Answer]:
+def _rounds(server: Any, traffic: Traffic, number: int) -> Iterator[Answer]:
     """One conversation, a round at a time."""
     for turn, _, result in hold_conversation(server, traffic, number):
         meta = result["meta_info"]
@@ -36,20 +38,43 @@ def _rounds(server: Server, traffic: Traffic, number: int) -> Iterator[Answer]:
             meta["prompt_tokens"],
             details["device"],
             details["host"],
+            details.get("storage", 0),
             tuple(result["output_ids"]),
         )
 
 
+class _Relay:
+    """Hands requests to whatever server the conversations are held with now."""
+
+    server: Server
+
+    def post(self, path: str, body: Any, timeout_s: float) -> Any:
+        return self.server.post(path, body, timeout_s)
+
+
+class Conversations:
+    """Conversations that can go on with another server."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._relay = _Relay()
+        self._parallel = traffic.parallel
+        self._order = random.Random(traffic.seed)
+        self._all = [_rounds(self._relay, traffic, n) for n in range(traffic.conversations)]
+
+    def hold(self, server: Server, rounds: int) -> list[Answer]:
+        """The next rounds of all of them, in an order that the seed decides."""
+        self._relay.server = server
+        answers: list[Answer] = []
+        with ThreadPoolExecutor(self._parallel) as pool:
+            for _ in range(rounds):
+                self._order.shuffle(self._all)
+                answers += pool.map(next, self._all)
+        return answers
+
+
 def converse(server: Server, traffic: Traffic) -> list[Answer]:
     """Run all conversations round by round, in an order that the seed decides."""
-    order = random.Random(traffic.seed)
-    conversations = [_rounds(server, traffic, n) for n in range(traffic.conversations)]
-    answers: list[Answer] = []
-    with ThreadPoolExecutor(traffic.parallel) as pool:
-        for _ in range(traffic.rounds):
-            order.shuffle(conversations)
-            answers += pool.map(next, conversations)
-    return answers
+    return Conversations(traffic).hold(server, traffic.rounds)
 
 
 def hit_rates(answers: Sequence[Answer]) -> dict[str, float]:

@@ -122,7 +122,7 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [
-        (["--hicache-storage-backend", "file"], {}, "--hicache-storage-backend file is not"),
+        (["--enable-streaming-session"], {}, "--enable-streaming-session True is not"),
         (
             ["--radix-eviction-policy-config", '{"protected_threshold": 4}'],
             {},

@@ -1,0 +1,187 @@
+"""What the engine calls of a tree cache with a storage tier."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sglang_ext.adapter.storage_tier import POLICIES, StorageTier
+from sglang_ext.config import BACKEND
+from sglang_ext.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from sglang_ext.adapter.controller import HostTierController
+    from sglang_ext.adapter.metrics import IndexMetrics
+    from sglang_ext.adapter.storage_setup import StorageSetup
+    from sglang_ext.core.digest import Pages
+    from sglang_ext.core.index import CacheIndex
+
+logger = logging.getLogger(__name__)
+
+
+class StorageCalls:
+    """The storage part of ``SwaHiCache``.
+
+    Attributes that the engine reads:
+        enable_storage: whether a storage backend is attached.
+        hicache_storage_pass_prefix_keys: False; backends get no keys of what is in front.
+        ongoing_prefetch, ongoing_backup: lookups and reads, writes in flight: while there are
+            any, it does not flush and does not detach.
+    """
+
+    enable_storage = False
+    hicache_storage_pass_prefix_keys = False
+    index: "CacheIndex"
+    cache_controller: "HostTierController | None"
+    storage: StorageTier | None = None
+    storage_setup: "StorageSetup | None" = None
+    metrics: "IndexMetrics | None"
+
+    if TYPE_CHECKING:
+
+        def _pages(self, token_ids: Any, length: int) -> "Pages": ...
+
+    # ---- requests ------------------------------------------------------------
+
+    def prefetch_from_storage(
+        self,
+        handle: "Hashable",
+        last_host_node: Any,
+        new_input_tokens: "Sequence[int]",
+        last_hash: Any = None,
+        prefix_keys: Any = None,
+        **rest: Any,
+    ) -> None:
+        """A request waits: look for its prompt in storage, and read what is there.
+
+        Args:
+            rest: ``matched_prefix_tokens``, those before ``new_input_tokens``; ``extra_key``
+                and ``cache_salt`` of the request; more that only stock's cache needs.
+        """
+        if self.storage is not None:
+            parts = (rest["matched_prefix_tokens"], new_input_tokens)
+            tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+            namespace = (rest["extra_key"], rest["cache_salt"])
+            self.storage.prefetch(handle, self._pages(tokens, len(tokens)), namespace)
+
+    def check_prefetch_progress(self, handle: "Hashable") -> bool:
+        """Whether a request may be scheduled."""
+        return self.storage is None or self.storage.is_ready(handle)
+
+    def pop_prefetch_loaded_span(self, handle: "Hashable") -> tuple[int, int | None]:
+        """(tokens that storage made usable, where they begin) of a request; once."""
+        return (0, None) if self.storage is None else self.storage.pop_loaded(handle)
+
+    def release_aborted_request(self, handle: "Hashable") -> None:
+        """A request has gone."""
+        if self.storage is not None:
+            self.storage.forget(handle)
+
+    def is_backuped(self, node: Any) -> bool:
+        """Storage is asked whatever a prefix ends with."""
+        return True
+
+    def is_root(self, node: Any) -> bool:
+        """Whether a prefix is empty."""
+        return len(node.rows) == 0
+
+    def get_last_hash_value(self, node: Any) -> None:
+        """Keys are the index's matter."""
+
+    def get_prefix_hash_values(self, node: Any) -> None:
+        """Keys are the index's matter."""
+
+    @property
+    def ongoing_prefetch(self) -> dict[int, Any]:
+        """Lookups and reads in flight."""
+        return {**self.index.lookups, **self.index.prefetches}
+
+    @property
+    def ongoing_backup(self) -> "Sequence[int]":
+        """Writes in flight, and those that are promised."""
+        writing = self.storage is not None and self.storage.is_writing
+        return list(self.index.persists) or ([-1] if writing else [])
+
+    # ---- life cycle ----------------------------------------------------------
+
+    def attach_storage_backend(
+        self,
+        storage_backend: str,
+        storage_backend_extra_config_json: str | None = None,
+        served_model_name: str | None = None,
+        hicache_storage_prefetch_policy: str | None = None,
+        hicache_write_policy: str | None = None,
+    ) -> tuple[bool, str]:
+        """Attach a storage backend while the server runs; (done, message)."""
+        from sglang.srt.runtime_context import get_memory
+
+        policy = hicache_storage_prefetch_policy or get_memory().hicache_storage_prefetch_policy
+        if policy not in POLICIES:
+            return False, f"prefetch policy {policy!r} is not allowed; use {', '.join(POLICIES)}"
+        if self.storage_setup is None or self.cache_controller is None:
+            return False, "there is no host tier; start with --enable-hierarchical-cache"
+        if hicache_write_policy not in (None, self.index.policy.write.value):
+            return False, (
+                f"--radix-cache-backend {BACKEND} does not change --hicache-write-policy "
+                f"({self.index.policy.write.value}) while it runs"
+            )
+        attached = self.cache_controller.storage_backend_type
+        if self.storage is not None and attached != storage_backend:
+            return False, f"storage {attached} is attached; detach it first"
+        if self.storage is None:
+            try:
+                self.open_storage(
+                    storage_backend, storage_backend_extra_config_json, policy, served_model_name
+                )
+            except StartupError as error:
+                return False, str(error)
+        assert self.storage is not None
+        patience = self.storage.patience
+        self.storage.patience = type(patience)(
+            policy, patience.base_ms, patience.per_1024_tokens_ms
+        )
+        return True, f"storage {storage_backend} is attached"
+
+    def open_storage(
+        self, name: str, settings: str | None, policy: str, model_name: str | None
+    ) -> None:
+        """Attach a storage backend.
+
+        Raises:
+            StartupError: it did not start.
+        """
+        assert self.storage_setup is not None
+        assert self.cache_controller is not None
+        self.storage, backend = self.storage_setup.open(name, settings, policy, model_name)
+        self.cache_controller.attach_storage(self.storage, name, backend)
+        self.enable_storage = True
+        self.count_files()
+
+    def count_files(self) -> None:
+        """Export what happens to files, if storage is a directory of them."""
+        controller = self.cache_controller
+        events = getattr(controller and controller.storage_backend, "events", None)
+        if self.metrics is not None:
+            self.metrics.files = events or dict
+
+    def detach_storage_backend(self) -> tuple[bool, str]:
+        """Detach the storage backend; nothing is in flight. (done, message)"""
+        if self.storage is None or self.cache_controller is None:
+            return True, "no storage is attached"
+        self.storage.reset()
+        self.storage.close()
+        self.index.detach_storage()
+        self.cache_controller.detach_storage()
+        self.storage = None
+        self.enable_storage = False
+        self.count_files()
+        return True, "storage is detached"
+
+    def clear_storage_backend(self) -> bool:
+        """Forget everything that is stored."""
+        done = self.storage is not None and self.storage.clear()
+        if not done:
+            logger.warning("sglang-ext: the storage was not cleared")
+        return done

@@ -1,0 +1,142 @@
+"""Values that cross the border to storage: what is looked for, read and written."""
+
+import dataclasses
+from collections.abc import Hashable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Rows, Slots
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.storage_keys import Key
+
+LOOKUPS_A_STEP = 32
+"""Prefetches that can be decided in one step: each has its own elements in the report."""
+PREFETCHES = 64
+"""Prefetches that may read at the same time."""
+PERSISTS = 64
+"""Persists that may write at the same time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StorageLimits:
+    """How much of the host memory a storage tier may hold up; in table pages.
+
+    Attributes:
+        threshold_pages: a prefetch of fewer pages is not worth it.
+        stop_pages: least distance of the windows that a prefetch brings along, so that a part
+            of it is of use.
+        prefetch_pages: pages that prefetches fill at a time.
+        persist_pages: pages that storage reads at a time.
+    """
+
+    threshold_pages: int
+    stop_pages: int
+    prefetch_pages: int
+    persist_pages: int
+
+    @classmethod
+    def for_host(cls, pages: int, threshold_pages: int, stop_pages: int) -> "StorageLimits":
+        """Half of the host for what comes, an eighth for what goes."""
+        return cls(
+            threshold_pages=max(1, threshold_pages),
+            stop_pages=max(1, stop_pages),
+            prefetch_pages=max(1, pages // 2),
+            persist_pages=max(1, pages // 8),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Objects:
+    """Pages of one component, as storage knows them.
+
+    Attributes:
+        keys: one for each slot.
+        slots: (n, slots_per_page) host slots.
+    """
+
+    keys: list[Key]
+    slots: Slots
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """Rows and what they were when they were held."""
+
+    rows: Rows
+    generations: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Persist:
+    """Host pages that storage writes: full-attention pages in the order of the path, then
+    windows. Ends with exactly one commit.
+
+    Attributes:
+        op: number of the operation; they end in this order.
+        above: keys of the pages in front of the first one; the last of them must be in storage.
+        path: all pages from the first one of the prompt on.
+    """
+
+    op: int
+    full: Objects
+    window: Objects
+    above: list[Key]
+    path: Held
+    full_rows: Held
+    window_rows: Held
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
+    """Part of a prefetch that is of use without what follows: pages up to a resume point,
+    and its window."""
+
+    full: Objects
+    window: Objects
+
+
+@dataclasses.dataclass(slots=True)
+class Prefetch:
+    """Pages of a prompt that storage may have. First looked up, then read.
+
+    Boundaries are in table pages from the beginning of the prompt.
+
+    Attributes:
+        op: number of the operation, in the order they were begun.
+        known: pages ``[0, known)`` of the prompt were in the table.
+        resume: the prompt could be resumed here without storage.
+        first: keys begin with this page.
+        keys: of the device pages of pages ``[first, limit)``.
+        limit: there is no host room for pages beyond.
+        stops: resume points that are read, ascending.
+        stages: what is read for each of them.
+        published: stages that are in the table.
+        cancelled: nobody waits for it any more.
+        failed_here: this rank has no host slots for it.
+    """
+
+    op: int
+    pages: Pages
+    namespace: Hashable
+    known: int
+    resume: int
+    first: int
+    keys: list[Key]
+    limit: int
+    stops: tuple[int, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    published: int = 0
+    cancelled: bool = False
+    failed_here: bool = False
+
+    @property
+    def end(self) -> int:
+        """The resume point that has been reached so far."""
+        return self.stops[self.published - 1] if self.published else self.resume

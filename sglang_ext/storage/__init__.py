@@ -1,0 +1,1 @@
+"""The storage tier: threads, files and the port behind which every backend stands."""

@@ -1,0 +1,113 @@
+"""``python -m sglang_ext verify --url http://…``: does a running server return the same tokens
+from storage as without?
+
+A random prompt is computed cold, then again from the device, then the device and the host are
+flushed and it comes from storage. The answer from storage must be the one from the device: both
+compute the same tokens on the same prefix. The cold answer differs from them only where the
+engine's arithmetic depends on how a prompt is cut.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+_FLUSH_TRIES, _FLUSH_PAUSE_S = 120, 0.5
+_FIRST_TOKEN, _TOKENS = 100, 300
+"""Token ids that every vocabulary has, and that are no control tokens."""
+
+
+class _Server:
+    def __init__(self, url: str, timeout_s: float, key: str | None) -> None:
+        self._url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._headers = {"Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    def post(self, path: str, body: dict[str, Any]) -> str:
+        request = urllib.request.Request(
+            self._url + path,
+            data=json.dumps(body).encode(),
+            headers=self._headers,
+        )
+        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+            return str(response.read().decode())
+
+    def generate(self, prompt: list[int], count: int) -> dict[str, Any]:
+        sampling = {"temperature": 0.0, "max_new_tokens": count, "ignore_eos": True}
+        body = {"input_ids": prompt, "sampling_params": sampling}
+        answer: dict[str, Any] = json.loads(self.post("/generate", body))
+        return answer
+
+    def flush(self) -> bool:
+        """Empty device and host; the server refuses as long as it is writing to storage."""
+        for _ in range(_FLUSH_TRIES):
+            try:
+                self.post("/flush_cache", {})
+            except urllib.error.HTTPError:
+                time.sleep(_FLUSH_PAUSE_S)
+            else:
+                return True
+        return False
+
+
+def _cached(answer: dict[str, Any]) -> dict[str, int]:
+    details = answer["meta_info"].get("cached_tokens_details") or {}
+    return {tier: int(details.get(tier, 0)) for tier in ("device", "host", "storage")}
+
+
+def _verify_one(server: _Server, prompt: list[int], count: int) -> list[str]:
+    """What is wrong with one prompt; prints one line for it."""
+    cold = server.generate(prompt, count)
+    device = server.generate(prompt, count)
+    if not server.flush():
+        return ["the server does not flush: it is busy, or storage does not take what it gets"]
+    stored = server.generate(prompt, count)
+    tiers, tokens = _cached(stored), stored["output_ids"]
+    problems = []
+    if any(_cached(cold).values()):
+        problems.append("the prompt was in the cache before")
+    if tiers["storage"] == 0:
+        problems.append("no token came from storage")
+    if tiers["device"] or tiers["host"]:
+        problems.append("the flush left something on the device or the host")
+    if tokens != device["output_ids"]:
+        problems.append("the answer from storage is another one than from the device")
+    same = "the same" if tokens == cold["output_ids"] else "not the same"
+    print(
+        f"{len(prompt)} tokens: {tiers['storage']} from storage, answer {same} as cold"
+        + "".join(f"; {problem}" for problem in problems)
+    )
+    return problems
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0: everything came back from storage, token for token."""
+    parser = argparse.ArgumentParser(prog="sglang_ext verify", description=__doc__)
+    parser.add_argument("--url", required=True, help="of the server, like http://127.0.0.1:30000")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2000, help="of each prompt")
+    parser.add_argument("--answer", type=int, default=32, help="tokens to generate")
+    parser.add_argument("--seed", type=int, default=None, help="of the prompts; random if none")
+    parser.add_argument("--api-key", help="of the server, or its admin key; needed to flush")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request")
+    args = parser.parse_args(arguments)
+    rng = random.Random(args.seed)
+    server = _Server(args.url, args.timeout, args.api_key)
+    problems: list[str] = []
+    try:
+        for _ in range(args.prompts):
+            prompt = [_FIRST_TOKEN + rng.randrange(_TOKENS) for _ in range(args.tokens)]
+            problems += _verify_one(server, prompt, args.answer)
+    except (OSError, ValueError, KeyError) as error:
+        problems.append(f"the server did not answer as expected: {error!r}")
+    for problem in dict.fromkeys(problems):
+        print(f"PROBLEM: {problem}", file=sys.stderr)
+    print("FAILED" if problems else "OK: from storage as without, token for token")
+    return 1 if problems else 0

@@ -1,0 +1,164 @@
+"""Persists and prefetches, step by step, on simulated ranks."""
+
+import numpy as np
+
+from sglang_ext.core import invariants
+from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
+from sglang_ext.core.storage_ledger import StorageLedger
+from sglang_ext.core.storage_plan import Prefetch
+from sglang_ext.core.table import STORED, STORING
+from sglang_ext.testing.storage import SimStore, StorageFaults
+from tests.core.storage_ranks import FAST, PAGE, match, rank, serve, step, tokens
+
+
+def test_a_new_rank_finds_in_storage_what_another_one_has_served() -> None:
+    store = SimStore()
+    serve(rank(store), tokens(10))
+    fresh = rank(store)
+    serve(fresh, tokens(12))
+    counters = fresh.index.counters
+    assert counters.prefetched_pages == 10
+    assert counters.prefetched_window_pages == 2, "more than the window"
+    assert counters.loaded_pages == 10
+    fresh.check_idle()
+
+
+def test_a_part_of_a_prefetch_is_of_use() -> None:
+    """Stages are published one by one; who does not wait for the last one keeps the others."""
+    store = SimStore()
+    serve(rank(store, checkpoint_pages=4), tokens(12))
+    fresh = rank(store, checkpoint_pages=4, storage_stop=4)
+    plan = fresh.index.begin_lookup(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
+    assert isinstance(plan, Prefetch)
+    fresh.storage_ledger.found(plan.op, [4, 8, 12])
+    fresh.commit_storage(fresh.storage_report())
+    assert plan.stops == (4, 8, 12)
+    assert [len(stage.full) for stage in plan.stages] == [4, 4, 4]
+    assert [len(stage.window) for stage in plan.stages] == [2, 2, 2]
+    assert fresh.storage is not None
+    assert fresh.storage._read(plan.stages[0])
+    fresh.storage_ledger.read(plan.op, 1)
+    fresh.commit_storage(fresh.storage_report())
+    assert match(fresh, tokens(12)) == 4
+    fresh.index.cancel_prefetch(plan.op)
+    fresh.check()
+    step(fresh)
+    fresh.check_idle()
+    assert match(fresh, tokens(12)) == 4
+    assert fresh.index.counters.lost_prefetched_pages == 12
+
+
+def test_ranks_agree_on_a_resume_point_that_all_of_them_have() -> None:
+    """Each one's deepest is not enough: they name smaller ones until all name the same."""
+    ranks = [rank(), rank(), rank()]
+    found = [[4, 6, 12], [4, 6, 8], [4, 12]]
+    for engine, stops in zip(ranks, found, strict=True):
+        plan = engine.index.begin_lookup(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
+        assert isinstance(plan, Prefetch)
+        engine.storage_ledger.found(plan.op, stops)
+    for _ in range(4):
+        agreed = [min(v) for v in zip(*(e.storage_report() for e in ranks), strict=True)]
+        begun = [engine.storage_ledger.commit(agreed) for engine in ranks]
+        if begun[0]:
+            break
+    assert [plan.stops for (plan,) in begun] == [(4,)] * 3
+
+
+def test_a_lookup_that_is_late_on_one_rank_is_not_decided() -> None:
+    ranks = [rank(), rank()]
+    for engine in ranks:
+        engine.index.begin_lookup(tokens(4)[: 4 * PAGE].reshape(-1, PAGE), None)
+    ranks[0].storage_ledger.found(0, [4])
+    agreed = [min(v) for v in zip(*(e.storage_report() for e in ranks), strict=True)]
+    assert [engine.storage_ledger.commit(agreed) for engine in ranks] == [[], []]
+    assert all(0 in engine.index.lookups for engine in ranks)
+
+
+def test_what_fails_to_be_written_is_written_later() -> None:
+    """A full disk: pages do not count as stored; after a pause they are tried again."""
+    engine = rank()
+    assert engine.storage is not None
+    engine.storage._faults = StorageFaults(mean=1e-6, unwritable=1.0)
+    serve(engine, tokens(6))
+    table = engine.index.table
+    assert not table.stored.any()
+    assert engine.index.counters.unpersisted_pages > 0
+    engine.storage._faults = FAST
+    engine.now += 20_000.0  # milliseconds: longer than any pause
+    for _ in range(4):
+        step(engine)
+    path = table.lookup(tokens(6)[: 6 * PAGE].reshape(-1, PAGE), None)
+    assert (table.stored[path] == STORED).all()
+
+
+def test_a_storage_that_lost_everything_is_filled_again() -> None:
+    """Noticed when a conversation goes on: what is in front of its new pages is not there."""
+    store = SimStore()
+    engine = rank(store)
+    serve(engine, tokens(6))
+    store.pages.clear()
+    serve(engine, tokens(9))
+    engine.now += 20_000.0
+    for _ in range(6):
+        step(engine)
+    path = engine.index.table.lookup(tokens(9)[: 9 * PAGE].reshape(-1, PAGE), None)
+    keys = engine.index.table.storage_keys(path)
+    assert all((0, key) in store.pages for key in keys)
+
+
+def test_forgetting_while_another_branch_is_written_leaves_no_hole() -> None:
+    """Two persists in flight below one prefix; the first one finds the prefix gone."""
+    engine = rank(host_pages=200)
+    serve(engine, tokens(4))
+    index = engine.index
+    shared = tokens(4)[: 4 * PAGE]
+    for seed in (1, 2):
+        prompt = np.concatenate((shared, tokens(4, seed)))
+        request = engine.start(prompt)
+        engine.compute(request, 100 * PAGE)
+        engine.finish(request)
+    engine.settle()
+    plans = index.begin_persists(0)
+    assert len(plans) == 2
+    index.commit_persist(plans[0].op, 0, 0)
+    index.commit_persist(plans[1].op, len(plans[1].full) + len(plans[1].window), 0)
+    invariants.check(index)
+    assert not (index.table.stored == STORING).any()
+
+
+def test_a_backlog_is_a_refusal() -> None:
+    """Prefetches take half of the host at most."""
+    engine = rank(host_pages=8, host_window_pages=8, extent_pages=0)
+    for seed in range(3):
+        prompt = tokens(12, seed)[: 12 * PAGE].reshape(-1, PAGE)
+        plan = engine.index.begin_lookup(prompt, None)
+        if isinstance(plan, Prefetch):
+            engine.storage_ledger.found(plan.op, [4])
+            engine.storage_ledger.commit(engine.storage_report())
+    assert isinstance(plan, Declined)
+    assert plan.reason is DeclineReason.STORAGE_BACKLOG
+
+
+def test_the_clock_of_the_slowest_rank_counts() -> None:
+    engine = rank()
+    ledger = StorageLedger(engine.index)
+    ledger.commit(ledger.report(50))
+    assert ledger.now_ms == 50
+    ledger.commit(ledger.report(20))
+    assert ledger.now_ms == 50, "it never goes back"
+
+
+def test_early_copies_recycle_what_storage_has_too() -> None:
+    """A host that is full of copies must not keep new pages from storage."""
+    store = SimStore()
+    engine = rank(store, host_pages=12, host_window_pages=12)
+    for seed in range(3):
+        serve(engine, tokens(9, seed))
+    for _ in range(30):  # one page at a time: an eighth of this host
+        step(engine)
+    for seed in range(3):
+        pages = tokens(9, seed)[: 9 * PAGE].reshape(-1, PAGE)
+        path = engine.index.table.lookup(pages, None)
+        keys = engine.index.table.storage_keys(path)
+        assert all((0, key) in store.pages for key in keys), f"prompt {seed} is not in storage"
+    assert not engine.index.pending[TransferKind.BACKUP]

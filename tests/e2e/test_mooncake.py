@@ -1,0 +1,60 @@
+"""Two servers that share one Mooncake store over TCP."""
+
+import threading
+import time
+from pathlib import Path
+
+from launch.mooncake import environment, store_running
+from launch.server import OURS
+from launch.traffic import Traffic
+from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conversations import Conversations, differences
+from tests.e2e.test_storage import TIERS, reusable_share
+
+PAGE = 64
+TRAFFIC = Traffic(conversations=6, rounds=4, fork=0.0, parallel=3, seed=31)
+
+
+def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
+    serve,  # noqa: ANN001
+    reference,  # noqa: ANN001
+    tmp_path: Path,
+):
+    """Begun on A, continued on B; SIGKILL of the store between two requests of a round; the
+    store comes back, empty, and is used again by both without a restart."""
+    expected = reference(128, TRAFFIC)
+    with store_running(tmp_path / "mooncake.log") as store:
+        options = [
+            *(*OURS, *TIERS, "--page-size", str(PAGE), *store.options()),
+            *("--hicache-storage-prefetch-policy", "timeout"),
+        ]
+        with (
+            serve(128, *options, tokens=8192, **environment()) as first,
+            serve(128, *options, tokens=8192, **environment()) as second,
+        ):
+            conversations = Conversations(TRAFFIC)
+            begun = conversations.hold(first, 1)
+            time.sleep(1.0)  # what the first server has promised is written by then
+            moved = conversations.hold(second, 1)
+            share = reusable_share(begun, moved, PAGE)
+            assert share >= 0.95, f"{share:.3f} of the reusable tokens came from the store"
+
+            killer = threading.Timer(0.3, store.kill)
+            killer.start()
+            answers = [*begun, *moved, *conversations.hold(first, 1)]
+            killer.join()
+            # one step after another without a store
+            answers += conversations.hold(second, 1)
+            assert not differences(expected, answers)
+
+            store.start()
+            time.sleep(12.0)  # the longest time that a server leaves a broken store alone
+            again = Conversations(TRAFFIC)
+            repeated = again.hold(second, 2)
+            time.sleep(1.0)
+            repeated += again.hold(first, 1)
+            assert not differences(expected, repeated)
+            late = [a for a in repeated if a.round == 2]
+            assert sum(a.storage_tokens for a in late) > 0, "the store is not used again"
+            for server in (first, second):
+                assert_idle_and_alive(server)

@@ -1,0 +1,224 @@
+"""The storage tier on real servers."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.bench import metric
+from launch.server import OURS, Server
+from launch.traffic import Traffic, generate
+from sglang_ext import verify
+from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conversations import Answer, Conversations, differences
+
+TIERS = ("--enable-hierarchical-cache", "--hicache-ratio", "2")
+TRAFFIC = Traffic(conversations=12, rounds=4, fork=0.0, parallel=4, seed=23)
+PAGE = 16
+
+
+def stored_in(directory: Path, policy: str = "wait_complete", **settings: Any) -> list[str]:
+    """Options of a server with pages in a directory."""
+    extra = {"file_storage_path": str(directory), "prefetch_threshold": 16, **settings}
+    return [
+        *OURS,
+        *TIERS,
+        *("--hicache-storage-backend", "file", "--hicache-storage-prefetch-policy", policy),
+        *("--hicache-storage-backend-extra-config", json.dumps(extra)),
+    ]
+
+
+def stop_gracefully(server: Server) -> None:
+    """As an operator does: the main process alone gets the signal."""
+    os.kill(server.process.pid, signal.SIGTERM)
+    server.process.wait(timeout=60)
+
+
+def prompt(seed: int, length: int = 400) -> list[int]:
+    """A random prompt."""
+    rng = random.Random(seed)
+    return [rng.randrange(2, 512) for _ in range(length)]
+
+
+def cached(result: dict[str, Any]) -> dict[str, int]:
+    """Cached tokens by tier."""
+    details = result["meta_info"]["cached_tokens_details"] or {}
+    return {tier: details.get(tier, 0) for tier in ("device", "host", "storage")}
+
+
+def pages_in(directory: Path, ending: str = "") -> list[Path]:
+    """Files of pages: of full attention, or those that end with ``.swa``."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name[0] != "."]
+    return sorted(path for path in files if path.suffix == ending)
+
+
+def reusable_share(before: Sequence[Answer], after: Sequence[Answer], page: int) -> float:
+    """Part of the reusable tokens that came from storage: whole pages of what the round before
+    has computed, that is all but its last token."""
+    computed = {a.conversation: a.prompt_tokens + len(a.output) - 1 for a in before}
+    reusable = sum(computed[a.conversation] // page * page for a in after)
+    return sum(a.storage_tokens for a in after) / reusable
+
+
+@pytest.mark.parametrize(("page", "write"), [(64, "write_through"), (1, "write_back")])
+def test_the_next_round_after_a_restart_comes_from_storage(  # noqa: ANN201
+    serve,  # noqa: ANN001
+    reference,  # noqa: ANN001
+    tmp_path: Path,
+    page: int,
+    write: str,
+):
+    """Twelve conversations, a graceful stop, a fresh server."""
+    options = [*stored_in(tmp_path), "--page-size", str(page), "--hicache-write-policy", write]
+    conversations = Conversations(TRAFFIC)
+    with serve(128, *options, tokens=8192) as server:
+        answers = conversations.hold(server, 3)
+        assert_idle_and_alive(server)
+        stop_gracefully(server)
+    with serve(128, *options, tokens=8192) as server:
+        after = conversations.hold(server, 1)
+        assert_idle_and_alive(server)
+    assert not differences(reference(128, TRAFFIC), [*answers, *after])
+    last = [a for a in answers if a.round == 2]
+    share = reusable_share(last, after, max(16, page))
+    assert share >= 0.95, f"{share:.3f} of the reusable tokens came from storage"
+
+
+def test_damaged_and_foreign_pages_cost_a_recompute(serve, reference, tmp_path: Path) -> None:  # noqa: ANN001
+    """A third of the files is torn, flipped or another page's; every token is right."""
+    options = [*stored_in(tmp_path), "--page-size", str(PAGE), "--enable-metrics"]
+    conversations = Conversations(TRAFFIC)
+    with serve(128, *options, tokens=8192) as server:
+        answers = conversations.hold(server, 3)
+        stop_gracefully(server)
+    rng = random.Random(5)
+    files = pages_in(tmp_path) + pages_in(tmp_path, ".swa")
+    for path in rng.sample(files, len(files) // 3):
+        data = bytearray(path.read_bytes())
+        kind = rng.randrange(3)
+        if kind == 0:
+            data = data[: rng.randrange(len(data))]
+        elif kind == 1:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        else:
+            data = bytearray(rng.choice(files).read_bytes())
+        path.write_bytes(data)
+    with serve(128, *options, tokens=8192) as server:
+        after = conversations.hold(server, 1)
+        assert_idle_and_alive(server)
+        assert metric(server.get("/metrics"), "sglang_ext:storage_files_total") > 0
+    assert not differences(reference(128, TRAFFIC), [*answers, *after])
+
+
+def test_a_hit_without_its_window_resumes_from_the_last_checkpoint(serve, tmp_path: Path) -> None:  # noqa: ANN001
+    """Windows in storage are lost one after another; the full pages stay."""
+    checkpoints = {"SGLANG_EXT_CHECKPOINT_TOKENS": "256"}
+    options = [*stored_in(tmp_path), "--page-size", str(PAGE)]
+    with serve(128, *options, tokens=8192, **checkpoints) as server:
+        expected = generate(server, prompt(1, 1201), 8)["output_ids"]
+        stop_gracefully(server)
+    full = len(pages_in(tmp_path))
+    windows = sorted(pages_in(tmp_path, ".swa"), key=lambda path: path.stat().st_mtime_ns)
+    hits = []
+    while windows and len(hits) < 3:
+        with serve(128, *options, tokens=8192, **checkpoints) as server:
+            result = generate(server, prompt(1, 1201), 8)
+            assert result["output_ids"] == expected
+            hits.append(cached(result)["storage"])
+            server.stop()
+        # the window at the end of what was found is gone
+        for path in windows[-8:]:
+            path.unlink(missing_ok=True)
+        windows = windows[:-8]
+    assert len(pages_in(tmp_path)) >= full
+    assert hits[0] == 1200
+    assert 0 < hits[1] < hits[0], hits
+    assert hits[0] - hits[1] <= 256 + PAGE, "further back than one checkpoint"
+
+
+def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None:  # noqa: ANN001
+    """A server that starts without storage."""
+    options = [*OURS, *TIERS, "--page-size", "64", "--admin-api-key", "secret"]
+    with serve(128, *options, tokens=8192) as server:
+        server.key = "secret"
+        check = ["--url", server.url, "--api-key", "secret"]
+        first = generate(server, prompt(1), 8)
+        assert verify.main([*check, "--prompts", "1", "--seed", "1"]) == 1
+        assert "no token came from storage" in capsys.readouterr().err
+        attach(server, tmp_path)
+        assert verify.main([*check, "--prompts", "2", "--seed", "2"]) == 0
+        assert "OK" in capsys.readouterr().out
+        generate(server, prompt(1), 8)
+        flush(server)
+        again = generate(server, prompt(1), 8)
+        assert again["output_ids"] == first["output_ids"]
+        assert cached(again)["storage"] > 0
+        server.post("/hicache/storage-backend/clear", {})
+        flush(server)
+        assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0, "storage": 0}
+        wait_until_idle(server)
+        server.post("/hicache/storage-backend", {}, method="DELETE")
+        flush(server)
+        gone = generate(server, prompt(1), 8)
+        assert cached(gone)["storage"] == 0
+        attach(server, tmp_path)
+        flush(server)
+        assert cached(generate(server, prompt(1), 8))["storage"] > 0
+        assert_idle_and_alive(server)
+
+
+def attach(server: Server, directory: Path) -> None:
+    """Attach a directory while the server runs."""
+    wait_until_idle(server)
+    body = {
+        "hicache_storage_backend": "file",
+        "hicache_storage_prefetch_policy": "wait_complete",
+        "hicache_storage_backend_extra_config_json": json.dumps(
+            {"file_storage_path": str(directory), "prefetch_threshold": 16}
+        ),
+    }
+    server.post("/hicache/storage-backend", body, method="PUT")
+
+
+def wait_until_idle(server: Server) -> None:
+    """Nothing is copied or written any more."""
+    time.sleep(1.0)
+    assert server.healthy()
+
+
+def flush(server: Server) -> None:
+    """Empty device and host as soon as storage has what it was promised."""
+    assert verify._Server(server.url, 60.0, server.key).flush()
+
+
+def test_storage_with_faults(serve, reference, tmp_path: Path) -> None:  # noqa: ANN001
+    """Misses after hits, short reads, slow and hanging operations, a full disk: all tokens are
+    right, and no request waits for ever."""
+    traffic = dataclasses.replace(TRAFFIC, fork=0.3, seed=29)
+    faulty = {
+        "backend_name": "faulty",
+        "module_path": "tests.e2e.faulty_backend",
+        "class_name": "FaultyBackend",
+        "interface_v1": 1,
+        "file_storage_path": str(tmp_path),
+        "prefetch_threshold": 16,
+        "prefetch_timeout_base": 0.5,
+        "seed": 3,
+    }
+    options = [
+        *(*OURS, *TIERS, "--page-size", str(PAGE), "--hicache-storage-backend", "dynamic"),
+        *("--hicache-storage-backend-extra-config", json.dumps(faulty)),
+        *("--hicache-storage-prefetch-policy", "timeout"),
+    ]
+    with serve(128, *options, tokens=2048) as server:
+        answers = Conversations(traffic).hold(server, traffic.rounds)
+        assert server.healthy(), server.tail()
+    assert not differences(reference(128, traffic), answers)
+    assert sum(a.storage_tokens for a in answers) > 0
