@@ -113,9 +113,9 @@ def hold_sessions(server: Server, shape: Shape, active: int, seed: int) -> dict[
     return counted
 
 
-def metric(text: str, name: str) -> float:
-    """Sum of a metric's samples."""
-    lines = (line for line in text.splitlines() if line.startswith(name + "{"))
+def metric(text: str, name: str, label: str = "") -> float:
+    """Sum of a metric's samples; with a ``label``, of those that have it."""
+    lines = (line for line in text.splitlines() if line.startswith(name + "{") and label in line)
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 

@@ -47,8 +47,9 @@ class MooncakeStore:
         self._memory_mb = memory_mb
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def options(self) -> list[str]:
-        """Options of a server that uses the store and lends it no memory of its own."""
+    def options(self, **more: object) -> list[str]:
+        """Options of a server that uses the store and lends it no memory of its own; ``more``
+        goes into the backend's settings."""
         settings = {
             "master_server_address": f"127.0.0.1:{self.port}",
             "local_hostname": "127.0.0.1",
@@ -56,6 +57,7 @@ class MooncakeStore:
             "protocol": "tcp",
             "device_name": "",
             "global_segment_size": 0,
+            **more,
         }
         return [
             *("--hicache-storage-backend", "mooncake"),

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from launch.bench import metric
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
@@ -21,7 +19,7 @@ from tests.e2e.conversations import Answer, Conversations, differences
 
 TIERS = ("--enable-hierarchical-cache", "--hicache-ratio", "2")
 TRAFFIC = Traffic(conversations=12, rounds=4, fork=0.0, parallel=4, seed=23)
-PAGE = 16
+PAGE, WINDOW_PAGES = 16, 8
 
 
 def stored_in(directory: Path, policy: str = "wait_complete", **settings: Any) -> list[str]:
@@ -67,39 +65,39 @@ def reusable_share(before: Sequence[Answer], after: Sequence[Answer], page: int)
     return sum(a.storage_tokens for a in after) / reusable
 
 
-@pytest.mark.parametrize(("page", "write"), [(64, "write_through"), (1, "write_back")])
-def test_the_next_round_after_a_restart_comes_from_storage(  # noqa: ANN201
+def test_the_next_round_after_a_restart_comes_from_storage(
     serve,  # noqa: ANN001
     reference,  # noqa: ANN001
     tmp_path: Path,
-    page: int,
-    write: str,
-):
-    """Twelve conversations, a graceful stop, a fresh server."""
-    options = [*stored_in(tmp_path), "--page-size", str(page), "--hicache-write-policy", write]
+) -> None:
+    """Twelve conversations, a graceful stop, a fresh server; then a third of the files is torn,
+    flipped or another page's, and a third server serves the last round."""
+    options = [*stored_in(tmp_path), "--page-size", "64", "--enable-metrics"]
     conversations = Conversations(TRAFFIC)
     with serve(128, *options, tokens=8192) as server:
-        answers = conversations.hold(server, 3)
+        answers = conversations.hold(server, 2)
         assert_idle_and_alive(server)
         stop_gracefully(server)
     with serve(128, *options, tokens=8192) as server:
         after = conversations.hold(server, 1)
         assert_idle_and_alive(server)
-    assert not differences(reference(128, TRAFFIC), [*answers, *after])
-    last = [a for a in answers if a.round == 2]
-    share = reusable_share(last, after, max(16, page))
-    assert share >= 0.95, f"{share:.3f} of the reusable tokens came from storage"
-
-
-def test_damaged_and_foreign_pages_cost_a_recompute(serve, reference, tmp_path: Path) -> None:  # noqa: ANN001
-    """A third of the files is torn, flipped or another page's; every token is right."""
-    options = [*stored_in(tmp_path), "--page-size", str(PAGE), "--enable-metrics"]
-    conversations = Conversations(TRAFFIC)
-    with serve(128, *options, tokens=8192) as server:
-        answers = conversations.hold(server, 3)
         stop_gracefully(server)
+    assert not differences([*answers, *after], reference(128, TRAFFIC))
+    share = reusable_share(answers[-TRAFFIC.conversations :], after, 64)
+    assert share >= 0.95, f"{share:.3f} of the reusable tokens came from storage"
+    damage(tmp_path)
+    with serve(128, *options, tokens=8192) as server:
+        last = conversations.hold(server, 1)
+        assert_idle_and_alive(server)
+        assert metric(server.get("/metrics"), "sglang_ext:storage_files_total") > 0
+    assert not differences(last, reference(128, TRAFFIC))
+    assert reusable_share(after, last, 64) < share
+
+
+def damage(directory: Path) -> None:
+    """A third of the files is torn, flipped, or holds another page."""
     rng = random.Random(5)
-    files = pages_in(tmp_path) + pages_in(tmp_path, ".swa")
+    files = pages_in(directory) + pages_in(directory, ".swa")
     for path in rng.sample(files, len(files) // 3):
         data = bytearray(path.read_bytes())
         kind = rng.randrange(3)
@@ -110,34 +108,50 @@ def test_damaged_and_foreign_pages_cost_a_recompute(serve, reference, tmp_path: 
         else:
             data = bytearray(rng.choice(files).read_bytes())
         path.write_bytes(data)
+
+
+def test_a_restart_with_write_back_and_pages_of_one_token(
+    serve,  # noqa: ANN001
+    reference,  # noqa: ANN001
+    tmp_path: Path,
+) -> None:
+    """What is on the device alone is written by a graceful stop."""
+    options = [*stored_in(tmp_path), "--page-size", "1", "--hicache-write-policy", "write_back"]
+    conversations = Conversations(TRAFFIC)
+    with serve(128, *options, tokens=8192) as server:
+        answers = conversations.hold(server, 1)
+        assert_idle_and_alive(server)
+        stop_gracefully(server)
     with serve(128, *options, tokens=8192) as server:
         after = conversations.hold(server, 1)
         assert_idle_and_alive(server)
-        assert metric(server.get("/metrics"), "sglang_ext:storage_files_total") > 0
-    assert not differences(reference(128, TRAFFIC), [*answers, *after])
+    assert not differences([*answers, *after], reference(128, TRAFFIC))
+    share = reusable_share(answers, after, 16)
+    assert share >= 0.95, f"{share:.3f} of the reusable tokens came from storage"
 
 
-def test_a_hit_without_its_window_resumes_from_the_last_checkpoint(serve, tmp_path: Path) -> None:  # noqa: ANN001
-    """Windows in storage are lost one after another; the full pages stay."""
+def test_a_hit_without_its_window_resumes_from_the_last_checkpoint(
+    serve,  # noqa: ANN001
+    tmp_path: Path,
+) -> None:
+    """The last window in storage is lost; the full pages stay."""
     checkpoints = {"SGLANG_EXT_CHECKPOINT_TOKENS": "256"}
     options = [*stored_in(tmp_path), "--page-size", str(PAGE)]
     with serve(128, *options, tokens=8192, **checkpoints) as server:
         expected = generate(server, prompt(1, 1201), 8)["output_ids"]
-        stop_gracefully(server)
-    full = len(pages_in(tmp_path))
-    windows = sorted(pages_in(tmp_path, ".swa"), key=lambda path: path.stat().st_mtime_ns)
-    hits = []
-    while windows and len(hits) < 3:
-        with serve(128, *options, tokens=8192, **checkpoints) as server:
+        hits = []
+        for _ in range(2):
+            flush(server)
             result = generate(server, prompt(1, 1201), 8)
             assert result["output_ids"] == expected
             hits.append(cached(result)["storage"])
-            server.stop()
-        # the window at the end of what was found is gone
-        for path in windows[-8:]:
-            path.unlink(missing_ok=True)
-        windows = windows[:-8]
-    assert len(pages_in(tmp_path)) >= full
+            flush(server)
+            full = len(pages_in(tmp_path))
+            windows = sorted(pages_in(tmp_path, ".swa"), key=lambda path: path.stat().st_mtime_ns)
+            # the pages of the window at the end of the prompt
+            for path in windows[-WINDOW_PAGES:]:
+                path.unlink()
+        assert len(pages_in(tmp_path)) == full
     assert hits[0] == 1200
     assert 0 < hits[1] < hits[0], hits
     assert hits[0] - hits[1] <= 256 + PAGE, "further back than one checkpoint"

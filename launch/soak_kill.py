@@ -1,0 +1,131 @@
+"""SIGKILL of a server while it writes to storage, again and again; the next one must be right.
+
+Every server goes on with the directory that the one before has left. It answers requests with known
+answers, token by token, and is killed with all its processes at a random moment.
+
+    python -m launch.soak_kill --kills 100 --out out/soak_kill.json
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from launch.bench import metric
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
+from launch.soak_traffic import Picker, Pool, ask
+from launch.tiny_model import ready_made
+from launch.traffic import Traffic, generate
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAFFIC = Traffic(conversations=24, rounds=4, parallel=8, seed=41)
+WINDOW, CLIENTS = 128, 4
+LONGEST_S = 4.0
+"""A server is killed at a moment in this time after its first answer."""
+COMMON = (
+    *("--dtype", "float32", "--mem-fraction-static", "0.5", "--skip-server-warmup"),
+    *("--hicache-io-backend", "direct", "--page-size", "16", "--max-running-requests", "8"),
+    *("--enable-metrics",),
+)
+
+
+def options(directory: Path) -> list[str]:
+    """Of a server with a device that holds a few conversations, and storage in files."""
+    settings = {"file_storage_path": str(directory), "prefetch_threshold": 16}
+    return [
+        *("--model-path", str(ready_made(WINDOW)), *COMMON, *OURS, "--max-total-tokens", "4096"),
+        *("--enable-hierarchical-cache", "--hicache-ratio", "1.5"),
+        *("--hicache-storage-backend", "file", "--hicache-storage-prefetch-policy", "timeout"),
+        *("--hicache-storage-backend-extra-config", json.dumps(settings)),
+    ]
+
+
+def serve_until_killed(server: Server, pool: Pool, seed: int) -> Counter[str]:
+    """Clients send requests; after a while the server is killed. What has happened, counted."""
+    counts: Counter[str] = Counter()
+    picker, stop = Picker(pool, seed), threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            request = picker.pick().request
+            try:
+                result = generate(server, request.prompt, len(request.answer), timeout_s=60.0)
+            except (OSError, ValueError):
+                if not stop.is_set():
+                    counts["failed before the kill"] += 1
+                return
+            counts["answers"] += 1
+            counts["different"] += result["output_ids"] != request.answer
+            details = result["meta_info"]["cached_tokens_details"] or {}
+            counts["tokens from storage"] += details.get("storage", 0)
+
+    clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
+    for thread in clients:
+        thread.start()
+    deadline = time.monotonic() + 60.0
+    while counts["answers"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(random.Random(seed).uniform(0.0, LONGEST_S))
+    text = server.get("/metrics")
+    for event in ("damaged", "foreign", "failed"):
+        counts[f"files {event}"] += int(
+            metric(text, "sglang_ext:storage_files_total", f'event="{event}"')
+        )
+    for event in ("persisted_pages", "prefetched_pages"):
+        counts[event] += int(metric(text, "sglang_ext:cache_events_total", f'event="{event}"'))
+    stop.set()
+    os.killpg(server.process.pid, signal.SIGKILL)
+    for thread in clients:
+        thread.join()
+    return counts
+
+
+def known_answers(log: Path) -> Pool:
+    """Answers of a server without a prefix cache."""
+    arguments = ["--model-path", str(ready_made(WINDOW)), *COMMON, "--disable-radix-cache"]
+    with running([*arguments, "--max-total-tokens", "16384"], log, CPU) as server:
+        return ask(server, TRAFFIC)
+
+
+def main() -> int:
+    """Run it; exit status 0 if every answer was right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak_kill.json")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="soak-kill-"))
+    pool = known_answers(folder / "reference.log")
+    total: Counter[str] = Counter()
+    for number in range(args.kills):
+        log = folder / "server.log"
+        try:
+            with running(options(folder / "pages"), log, {**CPU, **STRICT_CHECKS}) as server:
+                total += serve_until_killed(server, pool, args.seed * 1000 + number)
+            total["kills"] += 1
+        except ServerError as error:
+            total["did not start"] += 1
+            print(error, flush=True)
+        print(number + 1, dict(total), flush=True)
+        args.out.write_text(json.dumps(report(args, total), indent=1) + "\n")
+    shutil.rmtree(folder)
+    bad = total["different"] + total["did not start"] + total["failed before the kill"]
+    return 1 if bad or not total["tokens from storage"] else 0
+
+
+def report(args: argparse.Namespace, total: Counter[str]) -> dict[str, Any]:
+    """What is written to the file."""
+    return {"seed": args.seed, "clients": CLIENTS, "longest_s": LONGEST_S, **total}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
