@@ -11,8 +11,10 @@ ONLY ?= *
 demo: .venv/ready
 	$(BIN)/python -m launch.demo
 
+# real servers one after another: each of them takes both cores
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --ignore tests/e2e
+	$(BIN)/python -m pytest tests/e2e
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -29,6 +31,8 @@ bench-core: .venv/ready
 soak: .venv/ready
 	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2
 	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 4 --steps 5000 --processes 2
+	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 3 --steps 3000 --processes 2 --storage
+	$(BIN)/python -m launch.soak_kill --kills 100
 	$(BIN)/python -m launch.soak --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
