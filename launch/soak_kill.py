@@ -19,8 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from launch import zygote
 from launch.bench import metric
-from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
 from launch.soak_traffic import Picker, Pool, ask
 from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
@@ -82,7 +83,7 @@ def serve_until_killed(server: Server, pool: Pool, seed: int) -> Counter[str]:
     for event in ("persisted_pages", "prefetched_pages"):
         counts[event] += int(metric(text, "sglang_ext:cache_events_total", f'event="{event}"'))
     stop.set()
-    os.killpg(server.process.pid, signal.SIGKILL)
+    kill(server)
     for thread in clients:
         thread.join()
     return counts
@@ -91,8 +92,18 @@ def serve_until_killed(server: Server, pool: Pool, seed: int) -> Counter[str]:
 def known_answers(log: Path) -> Pool:
     """Answers of a server without a prefix cache."""
     arguments = ["--model-path", str(ready_made(WINDOW)), *COMMON, "--disable-radix-cache"]
-    with running([*arguments, "--max-total-tokens", "16384"], log, CPU) as server:
+    server = zygote.start([*arguments, "--max-total-tokens", "16384"], log)
+    try:
+        wait_until_healthy(server)
         return ask(server, TRAFFIC)
+    finally:
+        kill(server)
+
+
+def kill(server: Server) -> None:
+    """SIGKILL of a server with all its processes."""
+    os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait()
 
 
 def main() -> int:
@@ -103,14 +114,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak_kill.json")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    zygote.load({**CPU, **STRICT_CHECKS})
     folder = Path(tempfile.mkdtemp(prefix="soak-kill-"))
     pool = known_answers(folder / "reference.log")
     total: Counter[str] = Counter()
     for number in range(args.kills):
-        log = folder / "server.log"
+        server = zygote.start(options(folder / "pages"), folder / "server.log")
         try:
-            with running(options(folder / "pages"), log, {**CPU, **STRICT_CHECKS}) as server:
-                total += serve_until_killed(server, pool, args.seed * 1000 + number)
+            wait_until_healthy(server)
+            total += serve_until_killed(server, pool, args.seed * 1000 + number)
             total["kills"] += 1
         except ServerError as error:
             total["did not start"] += 1

@@ -130,6 +130,34 @@ def test_a_restart_with_write_back_and_pages_of_one_token(
     assert share >= 0.95, f"{share:.3f} of the reusable tokens came from storage"
 
 
+def test_two_ranks_agree_on_what_storage_has(
+    serve,  # noqa: ANN001
+    reference,  # noqa: ANN001
+    tmp_path: Path,
+) -> None:
+    """Each rank has its part of a page in a directory of its own; some files of one are gone."""
+    traffic = Traffic(conversations=6, rounds=3, fork=0.0, seed=11)
+    options = [*stored_in(tmp_path), "--page-size", str(PAGE), "--tp", "2"]
+    # one core for each rank: the engine wants one NUMA node for each otherwise
+    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    conversations = Conversations(traffic)
+    with serve(128, *options, tokens=8192, **ranks) as server:
+        answers = conversations.hold(server, 1)
+        flush(server)
+        of_one_rank = [path for path in pages_in(tmp_path, ".swa") if "1-of-2" in path.parts]
+        assert of_one_rank
+        for path in of_one_rank[::9]:
+            path.unlink()
+        answers += conversations.hold(server, 1)
+        flush(server)
+        answers += conversations.hold(server, 1)
+        assert_idle_and_alive(server)
+    assert not differences(answers, reference(128, traffic))
+    assert sum(a.storage_tokens for a in answers if a.round == 1) > 0
+    share = reusable_share(answers[6:12], answers[12:], PAGE)
+    assert share >= 0.95, f"{share:.3f} of the reusable tokens came from storage"
+
+
 def test_a_hit_without_its_window_resumes_from_the_last_checkpoint(
     serve,  # noqa: ANN001
     tmp_path: Path,
