@@ -160,6 +160,10 @@ class HostTierController:
 
     # ---- storage -------------------------------------------------------------
 
+    def all_ranks(self, done: bool) -> bool:
+        """Whether something is done on every rank. A collective."""
+        return bool(self._agreement.minimum([int(done)])[0])
+
     def attach_storage(self, storage: StorageTier, name: str, backend: Any) -> None:
         """There is a storage tier from now on."""
         self._storage = storage

@@ -131,12 +131,17 @@ class StorageCalls:
         if self.storage is not None and attached != storage_backend:
             return False, f"storage {attached} is attached; detach it first"
         if self.storage is None:
+            problem = "it did not start on another rank"
             try:
                 self.open_storage(
                     storage_backend, storage_backend_extra_config_json, policy, served_model_name
                 )
             except StartupError as error:
-                return False, str(error)
+                problem = str(error)
+            # a rank alone would wait for the others' reports for ever
+            if not self.cache_controller.all_ranks(self.storage is not None):
+                self.detach_storage_backend()
+                return False, problem
         assert self.storage is not None
         patience = self.storage.patience
         self.storage.patience = type(patience)(

@@ -12,6 +12,8 @@ from sglang_ext.core.storage_plan import PERSISTS, Held, Objects, Persist, Stora
 from sglang_ext.core.table import STORED, STORING
 
 _BACKUPS_AT_ONCE = 4
+_LOOKED_AT_A_STEP = 64
+"""Paths; many of them have nothing new."""
 _LONGEST_PAUSE_MS = 10_000
 
 
@@ -54,7 +56,7 @@ class Persists(Loads):
         begun: list[Persist] = []
         if self.storage is None or now_ms < self._storage_paused_until:
             return begun
-        for _ in range(len(self._to_persist)):
+        for _ in range(min(len(self._to_persist), _LOOKED_AT_A_STEP)):
             if len(self.persists) == PERSISTS or self._room_to_persist() == 0:
                 break
             last, generation = self._to_persist.popleft()
