@@ -29,6 +29,7 @@ from launch.traffic import Traffic, generate
 ROOT = Path(__file__).resolve().parent.parent
 TRAFFIC = Traffic(conversations=24, rounds=4, parallel=8, seed=41)
 WINDOW, CLIENTS = 128, 4
+STORED_BYTES = 6_000_000
 LONGEST_S = 4.0
 """A server is killed at a moment in this time after its first answer."""
 COMMON = (
@@ -39,8 +40,13 @@ COMMON = (
 
 
 def options(directory: Path) -> list[str]:
-    """Of a server with a device that holds a few conversations, and storage in files."""
-    settings = {"file_storage_path": str(directory), "prefetch_threshold": 16}
+    """Of a server with a device that holds a few conversations, and storage in files that holds
+    about a third of them: there is always something to write, and to remove."""
+    settings = {
+        "file_storage_path": str(directory),
+        "prefetch_threshold": 16,
+        "max_size": STORED_BYTES,
+    }
     return [
         *("--model-path", str(ready_made(WINDOW)), *COMMON, *OURS, "--max-total-tokens", "4096"),
         *("--enable-hierarchical-cache", "--hicache-ratio", "1.5"),

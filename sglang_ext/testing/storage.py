@@ -27,7 +27,7 @@ class StorageFaults:
 
     Attributes:
         mean: time of an operation, or of a stage of one.
-        hangs: chance that one takes 300 times as long.
+        hangs: chance that one takes 100 steps more.
         unreadable: chance that a page that was found cannot be read.
         unwritable: chance that a page cannot be written: a full disk.
         forgets: chance, for each operation, that storage loses a page.
@@ -133,7 +133,7 @@ class SimStorage:
         cost = rng.expovariate(1.0 / faults.mean)
         if rng.random() < faults.hangs:
             self.seen.add("storage hangs")
-            cost *= 300.0
+            cost += 100.0
         self._busy_until[lane] = max(now, self._busy_until[lane]) + cost
         return self._busy_until[lane]
 
