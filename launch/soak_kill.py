@@ -19,12 +19,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from launch import zygote
 from launch.bench import metric
-from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
+from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
 from launch.soak_traffic import Picker, Pool, ask
 from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
+from launch.zygote import Zygote
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAFFIC = Traffic(conversations=24, rounds=4, parallel=8, seed=41)
@@ -95,10 +95,10 @@ def serve_until_killed(server: Server, pool: Pool, seed: int) -> Counter[str]:
     return counts
 
 
-def known_answers(log: Path) -> Pool:
+def known_answers(zygote: Zygote, log: Path) -> Pool:
     """Answers of a server without a prefix cache."""
     arguments = ["--model-path", str(ready_made(WINDOW)), *COMMON, "--disable-radix-cache"]
-    server = zygote.start([*arguments, "--max-total-tokens", "16384"], log)
+    server = zygote.start([*arguments, "--max-total-tokens", "16384"], log, STRICT_CHECKS)
     try:
         wait_until_healthy(server)
         return ask(server, TRAFFIC)
@@ -120,12 +120,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak_kill.json")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    zygote.load({**CPU, **STRICT_CHECKS})
+    zygote = Zygote()
     folder = Path(tempfile.mkdtemp(prefix="soak-kill-"))
-    pool = known_answers(folder / "reference.log")
+    pool = known_answers(zygote, folder / "reference.log")
     total: Counter[str] = Counter()
     for number in range(args.kills):
-        server = zygote.start(options(folder / "pages"), folder / "server.log")
+        server = zygote.start(options(folder / "pages"), folder / "server.log", STRICT_CHECKS)
         try:
             wait_until_healthy(server)
             total += serve_until_killed(server, pool, args.seed * 1000 + number)
@@ -135,6 +135,7 @@ def main() -> int:
             print(error, flush=True)
         print(number + 1, dict(total), flush=True)
         args.out.write_text(json.dumps(report(args, total), indent=1) + "\n")
+    zygote.close()
     shutil.rmtree(folder)
     bad = total["different"] + total["did not start"] + total["failed before the kill"]
     return 1 if bad or not total["tokens from storage"] else 0

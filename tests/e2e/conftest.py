@@ -1,6 +1,6 @@
 """Models and servers for end-to-end tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
 from launch.tiny_model import ready_made
 from launch.traffic import Traffic
+from launch.zygote import Zygote
 from tests.e2e.conversations import Answer, converse
 
 COMMON = (
@@ -23,15 +24,23 @@ def model() -> Callable[[int], Path]:
 
 
 @pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks servers from a process that has imported the engine."""
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
 def serve(
-    model: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+    model: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory, zygote: Zygote
 ) -> Callable[..., "running"]:
     """A strict server: ``with serve(window, *options) as server``."""
 
     def start(window: int, *options: str, tokens: int = 3072, **environment: str) -> "running":
         log = tmp_path_factory.mktemp("server") / "server.log"
         arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
-        return running(
+        return zygote.running(
             [*arguments, *COMMON, *options], log, {**CPU, **STRICT_CHECKS, **environment}
         )
 
