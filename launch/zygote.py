@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.mooncake import environment as mooncake_environment
-from launch.server import CPU, Server, free_port, wait_until_healthy
+from launch.server import CPU, STRICT_CHECKS, Server, free_port, wait_until_healthy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,11 +53,16 @@ class Forked:
 
 
 class Zygote:
-    """A process that has imported the engine, and forks a server whenever it is asked to."""
+    """A process that has imported the engine, and forks a server whenever it is asked to.
+
+    All of its servers make the engine's strict checks. Other variables reach a server too, but
+    not those that the engine reads when it is imported.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # libraries are searched for where they were when the process began
+        # libraries are searched for where they were when the process began, and the engine reads
+        # some of its checks when it is imported
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "launch.zygote"],
             stdin=subprocess.PIPE,
@@ -65,7 +70,7 @@ class Zygote:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **mooncake_environment(), **CPU},
+            env={**os.environ, **mooncake_environment(), **CPU, **STRICT_CHECKS},
         )
 
     def ask(self, question: dict[str, Any]) -> Any:

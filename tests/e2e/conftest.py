@@ -37,10 +37,19 @@ def serve(
 ) -> Callable[..., "running"]:
     """A strict server: ``with serve(window, *options) as server``."""
 
-    def start(window: int, *options: str, tokens: int = 3072, **environment: str) -> "running":
+    def start(
+        window: int,
+        *options: str,
+        tokens: int = 3072,
+        fresh: bool = False,
+        **environment: str,
+    ) -> "running":
+        """``fresh``: an interpreter of its own, for variables that the engine reads when it is
+        imported."""
         log = tmp_path_factory.mktemp("server") / "server.log"
         arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
-        return zygote.running(
+        start_one = running if fresh else zygote.running
+        return start_one(
             [*arguments, *COMMON, *options], log, {**CPU, **STRICT_CHECKS, **environment}
         )
 
