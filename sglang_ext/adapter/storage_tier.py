@@ -19,6 +19,7 @@ _HANGS_AFTER_MS = 30_000
 _GIVEN_UP_MOST = 3
 """So many requests in a row wait in vain; then none does before storage has answered one in
 time."""
+_MOST_SECONDS_TO_DRAIN = 60.0
 POLICIES = ("best_effort", "wait_complete", "timeout")
 
 
@@ -191,6 +192,3 @@ class StorageTier:
     def close(self) -> None:
         """Release the storage."""
         self._storage.close()
-
-
-_MOST_SECONDS_TO_DRAIN = 60.0

@@ -175,7 +175,7 @@ class BackgroundStorage:
     def drain(self, timeout_s: float) -> bool:
         """See Storage."""
         deadline = time.monotonic() + timeout_s
-        return all(lane.drain(deadline) for lane in (self._lookups, self._reads, self._writes))
+        return all(lane.drain(deadline) for lane in (self._reads, self._writes))
 
     def clear(self) -> bool:
         """Forget everything that is stored; False if the page store cannot."""

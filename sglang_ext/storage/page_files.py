@@ -28,6 +28,7 @@ Buffer = memoryview
 _HEADER = struct.Struct("<4sHxxQ16s16s16x")
 """Magic, version, payload bytes, what it is, checksum of the payload: 64 bytes."""
 _MAGIC, _VERSION = b"SGXP", 1
+_MOST_REMEMBERED = 1 << 20
 _TOUCH_AFTER_S = 60.0
 """A file that was read is noted as used not more often than that."""
 
@@ -168,9 +169,6 @@ class PageFiles:
 
     def _what(self, name: str) -> bytes:
         return xxhash.xxh3_128_digest(self._identity + name.encode())
-
-
-_MOST_REMEMBERED = 1 << 20
 
 
 def _checksum(buffers: Sequence[Buffer]) -> bytes:

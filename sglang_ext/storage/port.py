@@ -79,7 +79,8 @@ class Storage(Protocol):
         ...
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until everything submitted has ended; False if it has not in time."""
+        """Wait until no host memory is read or written any more; False if it still is then.
+        Lookups touch none."""
         ...
 
     def close(self) -> None:
