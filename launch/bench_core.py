@@ -2,13 +2,16 @@
 
 All three run on the same allocator of SGLang, with the same keys, through the calls
 that the scheduler makes: ``match_prefix``, insert of computed slots, lock and unlock,
-``evict``. Each core runs in a process of its own; medians, in microseconds.
+``evict``. Every prompt comes in turns, so a path has as many nodes in stock's tree. Each core
+runs in a process of its own; medians, in microseconds. Evictions are what it costs to free
+1,024 tokens: stock takes whole nodes, so most of its calls find the work done.
 
     python -m launch.bench_core --out out/bench_core.json
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import statistics
@@ -26,11 +29,13 @@ from launch.server import CPU
 
 CORES = ("ours", "rust", "python")
 PAGE_SIZES = (64, 1)
-PAGES = (1_000, 10_000, 100_000)
-PROMPTS = (1_024, 32_768, 131_072)
+PAGES = (1_000, 10_000, 100_000, 1_000_000)
+PROMPTS = (2_048, 32_768, 131_072)
+TURNS = 8
 WINDOW = 127
 EVICTED_TOKENS = 1_024
 REPEATS = 15
+_UNLIMITED = 1 << 30
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,13 +95,14 @@ class Rig:
             page_size=page,
             sliding_window_size=WINDOW,
         )
-        self._insert: Callable[[Any, Any], None]
+        self._insert: Callable[[Any, Any, int], None]
         if core == "ours":
             self._build_ours(params)
         else:
             self._build_stock(params)
 
     def _build_ours(self, params: Any) -> None:
+        from sglang_ext.adapter.admission import Admission
         from sglang_ext.adapter.device_pool import EngineDevicePool
         from sglang_ext.adapter.prefix_cache import SwaHiCache
         from sglang_ext.core.geometry import Geometry
@@ -106,12 +112,15 @@ class Rig:
         pool = EngineDevicePool(self.allocator, geometry)
         rows = self.allocator.size_full // geometry.page_tokens
         index = CacheIndex(geometry, rows, pool)
-        self.cache = cache = SwaHiCache(params, index, pool)
+        admission = Admission(_UNLIMITED, geometry.retained_tokens, params.page_size, None)
+        self.cache = cache = SwaHiCache(params, index, pool, admission)
+        requests = itertools.count()
 
-        def insert(key: Any, tokens: Any) -> None:
+        def insert(key: Any, tokens: Any, owned: int) -> None:
             pages, namespace = cache._key(key)
-            full, swa = pool.owned_slots(tokens[: pages.size])
-            index.insert(pages, namespace, 0, full, swa)
+            first = owned // geometry.page_tokens
+            full, swa = pool.owned_slots(tokens[owned : pages.size], 0)
+            index.insert(pages, namespace, first, full, swa, next(requests))
 
         self._insert = insert
 
@@ -123,8 +132,8 @@ class Rig:
         params.tree_components = (ComponentType.FULL, ComponentType.SWA)
         self.cache = cache = UnifiedRadixCache(params)
 
-        def insert(key: Any, tokens: Any) -> None:
-            cache.insert(InsertParams(key=key, value=tokens))
+        def insert(key: Any, tokens: Any, owned: int) -> None:
+            cache.insert(InsertParams(key=key, value=tokens, prev_prefix_len=owned))
 
         self._insert = insert
 
@@ -151,7 +160,21 @@ class Rig:
     def insert(self, tokens: array) -> float:
         """Insert a prompt that was just computed; the time of the insert alone."""
         slots = self.allocate(len(tokens))
-        return timed(lambda: self._insert(self.key(tokens), slots))
+        return timed(lambda: self._insert(self.key(tokens), slots, 0))
+
+    def insert_in_turns(self, tokens: array) -> list[float]:
+        """Insert a conversation, turn by turn; the time of each."""
+        import torch
+
+        times, slots = [], self.allocate(0)
+        for turn in range(TURNS):
+            owned, end = (len(tokens) * n // TURNS for n in (turn, turn + 1))
+            slots = torch.cat((slots, self.allocate(end - owned)))
+            key = self.key(tokens[:end])
+            times.append(
+                timed(lambda key=key, owned=owned, slots=slots: self._insert(key, slots, owned))
+            )
+        return times
 
     def match(self, tokens: array) -> Any:
         """Match a prompt."""
@@ -168,6 +191,19 @@ class Rig:
         from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
         return self.cache.evict(EvictParams(num_tokens=full, swa_num_tokens=swa))
+
+    def cost_of_eviction(self, *, swa: bool) -> float:
+        """Microseconds for 1,024 tokens, of a quarter of what there is."""
+        size = self.cache.swa_evictable_size if swa else self.cache.full_evictable_size
+        before = size()
+        count = max(1, min(8 * REPEATS, before // 4 // EVICTED_TOKENS))
+        wanted, spent = count * EVICTED_TOKENS, 0.0
+        # a call asks for what the next step would lack
+        while (freed := before - size()) < wanted:
+            missing = min(EVICTED_TOKENS, wanted - freed)
+            tokens = (0, missing) if swa else (missing, 0)
+            spent += timed(lambda tokens=tokens: self.evict(*tokens))
+        return spent * EVICTED_TOKENS / freed
 
 
 def timed(operation: Callable[[], Any]) -> float:
@@ -187,12 +223,15 @@ def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
     def prompt() -> array:
         return array("q", rng.integers(2, 100_000, length).tobytes())
 
-    kept = [prompt() for _ in range(max(2, int(0.9 * page * pages) // length))]
-    inserts = [rig.insert(tokens) for tokens in kept]
     times: dict[str, list[float]] = {
         name: [] for name in ("match hit", "match half", "match miss", "lock + unlock")
     }
-    recent = kept[-max(1, len(kept) // 2) :]
+    recent: list[array] = []
+    turns: list[float] = []
+    for _ in range(max(2, int(0.9 * page * pages) // length)):
+        recent = [*recent[-REPEATS:], prompt()]
+        turns = [*turns[-REPEATS:], rig.insert_in_turns(recent[-1])[-1]]
+    recent = recent[len(recent) // 2 :]
     for repeat in range(REPEATS):
         tokens = recent[repeat % len(recent)]
         times["match hit"].append(timed(lambda tokens=tokens: rig.match(tokens)))
@@ -202,11 +241,15 @@ def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
         times["match miss"].append(timed(lambda other=other: rig.match(other)))
         node = rig.match(tokens).last_device_node
         times["lock + unlock"].append(timed(lambda node=node: rig.lock_and_unlock(node)))
-    times["insert"] = [*inserts[1:], *(rig.insert(prompt()) for _ in range(REPEATS))][-REPEATS:]
-    times["insert again"] = [rig.insert(recent[-1]) for _ in range(REPEATS)]
-    times["evict swa"] = [timed(lambda: rig.evict(0, EVICTED_TOKENS)) for _ in range(REPEATS)]
-    times["evict full"] = [timed(lambda: rig.evict(EVICTED_TOKENS, 0)) for _ in range(REPEATS)]
-    return {name: statistics.median(values) for name, values in times.items()}
+    times["insert turn"] = turns
+    times["insert"] = [rig.insert(prompt()) for _ in range(REPEATS)]
+    again = prompt()
+    rig.insert(again)
+    times["insert again"] = [rig.insert(again) for _ in range(REPEATS)]
+    result = {name: statistics.median(values) for name, values in times.items()}
+    result["evict swa"] = rig.cost_of_eviction(swa=True)
+    result["evict full"] = rig.cost_of_eviction(swa=False)
+    return result
 
 
 # ---- the table ----------------------------------------------------------------

@@ -34,10 +34,21 @@ class SlotIndices:
         """The first token index of each slot, int64 on the CPU."""
         return torch.from_numpy(slots.reshape(-1).astype(np.int64) * self._page)
 
+    def page_ids(self, slots: Slots) -> torch.Tensor:
+        """The engine's number of each slot, int64 on the CPU."""
+        return torch.from_numpy(slots.reshape(-1).astype(np.int64))
+
     def slots(self, tokens: torch.Tensor) -> Slots:
         """Slots (pages, slots_per_page) of whole pages of token indices."""
-        first: NDArray[np.int64] = tokens[:: self._page].cpu().numpy() // self._page
-        return first.reshape(-1, self._slots_per_page).astype(np.int32)
+        return self.slots_of(tokens[:: self._page].reshape(1, -1))[0]
+
+    def slots_of(self, first_tokens: torch.Tensor) -> Slots:
+        """The same of the first token index of each device page, (n, device pages): as many
+        arrays of slots."""
+        first: NDArray[np.int32] = first_tokens.cpu().numpy().astype(np.int32)
+        if self._page > 1:
+            first //= self._page
+        return first.reshape(len(first), -1, self._slots_per_page)
 
 
 class EngineDevicePool:
@@ -46,6 +57,7 @@ class EngineDevicePool:
     def __init__(self, allocator: "SWATokenToKVPoolAllocator", geometry: Geometry) -> None:
         self._allocator = allocator
         self._device = allocator.device
+        self._device_page = geometry.device_page
         self._page_tokens = geometry.page_tokens
         self._indices = SlotIndices(geometry)
 
@@ -77,12 +89,16 @@ class EngineDevicePool:
         self.bind_window(target, swa)
 
     def release(self, full: Slots) -> None:
-        """See DevicePool."""
-        self._allocator.free_full(self._first_tokens(full))
+        """See DevicePool. By page, once each: what takes sets of tokens sorts them first."""
+        self._allocator.full_attn_allocator.free_page_ids(self._page_ids(full))
 
     def release_window(self, full: Slots, swa: Slots) -> None:
-        """See DevicePool. The engine finds the peers through its map."""
-        self._allocator.free_swa(self._first_tokens(full))
+        """See DevicePool."""
+        mapping = self._allocator.full_to_swa_index_mapping
+        pages = len(mapping) // self._device_page
+        by_page = mapping[: pages * self._device_page].view(pages, self._device_page)
+        by_page.index_fill_(0, self._page_ids(full), 0)
+        self._allocator.swa_attn_allocator.free_page_ids(self._page_ids(swa))
 
     def owned_slots(self, tokens: torch.Tensor, given_back: int) -> tuple[Slots, Slots]:
         """Slots of whole pages that a request owns, and their peers.
@@ -99,10 +115,13 @@ class EngineDevicePool:
             (full, swa), each (pages, slots_per_page); swa is ABSENT where a page has
             no peer.
         """
-        full = self._indices.slots(tokens)
-        peers = self._allocator.full_to_swa_index_mapping[tokens.to(torch.int64)]
-        swa = self._indices.slots(peers)
+        first = tokens[:: self._device_page].to(torch.int64)
+        peers = self._allocator.full_to_swa_index_mapping[first]
+        # both in one copy: from a device it waits for what runs there
+        full, swa = self._indices.slots_of(torch.stack((first, peers)))
         # slot 0 is the engine's padding: a peer of 0 means none
+        if swa.all():
+            return full, swa
         lost = (swa == 0).any(axis=1)
         partial = lost & (swa != 0).any(axis=1)
         if partial.any():
@@ -111,8 +130,8 @@ class EngineDevicePool:
         return full, swa
 
     def _free_peers(self, full: Slots, swa: Slots) -> None:
-        live = full.reshape(-1)[swa.reshape(-1) != 0]
-        self._allocator.free_swa(self._first_tokens(live))
+        live = swa.reshape(-1) != 0
+        self.release_window(full.reshape(-1)[live], swa.reshape(-1)[live])
 
     def stays_with_request(self, full: Slots) -> None:
         """The table has not taken these pages, which ``owned_slots`` named."""
@@ -127,5 +146,5 @@ class EngineDevicePool:
     def _tokens(self, slots: Slots) -> torch.Tensor:
         return self._indices.tokens(slots).to(self._device)
 
-    def _first_tokens(self, slots: Slots) -> torch.Tensor:
-        return self._indices.first_tokens(slots).to(self._device)
+    def _page_ids(self, slots: Slots) -> torch.Tensor:
+        return self._indices.page_ids(slots).to(self._device)

@@ -29,8 +29,10 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.root_node_handle": "self extra_key",
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.touch_prefix": "self key",
     # calls of ours into the engine
-    "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.free_full": "self free_index",
-    "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.free_swa": "self free_index",
+    "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.free_page_ids": (
+        "self page_ids"
+    ),
+    "sglang.srt.mem_cache.allocator.token.TokenToKVPoolAllocator.free_page_ids": "self page_ids",
     "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.set_full_to_swa_mapping": (
         "self full_indices swa_indices"
     ),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sglang.srt.mem_cache.base_prefix_cache import (
     BasePrefixCache,
     DecLockRefParams,
@@ -132,8 +131,9 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         if self.metrics is not None:
             self.metrics.matched(match.behind * self._page_tokens)
         match = self._admissible(match, params)
-        on_device = self._prefix(match.rows[: match.device_pages])
-        best = self._prefix(match.rows)
+        best = on_device = self._prefix(match.rows)
+        if match.device_pages < len(match.rows):
+            on_device = self._prefix(match.rows[: match.device_pages])
         return MatchResult(
             device_prefix_len=match.device_pages * self._page_tokens,
             last_device_node=on_device,
@@ -146,6 +146,8 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best part of it with which the engine can admit the request:
         without the load, or nothing at all."""
+        if len(match.rows) == 0:
+            return match
         length = len(params.key.token_ids)  # the key itself is limited, the prefill is not
         max_new = self._max_new_tokens(params.req)
         on_device = match.rows[: match.device_pages]
@@ -195,8 +197,8 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         count = length // self._page_tokens
         if count == 0:
             return np.empty((0, self._page_tokens), dtype=np.int64)
-        tokens: NDArray[np.int64] = np.frombuffer(token_ids, dtype=np.int64)
-        return tokens[: count * self._page_tokens].reshape(count, self._page_tokens)
+        tokens = np.frombuffer(token_ids, dtype=np.int64, count=count * self._page_tokens)
+        return tokens.reshape(count, self._page_tokens)
 
     def _prefix(self, rows: Rows) -> Prefix:
         if len(rows) == 0:

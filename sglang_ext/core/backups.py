@@ -12,7 +12,6 @@ from sglang_ext.core.demotion import look_ahead, paths_of_pages, windows_to_save
 from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostRoom
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
-from sglang_ext.core.table import selector
 from sglang_ext.core.window import complete_windows, deepest_resume
 from sglang_ext.core.write_policy import pages_to_copy_now
 
@@ -146,7 +145,7 @@ class Backups(HostRoom):
             return Declined(reserved)
         full, window = reserved.full, reserved.window
         hold = Hold(
-            (table.device, selector(rows)),
+            (table.device, rows),
             (table.swa_device, window),
             (table.host, full),
             # also what the windows share with others that are on the host, or will be
@@ -221,7 +220,7 @@ class Backups(HostRoom):
         # While room is made, what the backup needs must not be its victim; older windows
         # of the same path may be.
         needed = self._in_windows(rows, stops)
-        guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
+        guard = Hold((table.host, rows), (table.swa_host, needed))
         reserved = _Reserved(full[:0], full[:0], (), True)
         if claim is not None:
             self._make_room(self.host, len(full), claim)
@@ -238,7 +237,7 @@ class Backups(HostRoom):
             full = self._leading_somewhere(rows, full[:free], stops)
             guard.release()
             needed = np.union1d(needed, self._in_windows(rows, stops))
-            guard = Hold((table.host, selector(rows)), (table.swa_host, needed))
+            guard = Hold((table.host, rows), (table.swa_host, needed))
         reserved.done &= self._reserve(self.host, full)
         for missing in self._missing_windows(rows, stops):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)

@@ -7,8 +7,6 @@ ABSENT = -1
 
 Rows = NDArray[np.int64]
 Slots = NDArray[np.int32]
-Selector = slice | Rows
-"""How rows are addressed: a slice where they are consecutive (a view, no gather)."""
 
 
 class SlotColumn:
@@ -34,7 +32,7 @@ class SlotColumn:
         self.locks = np.zeros(capacity, dtype=np.int32)
         self.n_present = 0
         self.n_locked = 0
-        self._offered: list[Selector] | None = []
+        self._offered: list[Rows] | None = []
         self._offered_rows = 0
         self._most_offers = max(1024, capacity // 16)
 
@@ -43,7 +41,7 @@ class SlotColumn:
         """Rows whose copy can be taken away now."""
         return self.n_present - self.n_locked
 
-    def put(self, rows: Selector, slots: Slots, *, ready: bool) -> None:
+    def put(self, rows: Rows, slots: Slots, *, ready: bool) -> None:
         """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer."""
         locked = int(np.count_nonzero(self.locks[rows]))
         self.slots[rows] = slots
@@ -53,11 +51,16 @@ class SlotColumn:
         self.n_locked += locked
         self.offer(rows)
 
-    def make_ready(self, rows: Selector) -> None:
+    def put_live(self, rows: Rows, slots: Slots) -> None:
+        """``put`` of READY copies for those rows whose slots are not ABSENT."""
+        live = slots[:, 0] != ABSENT
+        self.put(rows[live], slots[live], ready=True)
+
+    def make_ready(self, rows: Rows) -> None:
         """RESERVED to READY: the transfer that wrote the copies is committed."""
         self.ready[rows] = True
 
-    def take(self, rows: Selector) -> Slots:
+    def take(self, rows: Rows) -> Slots:
         """Remove copies and return their slots (n, slots_per_page)."""
         slots = self.slots[rows].copy()
         self.n_present -= len(slots)
@@ -67,13 +70,13 @@ class SlotColumn:
         self.ready[rows] = False
         return slots
 
-    def lock(self, rows: Selector) -> None:
+    def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
         locks = self.locks[rows]
         self.n_locked += int(np.count_nonzero(self.present[rows] & (locks == 0)))
         self.locks[rows] = locks + 1
 
-    def unlock(self, rows: Selector) -> None:
+    def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
         locks = self.locks[rows] - 1
         assert locks.size == 0 or locks.min() >= 0, "unlock without a lock"
@@ -86,23 +89,17 @@ class SlotColumn:
         self.n_locked -= int(np.count_nonzero(self.present[rows] & (self.locks[rows] > 0)))
         self.locks[rows] = 0
 
-    def offer(self, rows: Selector) -> None:
+    def offer(self, rows: Rows) -> None:
         """Note rows that may have become victims of eviction."""
         if self._offered is None:
             return
         self._offered.append(rows)
-        self._offered_rows += rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        self._offered_rows += len(rows)
         if self._offered_rows > self._most_offers:
             self._offered = None  # a pass over all rows is cheaper, and nothing is kept alive
 
-    def take_offers(self) -> Rows | None:
-        """Rows offered since the last call, each once; None if there were too many."""
+    def take_offers(self) -> list[Rows] | None:
+        """Rows offered since the last call, some more than once; None if there were too many."""
         offered, self._offered = self._offered, []
         self._offered_rows = 0
-        if offered is None:
-            return None
-        parts = [
-            np.arange(part.start, part.stop, dtype=np.int64) if isinstance(part, slice) else part
-            for part in offered
-        ]
-        return np.unique(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+        return offered

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
-_BASE = 0x9E3779B97F4A7C15  # odd: B**i never degenerates to an even number
+BASE = 0x9E3779B97F4A7C15
+"""Odd: no power of it is even."""
 _WEIGHT_SEED = 0xD1B54A32D192ED03
 
 Pages = NDArray[np.int64]
@@ -36,11 +37,15 @@ def _mix_array(values: Digests) -> Digests:
 
 
 class PageHasher:
-    """Digests of pages of ``page_tokens`` tokens."""
+    """Digests of pages of ``page_tokens`` tokens.
+
+    Attributes:
+        weights: (page_tokens,) int64, by which the tokens of a page are multiplied.
+    """
 
     def __init__(self, page_tokens: int) -> None:
         weights = [mix(_WEIGHT_SEED + i) | 1 for i in range(page_tokens)]
-        self._weights = np.array(weights, dtype=np.uint64).view(np.int64)
+        self.weights = np.array(weights, dtype=np.uint64).view(np.int64)
         self._powers = np.ones(1, dtype=np.uint64)
         self._power_list = [1]
 
@@ -51,13 +56,13 @@ class PageHasher:
     def one(self, parent_digest: int, page: NDArray[np.int64], depth: int) -> int:
         """Digest of the page at ``depth`` (0 is the first) under ``parent_digest``."""
         self._grow(depth + 1)
-        raw = int(page @ self._weights) & _MASK
+        raw = int(page @ self.weights) & _MASK
         return (parent_digest + mix(raw) * self._power_list[depth]) & _MASK
 
     def many(self, parent_digest: int, pages: Pages, depth: int) -> Digests:
         """Digests of consecutive ``pages`` (n, page_tokens), the first at ``depth``."""
         self._grow(depth + len(pages))
-        raw = (pages @ self._weights).view(np.uint64)
+        raw = (pages @ self.weights).view(np.uint64)
         terms = _mix_array(raw) * self._powers[depth : depth + len(pages)]
         return np.cumsum(terms, dtype=np.uint64) + np.uint64(parent_digest)
 
@@ -66,5 +71,5 @@ class PageHasher:
             return
         size = max(depth, 2 * len(self._power_list))
         while len(self._power_list) < size:
-            self._power_list.append(self._power_list[-1] * _BASE & _MASK)
+            self._power_list.append(self._power_list[-1] * BASE & _MASK)
         self._powers = np.array(self._power_list, dtype=np.uint64)

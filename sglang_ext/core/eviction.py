@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, Selector, SlotColumn
+from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.table import TICK_SHIFT
 
 _BATCH = 512
@@ -52,39 +52,50 @@ class VictimQueue:
             self._refill(count)
         else:
             self._merge(offers)
-        rows, used = self._at_front(count)
+        rows = self._at_front(count)
         if len(rows) < count:
+            # what was found is among them: it has not been evicted yet
             self._refill(count)
-            rows, used = self._at_front(count)
+            rows = self._at_front(count)
         assert len(rows) == count, "fewer victims than counted"
-        self._rows, self._ages = self._rows[used:], self._ages[used:]
         return rows
 
-    def _at_front(self, count: int) -> tuple[Rows, int]:
-        """The next ``count`` victims in the batch at hand, fewer if it is short; and how much
-        of it they and what is no victim any more take up."""
+    def _at_front(self, count: int) -> Rows:
+        """The next ``count`` victims in the batch at hand, fewer if it is short; they leave it,
+        with what is no victim any more."""
         size = max(2 * count, 64)
         while True:
             rows, ages = self._rows[:size], self._ages[:size]
             valid = self._are_victims(rows) & (self._age[rows] == ages)
             where = np.flatnonzero(valid)
-            if len(where) >= count:
-                return rows[where[:count]], int(where[count - 1]) + 1
-            if size >= len(self._rows):
-                return rows[where], len(self._rows)
+            if len(where) >= count or size >= len(self._rows):
+                where = where[:count]
+                used = int(where[-1]) + 1 if len(where) == count else len(self._rows)
+                self._rows, self._ages = self._rows[used:], self._ages[used:]
+                return rows[where]
             size *= 4
 
-    def _are_victims(self, rows: Selector) -> NDArray[np.bool_]:
+    def _left(self) -> tuple[Rows, NDArray[np.int64]]:
+        """The rest of the batch, and the ages that its rows had."""
+        return self._rows, self._ages
+
+    def _are_victims(self, rows: Rows) -> NDArray[np.bool_]:
         column = self._column
         victims: NDArray[np.bool_] = column.present[rows] & (column.locks[rows] == 0)
         return victims
 
-    def _merge(self, rows: Rows) -> None:
-        rows = rows[self._are_victims(rows) & (self._age[rows] <= self._horizon)]
-        if len(rows) == 0:
+    def _below_horizon(self, rows: Rows) -> Rows:
+        """Those of ``rows`` that belong into the batch."""
+        return rows[self._are_victims(rows) & (self._age[rows] <= self._horizon)]
+
+    def _merge(self, offers: list[Rows]) -> None:
+        parts = [part for rows in offers if len(part := self._below_horizon(rows))]
+        if not parts:
             return
-        kept = (self._age[self._rows] == self._ages) & ~np.isin(self._rows, rows)
-        self._sort(np.concatenate((self._rows[kept], rows)))
+        new = np.unique(np.concatenate(parts))
+        rows, ages = self._left()
+        kept = (self._age[rows] == ages) & ~np.isin(rows, new)
+        self._sort(np.concatenate((rows[kept], new)))
 
     def _sort(self, rows: Rows) -> None:
         ages = self._age[rows]
@@ -92,7 +103,7 @@ class VictimQueue:
         self._rows, self._ages = rows[order], ages[order]
 
     def _refill(self, count: int) -> None:
-        rows = np.flatnonzero(self._are_victims(slice(None)))
+        rows = np.flatnonzero(self._column.present & (self._column.locks == 0))
         batch = max(_BATCH, 4 * count, len(rows) // 16)
         if batch < len(rows):
             rows = rows[np.argpartition(self._age[rows], batch)[:batch]]

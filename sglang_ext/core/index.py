@@ -13,8 +13,6 @@ from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.prefetches import Prefetches
-from sglang_ext.core.table import selector
-from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -24,20 +22,7 @@ class CacheIndex(Prefetches):
 
     def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""
-        table = self.table
-        rows = table.lookup(pages, namespace)
-        on_device = table.device.present[rows]
-        device_pages = len(rows) if on_device.all() else int(on_device.argmin())
-        swa_on_device = table.swa_device.present[rows]
-        usable = swa_on_device | table.swa_host.ready[rows]
-        best = deepest_resume(usable, self.geometry.window_pages)
-        ready = deepest_resume(swa_on_device[:device_pages], self.geometry.window_pages)
-        if ready >= best:
-            return PrefixMatch(rows[:ready], ready, 0, len(rows) - ready)
-        window = rows[max(0, best - self.geometry.window_pages) : best]
-        pinned = table.swa_device.present[window] & (table.swa_device.locks[window] > 0)
-        to_pin = len(window) - int(np.count_nonzero(pinned))
-        return PrefixMatch(rows[:best], ready, to_pin, len(rows) - best)
+        return self.table.match(pages, namespace)
 
     def insert(
         self,
@@ -84,24 +69,9 @@ class CacheIndex(Prefetches):
         rows = np.concatenate((known, added)) if len(added) else known
         table.count_request(rows, request, priority)
         if len(rows):
-            self._touch(rows)
-            self._mark_resume_points(rows)
+            table.use(rows)
+            table.mark_resume_points(rows, self.policy.checkpoint_pages)
         return rows
-
-    def _mark_resume_points(self, rows: Rows) -> None:
-        """Decide which windows of a path that has grown are worth keeping."""
-        table, size = self.table, self.geometry.window_pages
-        usable = table.swa_device.present[rows] | table.swa_host.ready[rows]
-        before = table.resume[rows]
-        keep = resume_points(
-            before,
-            self._branches(rows),
-            complete_windows(usable, size),
-            self.policy.checkpoint_pages,
-        )
-        for end in (np.flatnonzero(keep & ~before) + 1).tolist():
-            table.keep_inside(rows[max(0, end - size) : end])
-        table.resume[rows] = keep
 
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
         """Merge a request's slots into rows that exist."""
@@ -127,9 +97,5 @@ class CacheIndex(Prefetches):
 
     def _give_device(self, rows: Rows, full: Slots, swa: Slots) -> None:
         table = self.table
-        table.device.put(selector(rows), full, ready=True)
-        live = swa[:, 0] != ABSENT
-        if live.all():
-            table.swa_device.put(selector(rows), swa, ready=True)
-        elif live.any():
-            table.swa_device.put(rows[live], swa[live], ready=True)
+        table.device.put(rows, full, ready=True)
+        table.swa_device.put_live(rows, swa)

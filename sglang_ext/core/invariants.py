@@ -60,9 +60,9 @@ def _check_column(name: str, column: SlotColumn) -> None:
 def _check_rows(table: PageTable) -> None:
     used = np.flatnonzero(table.parent != FREE)
     _require(len(used) == table.n_rows, "row count")
-    _require(len(table._index) == table.n_rows, "index size")
+    _require(table.n_indexed() == table.n_rows, "index size")
     for row in used.tolist():
-        _require(table._index.get(int(table.digest[row])) == row, f"row {row} not in the index")
+        _require(table.row_of(int(table.digest[row])) == row, f"row {row} not in the index")
     inner = used[table.parent[used] >= 0]
     parents = table.parent[inner]
     _require(bool((table.parent[parents] != FREE).all()), "a row's parent is not in use")

@@ -3,7 +3,6 @@
 from sglang_ext.core.columns import Rows, Slots
 from sglang_ext.core.device_room import DeviceRoom
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
-from sglang_ext.core.table import selector
 
 
 class Loads(DeviceRoom):
@@ -23,8 +22,8 @@ class Loads(DeviceRoom):
         if not (table.host.ready[full].all() and table.swa_host.ready[window].all()):
             return self._decline(DeclineReason.STALE)
         hold = Hold(
-            (table.device, selector(rows)),
-            (table.swa_device, selector(self.window_of(rows))),
+            (table.device, rows),
+            (table.swa_device, self.window_of(rows)),
             (table.host, full),
             (table.swa_host, window),
         )

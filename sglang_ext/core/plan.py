@@ -2,8 +2,9 @@
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
-from sglang_ext.core.columns import Rows, Selector, SlotColumn, Slots
+from sglang_ext.core.columns import Rows, SlotColumn, Slots
 
 
 class DeclineReason(enum.Enum):
@@ -24,8 +25,7 @@ class Declined:
     reason: DeclineReason
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PrefixMatch:
+class PrefixMatch(NamedTuple):
     """The best point at which a request can resume.
 
     Attributes:
@@ -50,10 +50,10 @@ class Hold:
 
     __slots__ = ("_parts",)
 
-    def __init__(self, *parts: tuple[SlotColumn, Selector]) -> None:
+    def __init__(self, *parts: tuple[SlotColumn, Rows]) -> None:
         for column, rows in parts:
             column.lock(rows)
-        self._parts: tuple[tuple[SlotColumn, Selector], ...] | None = parts
+        self._parts: tuple[tuple[SlotColumn, Rows], ...] | None = parts
 
     def release(self) -> None:
         """Drop the locks."""

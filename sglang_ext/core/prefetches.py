@@ -22,7 +22,7 @@ from sglang_ext.core.storage_plan import (
     Prefetch,
     Stage,
 )
-from sglang_ext.core.table import STORED, selector
+from sglang_ext.core.table import STORED
 from sglang_ext.core.window import deepest_resume
 
 
@@ -129,7 +129,7 @@ class Prefetches(Persists):
         window_pages = sum(stop - begin for _, begin, stop in spans)
         table = self.table
         # what the prefetch continues must not give way to it
-        guard = Hold((table.host, selector(rows)), (table.swa_host, selector(rows)))
+        guard = Hold((table.host, rows), (table.swa_host, rows))
         self._make_room(self.host, pages, NEEDED_NOW)
         enough = pages <= self.host.free_pages
         full = self._take(self.host, pages) if enough else None
@@ -241,11 +241,11 @@ class Prefetches(Persists):
         self.host.detached -= len(stage.full)
         if len(added):
             new = stage.full.slots[len(stage.full) - len(added) :]
-            table.host.put(selector(added), new, ready=True)
+            table.host.put(added, new, ready=True)
         self.host.release(stage.full.slots[: len(stage.full) - len(added)])
         self._note_found(path, prefetch.first)
         self._publish_window(path, stage)
-        self._touch(path)
+        self.table.use(path)
         if not self.checkpoints.ends[path[-1]]:
             self.checkpoints.add(path)
         self.counters.prefetched_pages += len(added)

@@ -4,20 +4,19 @@ import dataclasses
 from collections import deque
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sglang_ext.core.arena import Arena, ArenaPool
 from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import Rows
+from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.counters import Counters
-from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lru
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_space import HostSpace
+from sglang_ext.core.paths import PathTable
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
 from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
-from sglang_ext.core.table import PageTable, selector
 from sglang_ext.core.write_policy import WritePolicy
 
 _PINNED_SHARE = 2
@@ -31,8 +30,6 @@ _MOST_WAITING = 4096
 """Paths that wait for storage; beyond, the oldest one is forgotten until it grows."""
 FIRST_PAUSE_MS = 100
 """Storage is left alone for so long when a persist has failed; then twice as long."""
-_LEFT_THE_PATH = 2
-"""Requests fewer on the next page that make a page a place where prefixes diverge."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +107,13 @@ class BackupPolicy:
 
 
 class IndexState:
-    """The state, and the small steps that every part is made of."""
+    """The state, and the small steps that every part is made of.
+
+    Attributes:
+        table_type: CompiledTable, or its reference ``PathTable``.
+    """
+
+    table_type: type[PathTable] = CompiledTable
 
     def __init__(
         self,
@@ -142,9 +145,9 @@ class IndexState:
 
         No transfer may be in flight.
         """
-        self.table = table = PageTable(self.geometry, self._capacity, self._rank)
-        self._device_victims = VictimQueue(table.device, table.age)
-        self._swa_device_victims = VictimQueue(table.swa_device, table.swa_age)
+        self.table = table = self.table_type(self.geometry, self._capacity, self._rank)
+        self._device_victims = table.victims(table.device, table.age)
+        self._swa_device_victims = table.victims(table.swa_device, table.swa_age)
         self.checkpoints = Checkpoints(table, self.geometry.window_pages)
         if (tier := self.host_tier) is not None:
             self.host = HostSpace(table.host, tier.full)
@@ -177,25 +180,7 @@ class IndexState:
         if len(rows) == 0:
             return
         self.table.advance()
-        self._touch(rows)
-
-    def _touch(self, rows: Rows) -> None:
-        table = self.table
-        table.touch(selector(rows))
-        table.touch_window(selector(self.window_of(rows)))
-        table.resume[rows[-1]] = True
-        # who shares a prefix comes back to where it branches off when its own pages are gone
-        for end in (np.flatnonzero(table.children[rows] > 1) + 1).tolist():
-            table.touch_window(rows[max(0, end - self.geometry.window_pages) : end])
-
-    def _branches(self, rows: Rows) -> NDArray[np.bool_]:
-        """Pages of a path after which prefixes diverge, or have diverged."""
-        table = self.table
-        branches: NDArray[np.bool_] = table.children[rows] > 1
-        # one request fewer went on: it ended there; two fewer: one of them went elsewhere
-        hits = table.hits[rows]
-        branches[:-1] |= hits[:-1] - hits[1:] >= _LEFT_THE_PATH
-        return branches
+        self.table.use(rows)
 
     def window_of(self, rows: Rows) -> Rows:
         """The last window of a path: what resuming at its end reads."""
@@ -206,8 +191,8 @@ class IndexState:
         table = self.table
         self._held += len(rows)
         return Hold(
-            (table.device, selector(rows)),
-            (table.swa_device, selector(self.window_of(rows))),
+            (table.device, rows),
+            (table.swa_device, self.window_of(rows)),
         )
 
     # ---- forget --------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, Selector, SlotColumn
+from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.digest import PageHasher, Pages
 from sglang_ext.core.eviction_policy import MOST_USES, Rank, Uses, expected_uses, lru
 from sglang_ext.core.geometry import Geometry
@@ -23,8 +23,8 @@ _FIRST_ROOT = -2
 TICK_SHIFT = 18
 """An age is a tick, shifted, plus what is left of the largest depth; above that is the rank
 that the eviction policy gives the page."""
-_RANK_SHIFT = 53
-_MAX_DEPTH = (1 << TICK_SHIFT) - 1
+RANK_SHIFT = 53
+MAX_DEPTH = (1 << TICK_SHIFT) - 1
 UNUSED_BAND = -(1 << 62)
 """Offset of the ages of window pages that no request resumes from."""
 INSIDE_BAND = -(1 << 61)
@@ -38,14 +38,6 @@ _GALLOP = 32
 def consecutive(first: int, count: int) -> Rows:
     """Rows ``[first, first + count)``."""
     return np.arange(first, first + count, dtype=np.int64)
-
-
-def selector(rows: Rows) -> Selector:
-    """The same rows as a slice where they are consecutive, else unchanged."""
-    span = len(rows) - 1
-    if span < 0 or rows[-1] - rows[0] != span or (rows[1:] - rows[:-1] != 1).any():
-        return rows
-    return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 class PageTable:
@@ -72,6 +64,8 @@ class PageTable:
         swa_device, swa_host: the columns of sliding-window copies.
     """
 
+    column_type: type[SlotColumn] = SlotColumn
+
     def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
         self.geometry = geometry
         self.capacity = capacity
@@ -93,10 +87,10 @@ class PageTable:
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
         self._last_request = np.zeros(capacity, dtype=np.int64)
         slots = geometry.slots_per_page
-        self.device = SlotColumn(capacity, slots)
-        self.host = SlotColumn(capacity, slots)
-        self.swa_device = SlotColumn(capacity, slots)
-        self.swa_host = SlotColumn(capacity, slots)
+        self.device = self.column_type(capacity, slots)
+        self.host = self.column_type(capacity, slots)
+        self.swa_device = self.column_type(capacity, slots)
+        self.swa_host = self.column_type(capacity, slots)
         self.n_rows = 0
         self.tick = 0
         self._rank = rank
@@ -157,6 +151,14 @@ class PageTable:
                 return total + int(differs.argmax()) // self.geometry.page_tokens
             total, step = stop, step * 8
         return total
+
+    def row_of(self, digest: int) -> int | None:
+        """The row in the index under a digest."""
+        return self._index.get(digest)
+
+    def n_indexed(self) -> int:
+        """Rows in the index."""
+        return len(self._index)
 
     def is_current(self, row: int, generation: int) -> bool:
         """Whether ``row`` still is the page it was when ``generation`` was read."""
@@ -228,22 +230,21 @@ class PageTable:
             self._drop_empty_root(namespace)
             return rows
         self._index.update(zip(keys[:count], rows.tolist(), strict=True))
-        where = selector(rows)
-        self.parent[where] = np.concatenate(([parent], rows[:-1]))
-        self.depth[where] = self._ascending[depth : depth + count]
-        self.digest[where] = digests[:count]
-        self.tokens[where] = pages[:count]
-        self.children[where] = 1
+        self.parent[rows] = np.concatenate(([parent], rows[:-1]))
+        self.depth[rows] = self._ascending[depth : depth + count]
+        self.digest[rows] = digests[:count]
+        self.tokens[rows] = pages[:count]
+        self.children[rows] = 1
         self.children[rows[-1]] = 0
-        self.swa_age[where] = UNUSED_BAND + self._ages(where)
-        self.hits[where] = 0
-        self.forks[where] = 0
-        self.priority[where] = np.iinfo(np.int32).min
-        self.resume[where] = False
-        self.stored[where] = 0
-        self.window_stored[where] = 0
-        self.keyed[where] = False
-        self._last_request[where] = NO_REQUEST
+        self.swa_age[rows] = UNUSED_BAND + self._ages(rows)
+        self.hits[rows] = 0
+        self.forks[rows] = 0
+        self.priority[rows] = np.iinfo(np.int32).min
+        self.resume[rows] = False
+        self.stored[rows] = 0
+        self.window_stored[rows] = 0
+        self.keyed[rows] = False
+        self._last_request[rows] = NO_REQUEST
         self.n_rows += count
         if len(above):
             self.forks[parent] += self.hits[parent] > 1 or self.children[parent] > 0
@@ -262,10 +263,8 @@ class PageTable:
         parents = self.parent[rows]
         inner = parents[parents >= 0]
         np.subtract.at(self.children, inner, 1)
-        for parent in parents[parents < 0].tolist():
-            self._root_rows[parent] -= 1
-            if self._root_rows[parent] == 0:
-                self._forget_root(parent)
+        for root in parents[parents < 0].tolist():
+            self._leave_root(root)
         assert not self.children[rows].any(), "removed a row that still has children"
         self.parent[rows] = FREE
         self.generation[rows] += 1
@@ -333,6 +332,12 @@ class PageTable:
         if self._root_rows[root] == 0:
             self._forget_root(root)
 
+    def _leave_root(self, root: int) -> None:
+        """A first page of the namespace is gone."""
+        self._root_rows[root] -= 1
+        if self._root_rows[root] == 0:
+            self._forget_root(root)
+
     def _forget_root(self, root: int) -> None:
         # a namespace lives as long as it has pages: salts must not pile up
         del self._roots[self._namespaces.pop(root)]
@@ -345,12 +350,12 @@ class PageTable:
         self.tick += 1
         return self.tick
 
-    def touch(self, rows: Selector) -> None:
+    def touch(self, rows: Rows) -> None:
         """Make pages of one path the most recently used ones for full attention."""
         uses = Uses(self.hits[rows], self.priority[rows])
-        self.age[rows] = (self._rank(uses) << _RANK_SHIFT) + self._ages(rows)
+        self.age[rows] = (self._rank(uses) << RANK_SHIFT) + self._ages(rows)
 
-    def touch_window(self, rows: Selector) -> None:
+    def touch_window(self, rows: Rows) -> None:
         """The same for sliding-window copies; only the window that is used."""
         self.swa_age[rows] = self._ages(rows)
 
@@ -375,8 +380,8 @@ class PageTable:
     def worth(self, rows: Rows) -> NDArray[np.float64]:
         """What the prefixes that end with these pages are worth, see ``expected_uses``: larger
         is more, first of all by the rank of the eviction policy."""
-        rank, used = self.age[rows] >> _RANK_SHIFT, self.age[rows] & ((1 << _RANK_SHIFT) - 1)
+        rank, used = self.age[rows] >> RANK_SHIFT, self.age[rows] & ((1 << RANK_SHIFT) - 1)
         return rank * MOST_USES + expected_uses(self.forks[rows], self.tick - (used >> TICK_SHIFT))
 
-    def _ages(self, rows: Selector) -> NDArray[np.int64]:
-        return (self.tick << TICK_SHIFT) + (_MAX_DEPTH - self.depth[rows].astype(np.int64))
+    def _ages(self, rows: Rows) -> NDArray[np.int64]:
+        return (self.tick << TICK_SHIFT) + (MAX_DEPTH - self.depth[rows].astype(np.int64))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.paths import PathTable
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
 from sglang_ext.testing.model import ModelledIndex
@@ -33,6 +34,20 @@ _KEPT_HISTORIES = 24
 _CHECK_EVERY = 5
 _MOST_STEPS_TO_IDLE = 5000
 _CHECK_SLOTS_EVERY = 25
+
+
+class ReferenceIndex(CacheIndex):
+    """A CacheIndex without compiled loops."""
+
+    table_type = PathTable
+
+
+def _index_type(rank: int, *, modelled: bool) -> type[CacheIndex]:
+    """What a rank runs: every other one the reference, so that ranks agree only if what is
+    compiled does the same."""
+    if rank % 2:
+        return ReferenceIndex
+    return ModelledIndex if modelled and rank == 0 else CacheIndex
 
 
 class Simulation:
@@ -81,7 +96,7 @@ class Simulation:
                 sizes,
                 pace,
                 seed * 1000 + rank,
-                ModelledIndex if modelled and rank == 0 else CacheIndex,
+                _index_type(rank, modelled=modelled),
                 storage_faults=faults,
             )
             for rank in range(ranks)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from sglang_ext.core import backups as backups_module
-from sglang_ext.core import index as index_module
+from sglang_ext.core import paths as paths_module
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import SlotColumn
+from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
+from sglang_ext.core.paths import PathTable
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.table import PageTable
 from sglang_ext.testing.pools import SimSlots
@@ -27,14 +30,14 @@ SEEDS, STEPS = 150, 600
 
 
 def window_one_page_short(patch: Patch) -> None:
-    original = index_module.deepest_resume
+    original = paths_module.deepest_resume
     patch.setattr(
-        index_module, "deepest_resume", lambda has, pages: original(has, max(1, pages - 1))
+        paths_module, "deepest_resume", lambda has, pages: original(has, max(1, pages - 1))
     )
 
 
 def match_ignores_windows(patch: Patch) -> None:
-    patch.setattr(index_module, "deepest_resume", lambda has, pages: len(has))
+    patch.setattr(paths_module, "deepest_resume", lambda has, pages: len(has))
 
 
 def lock_covers_one_page_less_of_the_window(patch: Patch) -> None:
@@ -398,6 +401,92 @@ BUGS: list[Callable[[Patch], None]] = [
 
 @pytest.mark.parametrize("seed_bug", BUGS, ids=lambda bug: bug.__name__)
 def test_the_simulation_finds_the_bug(
+    seed_bug: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the bugs are in the reference, of which there is nothing compiled
+    monkeypatch.setattr(CacheIndex, "table_type", PathTable)
+    seed_bug(monkeypatch)
+    with pytest.raises((AssertionError, IndexError, KeyError, ValueError)):
+        run_all_seeds()
+
+
+def a_compiled_lock_leaves_out_the_last_page(patch: Patch) -> None:
+    original = loops.lock
+    patch.setattr(loops, "lock", lambda *state: original(*state[:-1], state[-1][:-1]))
+
+
+def a_compiled_copy_is_not_counted(patch: Patch) -> None:
+    original = loops.put
+
+    def put(*args: Any) -> None:
+        counts = args[4].copy()
+        original(*args)
+        args[4][1] = counts[1]
+
+    patch.setattr(loops, "put", put)
+
+
+def a_compiled_search_leaves_gaps(patch: Patch) -> None:
+    def remove(columns: Any, rows: Any, roots: Any) -> bool:
+        table = next(t for t in tables if t._columns is columns)
+        buckets = table._buckets.copy()
+        buckets[np.isin(buckets, rows)] = -1
+        done = original(columns, rows, roots)
+        table._buckets[:] = buckets
+        return bool(done)
+
+    tables: list[CompiledTable] = []
+    init = CompiledTable.__init__
+
+    def register(self: CompiledTable, *args: Any) -> None:
+        init(self, *args)
+        tables.append(self)
+
+    original = loops.remove
+    patch.setattr(loops, "remove", remove)
+    patch.setattr(CompiledTable, "__init__", register)
+
+
+def a_compiled_match_takes_half_a_window(patch: Patch) -> None:
+    original = loops.match
+
+    def match(*args: Any) -> Any:
+        *head, window, out = args
+        return original(*head, max(1, window - 1), out)
+
+    patch.setattr(loops, "match", match)
+
+
+def compiled_victims_have_been_used_since(patch: Patch) -> None:
+    original = loops.next_victims
+
+    def victims(rows: Any, ages: Any, first: int, age: Any, *rest: Any) -> Any:
+        return original(rows, age[rows], first, age, *rest)
+
+    patch.setattr(loops, "next_victims", victims)
+
+
+def a_compiled_use_forgets_branches(patch: Patch) -> None:
+    def use(self: CompiledTable, rows: Any) -> None:
+        self.touch(rows)
+        self.touch_window(rows[max(0, len(rows) - self._window) :])
+        self.resume[rows[-1]] = True
+
+    patch.setattr(CompiledTable, "use", use)
+
+
+COMPILED_BUGS: list[Callable[[Patch], None]] = [
+    a_compiled_lock_leaves_out_the_last_page,
+    a_compiled_copy_is_not_counted,
+    a_compiled_search_leaves_gaps,
+    a_compiled_match_takes_half_a_window,
+    compiled_victims_have_been_used_since,
+    a_compiled_use_forgets_branches,
+]
+
+
+@pytest.mark.parametrize("seed_bug", COMPILED_BUGS, ids=lambda bug: bug.__name__)
+def test_the_simulation_finds_the_bug_in_what_is_compiled(
     seed_bug: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed_bug(monkeypatch)

@@ -160,7 +160,7 @@ def test_the_table_and_its_transfers_own_their_slots() -> None:
     columns = copies(engine)
     device, host, windows = (columns[name].slots for name in ("device", "host", "swa_device"))
     assert rows.tolist() == list(range(6))
-    taken = columns["swa_device"].take(slice(0, 6))
+    taken = columns["swa_device"].take(np.arange(6))
     outside = [full, swa, backup.full.device, backup.full.host, backup.window.device, taken]
     for inside in (device, host, windows):
         assert not any(np.shares_memory(inside, array) for array in outside)

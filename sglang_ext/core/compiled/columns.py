@@ -1,0 +1,60 @@
+"""``SlotColumn`` with compiled loops."""
+
+import numpy as np
+
+from sglang_ext.core.columns import Rows, SlotColumn, Slots
+from sglang_ext.core.compiled import loops
+
+
+class CompiledColumn(SlotColumn):
+    """One column of slots; see ``SlotColumn``."""
+
+    def __init__(self, capacity: int, slots_per_page: int) -> None:
+        self._counts = np.zeros(2, dtype=np.int64)
+        super().__init__(capacity, slots_per_page)
+        self._state = (self.present, self.ready, self.locks, self.slots, self._counts)
+
+    @property
+    def n_present(self) -> int:
+        """Rows with a copy."""
+        return int(self._counts[0])
+
+    @n_present.setter
+    def n_present(self, count: int) -> None:
+        """See SlotColumn."""
+        self._counts[0] = count
+
+    @property
+    def n_locked(self) -> int:
+        """Rows with a copy and a positive lock count."""
+        return int(self._counts[1])
+
+    @n_locked.setter
+    def n_locked(self, count: int) -> None:
+        """See SlotColumn."""
+        self._counts[1] = count
+
+    def put(self, rows: Rows, slots: Slots, *, ready: bool) -> None:
+        """See SlotColumn."""
+        loops.put(*self._state, rows, np.ascontiguousarray(slots), ready)
+        self.offer(rows)
+
+    def put_live(self, rows: Rows, slots: Slots) -> None:
+        """See SlotColumn; the loop leaves out what is absent."""
+        self.put(rows, slots, ready=True)
+
+    def take(self, rows: Rows) -> Slots:
+        """See SlotColumn."""
+        slots = np.empty((len(rows), self.slots.shape[1]), dtype=np.int32)
+        loops.take(*self._state, rows, slots)
+        return slots
+
+    def lock(self, rows: Rows) -> None:
+        """See SlotColumn."""
+        loops.lock(self.present, self.locks, self._counts, rows)
+
+    def unlock(self, rows: Rows) -> None:
+        """See SlotColumn."""
+        held = loops.unlock(self.present, self.locks, self._counts, rows)
+        assert held, "unlock without a lock"
+        self.offer(rows)

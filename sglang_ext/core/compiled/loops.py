@@ -1,0 +1,553 @@
+"""Loops over the rows of a path: what ``PageTable``, ``PathTable``, ``SlotColumn`` and
+``VictimQueue`` do in NumPy, without a statement for every step.
+
+All of them are in one file because what is compiled and kept on disk is compiled again when its
+own file changes, not when a file that it calls does. Rows are int64; arrays are named as the
+attributes of ``PageTable`` are.
+"""
+
+import numba
+import numpy as np
+from numba.core.types import Array, Tuple, boolean, int8, int32, int64, uint64, void
+from numba.experimental import structref
+
+from sglang_ext.core.compiled.build import compiled
+from sglang_ext.core.digest import BASE
+from sglang_ext.core.table import (
+    FREE,
+    INSIDE_BAND,
+    MAX_DEPTH,
+    NO_REQUEST,
+    RANK_SHIFT,
+    TICK_SHIFT,
+    UNUSED_BAND,
+)
+
+FLAGS = Array(boolean, 1, "C")
+BYTES = Array(int8, 1, "C")
+INTS = Array(int32, 1, "C")
+LONGS = Array(int64, 1, "C")
+DIGESTS = Array(uint64, 1, "C")
+PAGES = Array(int64, 2, "C")
+SLOTS = Array(int32, 2, "C")
+
+LRU, LFU, SLRU, PRIORITY = range(4)
+_NO_PRIORITY = -(1 << 31)
+_UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
+_MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_FREE = int(FREE)
+_LEFT_THE_PATH = 2
+
+
+@structref.register
+class ColumnsType(numba.types.StructRef):
+    """Type of ``Columns``."""
+
+
+class Columns(structref.StructRefProxy):
+    """The arrays of a table, passed as one argument."""
+
+
+FIELDS = {
+    "parent": INTS,
+    "depth": INTS,
+    "digest": DIGESTS,
+    "tokens": PAGES,
+    "children": INTS,
+    "generation": INTS,
+    "age": LONGS,
+    "swa_age": LONGS,
+    "hits": INTS,
+    "forks": INTS,
+    "priority": INTS,
+    "resume": FLAGS,
+    "stored": BYTES,
+    "window_stored": BYTES,
+    "keyed": FLAGS,
+    "last_request": LONGS,
+    "device": FLAGS,
+    "swa_device": FLAGS,
+    "swa_locks": INTS,
+    "swa_host_ready": FLAGS,
+    "buckets": INTS,
+    "weights": LONGS,
+}
+structref.define_proxy(Columns, ColumnsType, list(FIELDS))
+COLUMNS = ColumnsType(list(FIELDS.items()))
+
+
+@compiled(COLUMNS(*FIELDS.values()))
+def columns(
+    parent,
+    depth,
+    digest,
+    tokens,
+    children,
+    generation,
+    age,
+    swa_age,
+    hits,
+    forks,
+    priority,
+    resume,
+    stored,
+    window_stored,
+    keyed,
+    last_request,
+    device,
+    swa_device,
+    swa_locks,
+    swa_host_ready,
+    buckets,
+    weights,
+):
+    """A ``Columns`` of these arrays."""
+    return Columns(
+        parent,
+        depth,
+        digest,
+        tokens,
+        children,
+        generation,
+        age,
+        swa_age,
+        hits,
+        forks,
+        priority,
+        resume,
+        stored,
+        window_stored,
+        keyed,
+        last_request,
+        device,
+        swa_device,
+        swa_locks,
+        swa_host_ready,
+        buckets,
+        weights,
+    )
+
+
+# ---- the map from digests to rows: open addressing, linear probing -------------------
+
+
+@compiled(uint64(uint64))
+def mix(value):
+    """See ``digest.mix``."""
+    value += uint64(_MIX_1)
+    value = (value ^ (value >> uint64(30))) * uint64(_MIX_2)
+    value = (value ^ (value >> uint64(27))) * uint64(_MIX_3)
+    return value ^ (value >> uint64(31))
+
+
+@compiled(uint64(uint64))
+def power(exponent):
+    """``BASE`` to a power, modulo 2**64."""
+    result, factor = uint64(1), uint64(BASE)
+    while exponent:
+        if exponent & uint64(1):
+            result *= factor
+        factor *= factor
+        exponent >>= uint64(1)
+    return result
+
+
+@compiled(uint64(PAGES, int64, LONGS))
+def page_digest(pages, number, weights):
+    """What one page adds to a digest, before the power of its depth."""
+    total = int64(0)
+    for k in range(weights.size):
+        total += pages[number, k] * weights[k]
+    return mix(uint64(total))
+
+
+@compiled(int64(INTS, uint64))
+def bucket_of(buckets, digest):
+    """Where the search for a digest begins."""
+    return int64((digest ^ (digest >> uint64(32))) & uint64(buckets.size - 1))
+
+
+@compiled(int64(INTS, DIGESTS, uint64))
+def find(buckets, digests, digest):
+    """Row with a digest, -1 if none."""
+    i = bucket_of(buckets, digest)
+    while buckets[i] >= 0:
+        if digests[buckets[i]] == digest:
+            return int64(buckets[i])
+        i = (i + 1) & (buckets.size - 1)
+    return int64(-1)
+
+
+@compiled(void(INTS, DIGESTS, int64))
+def remember(buckets, digests, row):
+    """Add a row, whose digest no other row has."""
+    i = bucket_of(buckets, digests[row])
+    while buckets[i] >= 0:
+        i = (i + 1) & (buckets.size - 1)
+    buckets[i] = row
+
+
+@compiled(void(INTS, DIGESTS, int64))
+def forget(buckets, digests, row):
+    """Take a row out, and close the gap."""
+    mask = buckets.size - 1
+    i = bucket_of(buckets, digests[row])
+    while buckets[i] != row:
+        i = (i + 1) & mask
+    j = i
+    while True:
+        j = (j + 1) & mask
+        if buckets[j] < 0:
+            break
+        home = bucket_of(buckets, digests[buckets[j]])
+        # what lies at j may move to i if its search passes i
+        if ((j - home) & mask) >= ((j - i) & mask):
+            buckets[i] = buckets[j]
+            i = j
+    buckets[i] = -1
+
+
+# ---- paths ------------------------------------------------------------------------
+
+
+@compiled(int64(COLUMNS, PAGES, int64, uint64, LONGS))
+def lookup(c, pages, root, seed, out):
+    """See ``PageTable.lookup``; writes the rows to ``out`` and returns how many they are."""
+    width = c.weights.size
+    depth, parent, digest = 0, root, seed
+    while depth < pages.shape[0]:
+        digest += page_digest(pages, depth, c.weights) * power(uint64(depth))
+        row = find(c.buckets, c.digest, digest)
+        if row < 0 or c.parent[row] != parent:
+            break
+        start = depth
+        while True:
+            differs = int64(0)
+            for k in range(width):
+                differs |= c.tokens[row, k] ^ pages[depth, k]
+            if differs != 0:
+                break
+            out[depth] = row
+            parent = row
+            depth += 1
+            row += 1
+            if depth == pages.shape[0] or row == c.parent.size or c.parent[row] != parent:
+                break
+        if depth == start:
+            break  # another prefix with the same digest
+        digest = c.digest[parent]
+    return depth
+
+
+@compiled(int64(FLAGS, int64))
+def deepest_resume(usable, window):
+    """See ``window.deepest_resume``."""
+    run, best = 0, usable.size
+    for i in range(usable.size - 1, -1, -1):
+        if usable[i]:
+            run += 1
+            if run == window:
+                return best
+        else:
+            run, best = 0, i
+    return best
+
+
+@compiled(Tuple((int64, int64, int64, int64))(COLUMNS, PAGES, int64, uint64, int64, LONGS))
+def match(c, pages, root, seed, window, out):
+    """``PageTable.lookup`` and ``PathTable.resume_point``: (pages found, pages of the best
+    resume point, pages of the best one on the device, window pages to pin)."""
+    known = lookup(c, pages, root, seed, out)
+    usable = np.empty(known, dtype=np.bool_)
+    on_device = known
+    for i in range(known - 1, -1, -1):
+        row = out[i]
+        usable[i] = c.swa_device[row] or c.swa_host_ready[row]
+        if not c.device[row]:
+            on_device = i
+    best = deepest_resume(usable, window)
+    for i in range(on_device):
+        usable[i] = c.swa_device[out[i]]
+    ready = deepest_resume(usable[:on_device], window)
+    to_pin = 0
+    if ready < best:
+        for i in range(max(0, best - window), best):
+            row = out[i]
+            to_pin += not (c.swa_device[row] and c.swa_locks[row] > 0)
+    else:
+        best = ready
+    return known, best, ready, to_pin
+
+
+@compiled(int64(COLUMNS, int64, int64))
+def age_of(c, row, tick):
+    """Recency and depth of a page, see ``TICK_SHIFT``."""
+    return (tick << TICK_SHIFT) + (MAX_DEPTH - c.depth[row])
+
+
+@compiled(int64(COLUMNS, int64, int64))
+def rank_of(c, row, policy):
+    """See ``eviction_policy``."""
+    if policy == LFU:
+        return int64(min(c.hits[row], 255))
+    if policy == SLRU:
+        return int64(c.hits[row] >= 2)
+    if policy == PRIORITY:
+        return min(max(int64(c.priority[row]) + 128, int64(0)), int64(255))
+    return int64(0)
+
+
+@compiled(void(COLUMNS, LONGS, int64, int64, int64))
+def use(c, rows, tick, policy, window):
+    """See ``PathTable.use``."""
+    n = rows.size
+    for i in range(n):
+        row = rows[i]
+        c.age[row] = (rank_of(c, row, policy) << RANK_SHIFT) + age_of(c, row, tick)
+    for i in range(max(0, n - window), n):
+        c.swa_age[rows[i]] = age_of(c, rows[i], tick)
+    c.resume[rows[n - 1]] = True
+    for i in range(n):
+        if c.children[rows[i]] > 1:
+            for j in range(max(0, i + 1 - window), i + 1):
+                c.swa_age[rows[j]] = age_of(c, rows[j], tick)
+
+
+@compiled(void(COLUMNS, LONGS, int64, int64))
+def count_request(c, rows, request, priority):
+    """See ``PageTable.count_request``."""
+    for i in range(rows.size):
+        row = rows[i]
+        if c.priority[row] < priority:
+            c.priority[row] = priority
+        if c.last_request[row] != request:
+            c.last_request[row] = request
+            c.hits[row] += 1
+
+
+@compiled(int64(FLAGS, int64, int64))
+def next_complete(complete, last, interval):
+    """The boundary up to ``interval`` after ``last`` that is furthest away, or else the first
+    one beyond; of those where a window is complete."""
+    for boundary in range(min(last + interval, complete.size), last, -1):
+        if complete[boundary - 1]:
+            return boundary
+    for boundary in range(last + interval + 1, complete.size + 1):
+        if complete[boundary - 1]:
+            return boundary
+    return complete.size + 1
+
+
+@compiled(void(COLUMNS, LONGS, int64, int64))
+def mark_resume_points(c, rows, window, interval):
+    """See ``PathTable.mark_resume_points`` and ``window.resume_points``."""
+    n = rows.size
+    complete = np.empty(n, dtype=np.bool_)
+    keep = np.empty(n, dtype=np.bool_)
+    points = np.empty(n + 1, dtype=np.int64)
+    count, missing = 0, -1
+    for i in range(n):
+        row = rows[i]
+        if not (c.swa_device[row] or c.swa_host_ready[row]):
+            missing = i
+        complete[i] = i - missing >= window or missing < 0
+        branches = c.children[row] > 1
+        if i + 1 < n and c.hits[row] - c.hits[rows[i + 1]] >= _LEFT_THE_PATH:
+            branches = True
+        keep[i] = branches and complete[i]
+        if c.resume[row] and complete[i]:
+            points[count] = i + 1
+            count += 1
+    if count == 0 or points[count - 1] < n:
+        points[count] = n
+        count += 1
+    last = 0
+    for number in range(count):
+        point = points[number]
+        while interval > 0 and point - last > interval:
+            following = next_complete(complete, last, interval)
+            if following >= point:
+                break
+            keep[following - 1] = True
+            last = following
+        needed = number + 1 == count or (interval > 0 and points[number + 1] - last > interval)
+        if complete[point - 1] and (needed or keep[point - 1]):
+            keep[point - 1] = True
+            last = point
+    for i in range(n):
+        if keep[i] and not c.resume[rows[i]]:
+            for j in range(max(0, i + 1 - window), i + 1):
+                if c.swa_age[rows[j]] < INSIDE_BAND:
+                    c.swa_age[rows[j]] += _UNUSED_TO_INSIDE
+    for i in range(n):
+        c.resume[rows[i]] = keep[i]
+
+
+# ---- rows ---------------------------------------------------------------------------
+
+
+@compiled(Tuple((int64, int64))(COLUMNS, PAGES, int64, uint64, int64, int64, int64, LONGS))
+def append(c, pages, parent, digest, depth, tick, cursor, out):
+    """See ``PageTable.add_rows``; writes the rows to ``out`` and returns how many they are and
+    where the next search for a free one begins."""
+    count, scanned = 0, 0
+    capacity = c.parent.size
+    factor = power(uint64(depth))
+    for i in range(pages.shape[0]):
+        digest += page_digest(pages, i, c.weights) * factor
+        factor *= uint64(BASE)
+        if find(c.buckets, c.digest, digest) >= 0:
+            break
+        row = cursor
+        while scanned < capacity and c.parent[row] != _FREE:
+            scanned += 1
+            row += 1
+            if row == capacity:
+                row = 0
+        if scanned == capacity:
+            break
+        scanned += 1
+        cursor = row + 1 if row + 1 < capacity else 0
+        c.parent[row] = parent if i == 0 else out[i - 1]
+        c.depth[row] = depth + i
+        c.digest[row] = digest
+        remember(c.buckets, c.digest, row)
+        c.tokens[row, :] = pages[i, :]
+        c.children[row] = 0
+        c.swa_age[row] = UNUSED_BAND + age_of(c, row, tick)
+        c.hits[row] = 0
+        c.forks[row] = 0
+        c.priority[row] = _NO_PRIORITY
+        c.resume[row] = False
+        c.stored[row] = 0
+        c.window_stored[row] = 0
+        c.keyed[row] = False
+        c.last_request[row] = NO_REQUEST
+        if i > 0:
+            c.children[out[i - 1]] = 1
+        elif parent >= 0:
+            c.forks[parent] += c.hits[parent] > 1 or c.children[parent] > 0
+            c.children[parent] += 1
+        out[i] = row
+        count += 1
+    return count, cursor
+
+
+@compiled(boolean(COLUMNS, LONGS, LONGS))
+def remove(c, rows, roots):
+    """See ``PageTable.remove_rows``; writes the namespace of a first page to ``roots``, 0 for
+    any other. False if one of the rows still has a child."""
+    for i in range(rows.size):
+        row = rows[i]
+        forget(c.buckets, c.digest, row)
+        parent = c.parent[row]
+        if parent >= 0:
+            c.children[parent] -= 1
+            roots[i] = 0
+        else:
+            roots[i] = parent
+    childless = True
+    for i in range(rows.size):
+        row = rows[i]
+        childless &= c.children[row] == 0
+        c.parent[row] = _FREE
+        c.generation[row] += 1
+    return childless
+
+
+@compiled(boolean(COLUMNS, LONGS, FLAGS))
+def is_closed(c, rows, mark):
+    """Whether all children of rows are among them. ``mark`` is False everywhere, and again
+    afterwards."""
+    for i in range(rows.size):
+        mark[rows[i]] = True
+    outside = int64(0)
+    for i in range(rows.size):
+        parent = c.parent[rows[i]]
+        outside += c.children[rows[i]]
+        outside -= parent >= 0 and mark[parent]
+    for i in range(rows.size):
+        mark[rows[i]] = False
+    return outside == 0
+
+
+# ---- one column of slots ------------------------------------------------------------
+# counts: (2,) rows with a copy, and those of them that are locked
+
+
+@compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS, boolean))
+def put(present, ready, locks, slots, counts, rows, new, is_ready):
+    """See ``SlotColumn.put``; rows whose slots are absent are left out."""
+    for i in range(rows.size):
+        if new[i, 0] == -1:
+            continue
+        row = rows[i]
+        slots[row, :] = new[i, :]
+        present[row] = True
+        ready[row] = is_ready
+        counts[0] += 1
+        counts[1] += locks[row] > 0
+
+
+@compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS))
+def take(present, ready, locks, slots, counts, rows, out):
+    """See ``SlotColumn.take``."""
+    for i in range(rows.size):
+        row = rows[i]
+        out[i, :] = slots[row, :]
+        slots[row, :] = -1
+        present[row] = False
+        ready[row] = False
+        counts[0] -= 1
+        counts[1] -= locks[row] > 0
+
+
+@compiled(void(FLAGS, INTS, LONGS, LONGS))
+def lock(present, locks, counts, rows):
+    """See ``SlotColumn.lock``."""
+    for i in range(rows.size):
+        row = rows[i]
+        counts[1] += present[row] and locks[row] == 0
+        locks[row] += 1
+
+
+@compiled(boolean(FLAGS, INTS, LONGS, LONGS))
+def unlock(present, locks, counts, rows):
+    """See ``SlotColumn.unlock``. False if a row was not locked."""
+    held = True
+    for i in range(rows.size):
+        row = rows[i]
+        locks[row] -= 1
+        held &= locks[row] >= 0
+        counts[1] -= present[row] and locks[row] == 0
+    return held
+
+
+# ---- victims ------------------------------------------------------------------------
+
+
+@compiled(Tuple((int64, int64))(LONGS, LONGS, int64, LONGS, FLAGS, INTS, LONGS))
+def next_victims(rows, ages, first, age, present, locks, out):
+    """Up to ``out.size`` rows from ``rows[first:]`` that are still victims and of the age that
+    they had; how many they are, and where the search has ended."""
+    count = 0
+    for i in range(first, rows.size):
+        if count == out.size:
+            return count, i
+        row = rows[i]
+        if present[row] and locks[row] == 0 and age[row] == ages[i]:
+            out[count] = row
+            count += 1
+    return count, rows.size
+
+
+@compiled(int64(LONGS, LONGS, FLAGS, INTS, int64, LONGS))
+def below_horizon(rows, age, present, locks, horizon, out):
+    """Which of ``rows`` are victims up to an age; how many they are."""
+    count = 0
+    for i in range(rows.size):
+        row = rows[i]
+        if present[row] and locks[row] == 0 and age[row] <= horizon:
+            out[count] = row
+            count += 1
+    return count

@@ -1,0 +1,146 @@
+"""``PathTable`` with compiled loops, and an index of digests that they can search."""
+
+from collections.abc import Hashable
+
+import numpy as np
+
+from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled.columns import CompiledColumn
+from sglang_ext.core.compiled.victims import CompiledVictims
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.paths import PathTable
+from sglang_ext.core.plan import PrefixMatch
+
+_POLICIES: dict[Rank, int] = {
+    lru: loops.LRU,
+    lfu: loops.LFU,
+    slru: loops.SLRU,
+    priority: loops.PRIORITY,
+}
+_BUCKETS_PER_ROW = 2
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+
+
+class CompiledTable(PathTable):
+    """The page table; see ``PageTable`` and ``PathTable``."""
+
+    column_type: type[SlotColumn] = CompiledColumn
+    victims_type: type[VictimQueue] = CompiledVictims
+
+    def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
+        super().__init__(geometry, capacity, rank)
+        buckets = 1 << max(1, (_BUCKETS_PER_ROW * capacity - 1).bit_length())
+        self._buckets = np.full(buckets, -1, dtype=np.int32)
+        self._policy = _POLICIES[rank]
+        self._window = geometry.window_pages
+        self._seeds: dict[int, int] = {}
+        arrays = {
+            **{name: getattr(self, name, None) for name in loops.FIELDS},
+            "last_request": self._last_request,
+            "device": self.device.present,
+            "swa_device": self.swa_device.present,
+            "swa_locks": self.swa_device.locks,
+            "swa_host_ready": self.swa_host.ready,
+            "buckets": self._buckets,
+            "weights": self._hasher.weights,
+        }
+        self._columns = loops.columns(*arrays.values())
+
+    # ---- lookup --------------------------------------------------------------
+
+    def lookup(self, pages: Pages, namespace: Hashable) -> Rows:
+        """See PageTable."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return _NO_ROWS
+        rows = np.empty(len(pages), dtype=np.int64)
+        return rows[: loops.lookup(self._columns, pages, root, self._seed(root), rows)]
+
+    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """See PathTable."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return PrefixMatch(_NO_ROWS, 0, 0)
+        rows = np.empty(len(pages), dtype=np.int64)
+        known, best, ready, to_pin = loops.match(
+            self._columns, pages, root, self._seed(root), self._window, rows
+        )
+        return PrefixMatch(rows[:best], ready, to_pin, known - best)
+
+    def row_of(self, digest: int) -> int | None:
+        """See PageTable."""
+        row: int = loops.find(self._buckets, self.digest, digest)
+        return None if row < 0 else row
+
+    def n_indexed(self) -> int:
+        """See PageTable."""
+        return int(np.count_nonzero(self._buckets >= 0))
+
+    def _seed(self, root: int) -> int:
+        seed = self._seeds.get(root)
+        if seed is None:
+            seed = self._seeds[root] = self._hasher.seed(root)
+        return seed
+
+    # ---- rows ----------------------------------------------------------------
+
+    def add_rows(self, above: Rows, pages: Pages, namespace: Hashable) -> Rows:
+        """See PageTable."""
+        root = self._root_of(namespace)
+        depth = len(above)
+        parent = int(above[-1]) if depth else root
+        digest = int(self.digest[parent]) if depth else self._seed(root)
+        rows = np.empty(len(pages), dtype=np.int64)
+        count, self._cursor = loops.append(
+            self._columns,
+            pages,
+            parent,
+            digest,
+            depth,
+            self.tick,
+            self._cursor,
+            rows,
+        )
+        self.n_rows += count
+        if count == 0:
+            self._drop_empty_root(namespace)
+        elif depth == 0:
+            self._root_rows[root] += 1
+        return rows[:count]
+
+    def remove_rows(self, rows: Rows) -> None:
+        """See PageTable."""
+        roots = np.empty(len(rows), dtype=np.int64)
+        childless = loops.remove(self._columns, rows, roots)
+        assert childless, "removed a row that still has children"
+        self.n_rows -= len(rows)
+        for root in roots[roots < 0].tolist():
+            self._leave_root(root)
+
+    def subtree(self, rows: Rows) -> Rows:
+        """See PageTable."""
+        if loops.is_closed(self._columns, rows, self._mark):
+            return rows
+        return super().subtree(rows)
+
+    def _forget_root(self, root: int) -> None:
+        super()._forget_root(root)
+        self._seeds.pop(root, None)
+
+    # ---- recency -------------------------------------------------------------
+
+    def use(self, rows: Rows) -> None:
+        """See PathTable."""
+        loops.use(self._columns, rows, self.tick, self._policy, self._window)
+
+    def count_request(self, rows: Rows, request: int, priority: int = 0) -> None:
+        """See PageTable."""
+        loops.count_request(self._columns, rows, request, priority)
+
+    def mark_resume_points(self, rows: Rows, interval: int) -> None:
+        """See PathTable."""
+        loops.mark_resume_points(self._columns, rows, self._window, interval)

@@ -1,0 +1,75 @@
+"""What the table knows of a path: where a request can resume, what it is worth keeping for."""
+
+from collections.abc import Hashable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.plan import PrefixMatch
+from sglang_ext.core.table import PageTable
+from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
+
+_LEFT_THE_PATH = 2
+"""Requests fewer on the next page that make a page a place where prefixes diverge."""
+
+
+class PathTable(PageTable):
+    """The page table and statements about its paths."""
+
+    victims_type: type[VictimQueue] = VictimQueue
+
+    def victims(self, column: SlotColumn, age: NDArray[np.int64]) -> VictimQueue:
+        """What eviction from a column takes, by an age."""
+        return self.victims_type(column, age)
+
+    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""
+        size = self.geometry.window_pages
+        rows = self.lookup(pages, namespace)
+        on_device = self.device.present[rows]
+        device_pages = len(rows) if on_device.all() else int(on_device.argmin())
+        swa_on_device = self.swa_device.present[rows]
+        best = deepest_resume(swa_on_device | self.swa_host.ready[rows], size)
+        ready = deepest_resume(swa_on_device[:device_pages], size)
+        if ready >= best:
+            return PrefixMatch(rows[:ready], ready, 0, len(rows) - ready)
+        window = rows[max(0, best - size) : best]
+        pinned = self.swa_device.present[window] & (self.swa_device.locks[window] > 0)
+        to_pin = len(window) - int(np.count_nonzero(pinned))
+        return PrefixMatch(rows[:best], ready, to_pin, len(rows) - best)
+
+    def use(self, rows: Rows) -> None:
+        """Make the pages of a path, and the window at its end, those used last."""
+        size = self.geometry.window_pages
+        self.touch(rows)
+        self.touch_window(rows[max(0, len(rows) - size) :])
+        self.resume[rows[-1]] = True
+        # who shares a prefix comes back to where it branches off when its own pages are gone
+        for end in (np.flatnonzero(self.children[rows] > 1) + 1).tolist():
+            self.touch_window(rows[max(0, end - size) : end])
+
+    def mark_resume_points(self, rows: Rows, interval: int) -> None:
+        """Decide which windows of a path that has grown are worth keeping.
+
+        Args:
+            interval: pages between those inside a prompt, see ``window.resume_points``.
+        """
+        size = self.geometry.window_pages
+        usable = self.swa_device.present[rows] | self.swa_host.ready[rows]
+        before = self.resume[rows]
+        complete = complete_windows(usable, size)
+        keep = resume_points(before, self._branches(rows), complete, interval)
+        for end in (np.flatnonzero(keep & ~before) + 1).tolist():
+            self.keep_inside(rows[max(0, end - size) : end])
+        self.resume[rows] = keep
+
+    def _branches(self, rows: Rows) -> NDArray[np.bool_]:
+        """Pages of a path after which prefixes diverge, or have diverged."""
+        branches: NDArray[np.bool_] = self.children[rows] > 1
+        # one request fewer went on: it ended there; two fewer: one of them went elsewhere
+        hits = self.hits[rows]
+        branches[:-1] |= hits[:-1] - hits[1:] >= _LEFT_THE_PATH
+        return branches
