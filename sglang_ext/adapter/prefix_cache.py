@@ -146,8 +146,6 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best part of it with which the engine can admit the request:
         without the load, or nothing at all."""
-        if len(match.rows) == 0:
-            return match
         length = len(params.key.token_ids)  # the key itself is limited, the prefill is not
         max_new = self._max_new_tokens(params.req)
         on_device = match.rows[: match.device_pages]

@@ -104,6 +104,6 @@ def test_a_limited_key_is_not_a_shorter_prefill() -> None:
     )
     cache: Any = SwaHiCache(params, engine.index, engine.device, Recorder())
     tokens = array.array("q", prompt(6).tolist())
-    key: Any = RadixKey(tokens, limit=96)
+    key: Any = RadixKey(tokens, limit=40)
     cache.match_prefix(MatchPrefixParams(key=key))
     assert asked == [len(tokens)]
