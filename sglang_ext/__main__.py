@@ -2,10 +2,10 @@
 
 import sys
 
-from sglang_ext import verify
+from sglang_ext import gpu_check, verify
 from sglang_ext.sizing import cli as size
 
-COMMANDS = {"size": size.main, "verify": verify.main}
+COMMANDS = {"gpu-check": gpu_check.main, "size": size.main, "verify": verify.main}
 
 
 def main() -> int:

@@ -15,6 +15,9 @@ TOGGLE = "SGLANG_EXT_SWA_HICACHE"
 CHECKPOINT_TOKENS = "SGLANG_EXT_CHECKPOINT_TOKENS"
 """Tokens between the sliding windows that are kept inside a prompt; 0 keeps none there."""
 
+COPIES = "SGLANG_EXT_COPIES"
+"""Who copies between device and host: ``engine``, or ``kernels`` of this project."""
+
 REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
 """For tests: milliseconds between the end of a copy and its report."""
 SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
@@ -23,7 +26,7 @@ STEP_TRACE = "SGLANG_EXT_TEST_STEP_TRACE"
 """For tests: file to which the first rank writes the time of every scheduler step."""
 
 _PREFIX = "SGLANG_EXT_"
-_KNOWN = (TOGGLE, CHECKPOINT_TOKENS, REPORT_DELAY, SLOWDOWN, STEP_TRACE)
+_KNOWN = (TOGGLE, CHECKPOINT_TOKENS, COPIES, REPORT_DELAY, SLOWDOWN, STEP_TRACE)
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
@@ -33,6 +36,7 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         selected: use our cache and its host tier without any command line flag.
         checkpoint_tokens: see CHECKPOINT_TOKENS; None derives it from the model.
+        copies: see COPIES; None is what fits the device.
         report_delay_ms: see REPORT_DELAY.
         backup_slowdown: see SLOWDOWN.
         step_trace: see STEP_TRACE; None writes nothing.
@@ -40,6 +44,7 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     selected: bool = False
     checkpoint_tokens: int | None = None
+    copies: str | None = None
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
     step_trace: str | None = None
@@ -59,9 +64,13 @@ def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
     value = environment.get(TOGGLE, "").strip().lower()
     if value not in _BOOLEANS:
         raise StartupError(f"{TOGGLE}={value!r} is not allowed; use 1 or 0")
+    copies = environment.get(COPIES, "").strip() or None
+    if copies not in (None, "engine", "kernels"):
+        raise StartupError(f"{COPIES}={copies!r} is not allowed; use engine or kernels")
     return ExtConfig(
         selected=_BOOLEANS[value],
         checkpoint_tokens=_tokens(environment, CHECKPOINT_TOKENS),
+        copies=copies,
         report_delay_ms=_number(environment, REPORT_DELAY, 0.0),
         backup_slowdown=_number(environment, SLOWDOWN, 1.0),
         step_trace=environment.get(STEP_TRACE) or None,

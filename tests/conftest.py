@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def engine_child(module: str) -> list[str]:
+def engine_child(module: str, *arguments: str) -> list[str]:
     """Lines that a module prints in a process of its own: the engine keeps process-wide
     state."""
     child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", module],
+        [sys.executable, "-W", "ignore", "-m", module, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "SGLANG_PLATFORM": "ext_cpu"},

@@ -4,9 +4,8 @@ import logging
 import time
 from typing import Any
 
-import torch
+import numpy as np
 
-from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.storage_tier import StorageTier
 from sglang_ext.core.columns import Rows
@@ -57,7 +56,6 @@ class HostTierController:
         self._index = index
         self._engine = engine
         self._agreement = agreement
-        self._indices = SlotIndices(index.geometry)
         self._queued: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
         self._ledger = Ledger(index)
         self._compare_ranks = compare_ranks
@@ -121,8 +119,8 @@ class HostTierController:
     def _part(self, component: int, copies: list[Copies]) -> Part | None:
         if not copies:
             return None
-        host = torch.cat([self._indices.tokens(c.host) for c in copies])
-        device = torch.cat([self._indices.tokens(c.device) for c in copies])
+        host = np.concatenate([c.host.reshape(-1) for c in copies]).astype(np.int64)
+        device = np.concatenate([c.device.reshape(-1) for c in copies]).astype(np.int64)
         return Part(component, host, device) if len(host) else None
 
     # ---- commit --------------------------------------------------------------

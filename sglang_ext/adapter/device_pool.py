@@ -25,7 +25,7 @@ class SlotIndices:
         self._slots_per_page = geometry.slots_per_page
         self._offsets = np.arange(self._page, dtype=np.int64)
 
-    def tokens(self, slots: Slots) -> torch.Tensor:
+    def tokens(self, slots: Slots | NDArray[np.int64]) -> torch.Tensor:
         """All token indices, int64 on the CPU, in page order."""
         first = slots.reshape(-1, 1).astype(np.int64) * self._page
         return torch.from_numpy((first + self._offsets).reshape(-1))

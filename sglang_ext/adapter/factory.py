@@ -9,14 +9,10 @@ import torch.distributed as dist
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
-from sglang_ext.adapter.device_pool import EngineDevicePool
+from sglang_ext.adapter.device_pool import EngineDevicePool, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
-from sglang_ext.adapter.host_pools import (
-    EngineCopies,
-    NoCopies,
-    build_host_group,
-    layers_by_component,
-)
+from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
+from sglang_ext.adapter.page_copies import Pool, page_copies
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
@@ -38,7 +34,7 @@ from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
 from sglang_ext.transfer.cuda import CudaTransferEngine
-from sglang_ext.transfer.job import ComponentCopies, TransferEngine
+from sglang_ext.transfer.job import TransferEngine
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 if TYPE_CHECKING:
@@ -173,19 +169,12 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
     raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
 
 
-def _copies(group: "HostPoolGroup", device: torch.device) -> list[ComponentCopies]:
-    """Copies of the full-attention and of the sliding-window component."""
+def _pools(group: "HostPoolGroup") -> list[Pool]:
+    """Host and device pools of the full-attention and of the sliding-window component."""
     from sglang.srt.mem_cache.hicache_storage import PoolName
-    from sglang.srt.runtime_context import get_memory
 
-    io_backend = get_memory().hicache_io_backend
     entries = [group.entry_map.get(name) for name in (PoolName.KV, PoolName.SWA)]
-    return [
-        NoCopies()
-        if entry is None
-        else EngineCopies(entry.host_pool, entry.device_pool, io_backend, device)
-        for entry in entries
-    ]
+    return [None if e is None else (e.host_pool, e.device_pool) for e in entries]
 
 
 def _controller(
@@ -195,19 +184,22 @@ def _controller(
     index: CacheIndex,
 ) -> HostTierController:
     from sglang.srt.environ import envs
+    from sglang.srt.runtime_context import get_memory
 
     device = torch.device(kv_pool.device)
-    components = _copies(group, device)
+    config = from_environment()
+    indices = SlotIndices(index.geometry)
+    io_backend = get_memory().hicache_io_backend
+    copies = page_copies(config.copies, _pools(group), indices, io_backend, device)
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
-    config = from_environment()
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
     if faults != CopyFaults() and device.type != "cpu":
         raise StartupError(f"{REPORT_DELAY} and {SLOWDOWN} are for the CPU platform only")
     if device.type == "cuda":
-        engine = CudaTransferEngine(components, layers)
+        engine = CudaTransferEngine(copies, layers)
     elif device.type == "cpu":
-        engine = CpuTransferEngine(components, layers, faults)
+        engine = CpuTransferEngine(copies, layers, faults)
     else:
         raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")
     counter = LayerDoneCounter(len(layers))

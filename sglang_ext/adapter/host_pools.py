@@ -1,4 +1,4 @@
-"""The host tier on SGLang's host pools: their size, and copies for transfers."""
+"""The host tier on SGLang's host pools: their size and memory."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,43 +12,8 @@ from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-    from sglang.srt.mem_cache.pool_host.base import HostKVCache
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
-
-
-class EngineCopies:
-    """ComponentCopies (see ``transfer.job``) over one SGLang host pool."""
-
-    def __init__(
-        self, host_pool: "HostKVCache", device_pool: Any, io_backend: str, device: torch.device
-    ) -> None:
-        self._host_pool = host_pool
-        self._device_pool = device_pool
-        self._io_backend = io_backend
-        self._device = device
-
-    def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
-        """See ComponentCopies."""
-        # The staged page-first kernel walks host pages itself and wants them on the CPU.
-        staged = bool(self._host_pool.can_use_write_back_jit)
-        if self._io_backend == "kernel":
-            device = self._to_device(device)
-            host = host if staged else self._to_device(host)
-        self._host_pool.backup_from_device_all_layer(
-            self._device_pool, host, device, self._io_backend
-        )
-
-    def load_layer(self, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
-        """See ComponentCopies."""
-        if self._io_backend == "kernel":
-            host, device = self._to_device(host), self._to_device(device)
-        self._host_pool.load_to_device_per_layer(
-            self._device_pool, host, device, layer, self._io_backend
-        )
-
-    def _to_device(self, index: torch.Tensor) -> torch.Tensor:
-        return index.to(self._device, non_blocking=True)
 
 
 def layers_by_component(pool: "SWAKVPool") -> tuple[dict[int, int], dict[int, int]]:
@@ -65,16 +30,6 @@ def page_bytes(pool: Any, geometry: Geometry) -> tuple[int, int]:
     info = pool.get_device_pool_infos()[0].buffer_info
     rows = len(info.buffers.k) * info.head_num * info.dtype.itemsize * geometry.page_tokens
     return rows * info.head_dim, rows * info.v_head_dim
-
-
-class NoCopies:
-    """ComponentCopies (see ``transfer.job``) of full attention where no layer has it."""
-
-    def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
-        """See ComponentCopies."""
-
-    def load_layer(self, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
-        """See ComponentCopies."""
 
 
 def host_budget(device_bytes: int) -> int:

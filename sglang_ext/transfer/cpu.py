@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sglang_ext.transfer.job import ComponentCopies, Job
+from sglang_ext.transfer.job import Job, PageCopies
 
 
 class ThreadLayerGate:
@@ -136,7 +136,7 @@ class CpuTransferEngine:
     """TransferEngine for tensors in CPU memory.
 
     Args:
-        components: copies of each component.
+        copies: who moves the bytes.
         layers: for each global layer, (component, layer of the component), or None
             for a layer without KV.
         faults: trouble to make, for tests.
@@ -144,11 +144,11 @@ class CpuTransferEngine:
 
     def __init__(
         self,
-        components: Sequence[ComponentCopies],
+        copies: PageCopies,
         layers: Sequence[tuple[int, int] | None],
         faults: CopyFaults | None = None,
     ) -> None:
-        self._components = components
+        self._copies = copies
         self._layers = layers
         faults = faults or CopyFaults()
         self._backups = _Lane("kv-backup", faults)
@@ -159,8 +159,7 @@ class CpuTransferEngine:
         """Copy on the backup thread. The forward pass on a CPU has ended by now."""
 
         def run() -> None:
-            for part in job.parts:
-                self._components[part.component].backup(part.host, part.device)
+            self._copies.prepare(job.parts).backup()
 
         self._backups.submit(_Task(job.ops, run))
 
@@ -170,9 +169,10 @@ class CpuTransferEngine:
 
         def run() -> None:
             try:
+                copies = self._copies.prepare(job.parts)
                 for number, layer in enumerate(self._layers):
                     if layer is not None:
-                        self._load_layer(job, *layer)
+                        copies.load_layer(*layer)
                     gate.open(number)
             except BaseException as error:
                 gate.fail(error)
@@ -180,11 +180,6 @@ class CpuTransferEngine:
 
         self._loads.submit(_Task(job.ops, run))
         return gate
-
-    def _load_layer(self, job: Job, component: int, layer: int) -> None:
-        for part in job.parts:
-            if part.component == component:
-                self._components[component].load_layer(layer, part.host, part.device)
 
     def backed_up(self) -> tuple[int, range]:
         """See TransferEngine."""

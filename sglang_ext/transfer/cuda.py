@@ -1,16 +1,17 @@
 """Transfers on CUDA: one stream for each direction, events for completion.
 
-The same plans as on the CPU. Copies are SGLang's own kernels behind
-``ComponentCopies``; this module only orders them.
+The same plans as on the CPU. What copies is behind ``PageCopies``; this
+module only orders it.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from sglang_ext.transfer.job import ComponentCopies, Job
+from sglang_ext.transfer.job import Job, PageCopies, PreparedCopies
 
 
 class EventLayerGate:
@@ -32,21 +33,30 @@ class EventLayerGate:
         return bool(self._events[-1].query())
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A job on its stream."""
+
+    done: torch.cuda.Event
+    last_op: int
+    copies: PreparedCopies
+
+
 class CudaTransferEngine:
     """TransferEngine on two CUDA streams. Arguments as for CpuTransferEngine."""
 
     def __init__(
         self,
-        components: Sequence[ComponentCopies],
+        copies: PageCopies,
         layers: Sequence[tuple[int, int] | None],
     ) -> None:
-        self._components = components
+        self._copies = copies
         self._layers = layers
         self._backup_stream = torch.cuda.Stream()
         self._load_stream = torch.cuda.Stream()
-        # the job keeps its index tensors alive meanwhile
-        self._backups: deque[tuple[torch.cuda.Event, Job]] = deque()
-        self._loads: deque[tuple[torch.cuda.Event, Job]] = deque()
+        # prepared copies keep their index tensors alive meanwhile
+        self._backups: deque[_InFlight] = deque()
+        self._loads: deque[_InFlight] = deque()
         self._backed_up = -1
         self._loaded = -1
 
@@ -54,30 +64,26 @@ class CudaTransferEngine:
         """Copy on the backup stream, behind the forward pass that wrote the pages."""
         _order_behind(self._backup_stream, fence)
         with torch.cuda.stream(self._backup_stream):
-            for part in job.parts:
-                self._components[part.component].backup(part.host, part.device)
+            copies = self._copies.prepare(job.parts)
+            copies.backup()
             done = torch.cuda.Event()
             done.record()
-        self._backups.append((done, job))
+        self._backups.append(_InFlight(done, job.ops[-1], copies))
 
     def submit_load(self, job: Job, fence: Any) -> EventLayerGate:
         """Copy on the load stream, behind readers of the slots' former contents."""
         gate = EventLayerGate(len(self._layers))
         _order_behind(self._load_stream, fence)
         with torch.cuda.stream(self._load_stream):
+            copies = self._copies.prepare(job.parts)
             for number, layer in enumerate(self._layers):
                 if layer is not None:
-                    self._load_layer(job, *layer)
+                    copies.load_layer(*layer)
                 gate.record(number)
             done = torch.cuda.Event()
             done.record()
-        self._loads.append((done, job))
+        self._loads.append(_InFlight(done, job.ops[-1], copies))
         return gate
-
-    def _load_layer(self, job: Job, component: int, layer: int) -> None:
-        for part in job.parts:
-            if part.component == component:
-                self._components[component].load_layer(layer, part.host, part.device)
 
     def backed_up(self) -> tuple[int, range]:
         """See TransferEngine. A failed CUDA copy raises in ``query``: it is fatal."""
@@ -100,13 +106,13 @@ class CudaTransferEngine:
 
 
 def _order_behind(stream: torch.cuda.Stream, fence: Any) -> None:
-    # the caller's stream made the index tensors, the fence ran the forward pass
+    # the caller's stream wrote the pages or will read them, the fence ran the forward pass
     stream.wait_stream(torch.cuda.current_stream())
     if fence is not None:
         stream.wait_stream(fence)
 
 
-def _last_done(lane: deque[tuple[torch.cuda.Event, Job]], last: int) -> int:
-    while lane and lane[0][0].query():
-        last = lane.popleft()[1].ops[-1]
+def _last_done(lane: deque[_InFlight], last: int) -> int:
+    while lane and lane[0].done.query():
+        last = lane.popleft().last_op
     return last

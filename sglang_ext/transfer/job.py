@@ -1,33 +1,45 @@
 """What a transfer engine is asked to copy, and how it reports."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
-
-class ComponentCopies(Protocol):
-    """The copies of one component (full attention, or sliding window).
-
-    Indices are int64 CPU tensors that count tokens of the component's pools.
-    """
-
-    def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
-        """Copy device to host, all layers."""
-        ...
-
-    def load_layer(self, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
-        """Copy host to device, one layer of this component."""
-        ...
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens of one component to copy."""
+    """Pages of one component (full attention, or sliding window) to copy.
+
+    Attributes:
+        component: its number.
+        host, device: int64; pages of the engine's allocators, pair by pair.
+    """
 
     component: int
-    host: torch.Tensor
-    device: torch.Tensor
+    host: NDArray[np.int64]
+    device: NDArray[np.int64]
+
+
+class PreparedCopies(Protocol):
+    """The copies of one job, on the current stream."""
+
+    def backup(self) -> None:
+        """Copy device to host, all layers of all components."""
+        ...
+
+    def load_layer(self, component: int, layer: int) -> None:
+        """Copy host to device, one layer of a component; nothing if the job has none of it."""
+        ...
+
+
+class PageCopies(Protocol):
+    """Who moves the bytes."""
+
+    def prepare(self, parts: Sequence[Part]) -> PreparedCopies:
+        """Get ready to copy: what needs doing once for a job and not for each layer."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """A child process of test_host_arena: the engine's pools over one arena memory.
 
+What the engine's copies write there the kernels read, and the other way round.
+
 Prints a line for each case. The engine keeps process-wide state, so this does not run
 inside the tests.
 """
@@ -12,9 +14,11 @@ from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 import sglang_ext_cpu.host_copies
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage, tensors_from
-from sglang_ext.adapter.host_pools import EngineCopies, page_bytes, size_to_ask_for
+from sglang_ext.adapter.host_pools import page_bytes, size_to_ask_for
+from sglang_ext.adapter.page_copies import page_copies
 from sglang_ext.core.arena import shape_for
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.transfer.job import Part
 
 SOURCES, TARGETS = 8, 64
 """Device pages that are backed up, and behind them those that are loaded into."""
@@ -75,7 +79,11 @@ class Component:
         )
         slots = shape.pages(self.number) * shape.slots_per_page
         assert host.page_num == slots, "the engine made a pool of another size"
-        self.copies = EngineCopies(host, source, backend, torch.device("cpu"))
+        pools = [(host, source)]
+        self.backups, self.loads = (
+            page_copies(kind, pools, self.indices, backend, torch.device("cpu"))
+            for kind in (("engine", "kernels") if self.number else ("kernels", "engine"))
+        )
 
     def back_up(self, count: int) -> None:
         """Random device pages to the host, as many as fit."""
@@ -83,7 +91,7 @@ class Component:
         pages = arena.allocate(self.number, min(count, arena.free_pages(self.number)))
         assert pages is not None
         sources = torch.randint(SOURCES, (len(pages),)).numpy()
-        self.copies.backup(self.host_tokens(pages), self.tokens(sources))
+        self.backups.prepare(self.part(pages, sources)).backup()
         self.held.update(zip(pages.tolist(), sources.tolist(), strict=True))
 
     def forget(self, step: int) -> None:
@@ -107,16 +115,20 @@ class Component:
     def check(self) -> None:
         """Load all pages; each is what was backed up."""
         pages = np.array(list(self.held), dtype=np.int64)
-        sources = self.tokens(np.array(list(self.held.values()), dtype=np.int64))
-        places = self.tokens(SOURCES + np.arange(len(pages)))
+        sources = np.array(list(self.held.values()), dtype=np.int64)
+        places = SOURCES + np.arange(len(pages))
+        loads = self.loads.prepare(self.part(pages, places))
         for layer in range(self.source.layer_num):
-            self.copies.load_layer(layer, self.host_tokens(pages), places)
+            loads.load_layer(0, layer)
         for buffer in buffers(self.source):
-            assert torch.equal(buffer[places], buffer[sources]), "a page changed"
+            assert torch.equal(buffer[self.tokens(places)], buffer[self.tokens(sources)])
 
-    def host_tokens(self, pages: np.ndarray) -> torch.Tensor:
-        """Token indices of host pages."""
-        return self.indices.tokens(self.memory.arena.slots(pages))
+    def part(self, host: np.ndarray, device: np.ndarray) -> list[Part]:
+        """Pages of the table as pages of the engine."""
+        per_page = self.memory.arena.shape.slots_per_page
+        on_device = (device[:, None] * per_page + np.arange(per_page)).reshape(-1)
+        on_host = self.memory.arena.slots(host).reshape(-1).astype(np.int64)
+        return [Part(0, on_host, on_device)]
 
     def tokens(self, pages: np.ndarray) -> torch.Tensor:
         """Token indices of device pages."""

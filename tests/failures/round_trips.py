@@ -4,12 +4,16 @@ Prints a line for each round trip. The engine keeps process-wide state, so this 
 not run inside the tests.
 """
 
+import numpy as np
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MHATokenToKVPoolFP4
 from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 
 import sglang_ext_cpu.host_copies
-from sglang_ext.adapter.host_pools import EngineCopies
+from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.page_copies import page_copies
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.transfer.job import Part
 
 PAGE, PAGES, LAYERS = 16, 8, 3
 LAYOUTS = (
@@ -34,7 +38,12 @@ def tokens(*pages: int) -> torch.Tensor:
     return torch.cat([torch.arange(page * PAGE, (page + 1) * PAGE) for page in pages])
 
 
-def round_trip(layout: str, backend: str, heads: int, k_dim: int, v_dim: int) -> None:
+def part(host: tuple[int, ...], device: tuple[int, ...]) -> list[Part]:
+    """What to copy."""
+    return [Part(0, np.array(host), np.array(device))]
+
+
+def round_trip(kind: str, layout: str, backend: str, heads: int, k_dim: int, v_dim: int) -> None:
     """Device pages 2 and 5 to the host and back into 6 and 1; no other byte moves."""
     pool = MHATokenToKVPool(
         PAGE * PAGES, PAGE, torch.float32, heads, k_dim, LAYERS, "cpu", False, v_head_dim=v_dim
@@ -55,13 +64,15 @@ def round_trip(layout: str, backend: str, heads: int, k_dim: int, v_dim: int) ->
     for buffer in buffers:
         buffer.copy_(torch.randn(buffer.shape))
     before = [buffer.clone() for buffer in buffers]
-    copies = EngineCopies(host, pool, backend, torch.device("cpu"))
-    copies.backup(tokens(7, 3), tokens(2, 5))
+    indices = SlotIndices(Geometry(PAGE, 2 * PAGE))
+    copies = page_copies(kind, [(host, pool)], indices, backend, torch.device("cpu"))
+    copies.prepare(part((7, 3), (2, 5))).backup()
+    loads = copies.prepare(part((3, 7), (6, 1)))
     for layer in range(LAYERS):
-        copies.load_layer(layer, tokens(3, 7), tokens(6, 1))
+        loads.load_layer(0, layer)
     for buffer, old in zip(buffers, before, strict=True):
         old[tokens(6, 1)] = old[tokens(5, 2)]
-        assert torch.equal(buffer, old), f"{layout} {backend} {heads} {k_dim} {v_dim}"
+        assert torch.equal(buffer, old), f"{kind} {layout} {backend} {heads} {k_dim} {v_dim}"
 
 
 def refuses_scales() -> bool:
@@ -85,7 +96,8 @@ def main() -> None:
     sglang_ext_cpu.host_copies.install()
     for case in CASES:
         try:
-            round_trip(*case)
+            for kind in ("engine", "kernels"):
+                round_trip(kind, *case)
         except (AssertionError, IndexError, NameError, RuntimeError, ValueError) as error:
             print(*case, repr(error))
         else:

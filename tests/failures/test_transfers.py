@@ -1,5 +1,6 @@
 """Catalogue 2G: transfers, layouts, geometry."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 
 from sglang_ext.adapter import factory
 from sglang_ext.adapter.controller import FULL, WINDOW
-from sglang_ext.adapter.host_pools import EngineCopies
+from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.page_copies import EngineCopies
+from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CpuTransferEngine
@@ -83,9 +86,12 @@ def test_indices_lie_where_the_copy_wants_them(
             seen.append((host.device.type, device.device.type))
 
     pool: Any = HostPool()
-    copies = EngineCopies(pool, None, io_backend, torch.device("meta"))
-    copies.backup(torch.arange(4), torch.arange(4))
-    copies.load_layer(0, torch.arange(4), torch.arange(4))
+    copies = EngineCopies(
+        [(pool, None)], SlotIndices(Geometry(16, 32)), io_backend, torch.device("meta")
+    )
+    job = copies.prepare([Part(FULL, np.arange(4), np.arange(4))])
+    job.backup()
+    job.load_layer(FULL, 0)
     assert seen == [(host_on, device_on), (device_on, device_on)]
 
 
@@ -107,17 +113,19 @@ def test_a_backup_reads_its_pages_while_the_forward_writes_others() -> None:
 
 
 class Recorder:
-    """Copies of one component that note the layers they load."""
+    """Copies that note the layers they load."""
 
-    def __init__(self, component: int, log: list[tuple[int, int]]) -> None:
-        self._component = component
+    def __init__(self, log: list[tuple[int, int]]) -> None:
         self._log = log
 
-    def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
+    def prepare(self, parts: Sequence[Part]) -> "Recorder":
+        return self
+
+    def backup(self) -> None:
         pass
 
-    def load_layer(self, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
-        self._log.append((self._component, layer))
+    def load_layer(self, component: int, layer: int) -> None:
+        self._log.append((component, layer))
 
 
 def test_readers_wait_for_layers_by_their_number_in_the_model() -> None:
@@ -130,8 +138,8 @@ def test_readers_wait_for_layers_by_their_number_in_the_model() -> None:
         *(None, (WINDOW, 2), (FULL, 1)),
     ]
     log: list[tuple[int, int]] = []
-    engine = CpuTransferEngine([Recorder(FULL, log), Recorder(WINDOW, log)], schedule)
-    index = torch.arange(1)
+    engine = CpuTransferEngine(Recorder(log), schedule)
+    index = np.arange(1)
     parts = (Part(FULL, index, index), Part(WINDOW, index, index))
     gate = engine.submit_load(Job(range(1), parts), None)
     for number, layer in enumerate(schedule):
@@ -173,9 +181,6 @@ def test_pools_that_are_not_mha_are_refused_by_name(component: str) -> None:
 
 def test_slots_name_the_same_tokens_on_both_sides() -> None:
     """G-9: what is submitted are tokens of the pools, page by page."""
-    from sglang_ext.adapter.device_pool import SlotIndices
-    from sglang_ext.core.geometry import Geometry
-
     for page in (1, 2, 16, 64):
         geometry = Geometry(page, 32)
         indices = SlotIndices(geometry)

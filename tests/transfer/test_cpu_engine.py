@@ -1,7 +1,9 @@
 """The CPU transfer engine is really asynchronous, ordered, and gated by layer."""
 
 import threading
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,26 +29,39 @@ class TensorCopies:
         for event in (*self.may_load, self.may_back_up):
             event.set()
 
-    def backup(self, host: torch.Tensor, device: torch.Tensor) -> None:
-        assert self.may_back_up.wait(TIMEOUT_S)
-        if self.broken:
-            raise OSError("broken")
-        self.host[:, host] = self.device[:, device]
+    def prepare(self, parts: Sequence[Part]) -> "PreparedTensorCopies":
+        return PreparedTensorCopies(self, parts)
 
-    def load_layer(self, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
-        assert self.may_load[layer].wait(TIMEOUT_S)
-        if self.broken:
+
+class PreparedTensorCopies:
+    def __init__(self, copies: TensorCopies, parts: Sequence[Part]) -> None:
+        self.copies = copies
+        self.parts = parts
+
+    def backup(self) -> None:
+        copies = self.copies
+        assert copies.may_back_up.wait(TIMEOUT_S)
+        if copies.broken:
             raise OSError("broken")
-        self.device[layer, device] = self.host[layer, host]
+        for part in self.parts:
+            copies.host[:, part.host] = copies.device[:, part.device]
+
+    def load_layer(self, component: int, layer: int) -> None:
+        copies = self.copies
+        assert copies.may_load[layer].wait(TIMEOUT_S)
+        if copies.broken:
+            raise OSError("broken")
+        for part in self.parts:
+            copies.device[layer, part.device] = copies.host[layer, part.host]
 
 
 def engine_and_copies() -> tuple[CpuTransferEngine, TensorCopies]:
     copies = TensorCopies()
-    return CpuTransferEngine([copies], [(0, layer) for layer in range(LAYERS)]), copies
+    return CpuTransferEngine(copies, [(0, layer) for layer in range(LAYERS)]), copies
 
 
 def job(op: int, host: list[int], device: list[int]) -> Job:
-    return Job(range(op, op + 1), (Part(0, torch.tensor(host), torch.tensor(device)),))
+    return Job(range(op, op + 1), (Part(0, np.array(host), np.array(device)),))
 
 
 def test_a_backup_is_not_done_when_it_was_submitted() -> None:
@@ -148,7 +163,7 @@ def test_the_counter_forgets_old_gates_but_not_closed_ones() -> None:
 def test_a_copy_may_be_reported_late() -> None:
     copies = TensorCopies()
     layers = [(0, layer) for layer in range(LAYERS)]
-    engine = CpuTransferEngine([copies], layers, CopyFaults(report_after_s=0.2))
+    engine = CpuTransferEngine(copies, layers, CopyFaults(report_after_s=0.2))
     copies.device[:] = 7
     copies.open()
     for op in range(2):

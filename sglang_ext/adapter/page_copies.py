@@ -1,0 +1,190 @@
+"""Who moves the bytes: the engine's own copies, or the kernels of this project."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.kernels.plane import Pages, Plane, host_by_page
+from sglang_ext.transfer.job import PageCopies, Part, PreparedCopies
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.pool_host.base import HostKVCache
+
+Pool = tuple["HostKVCache", Any] | None
+"""Host and device pool of a component, None for a component without layers."""
+
+
+class EngineCopies:
+    """PageCopies (see ``transfer.job``) by SGLang's host pools.
+
+    Args:
+        pools: of each component.
+        indices: the engine copies by token index.
+        io_backend: ``--hicache-io-backend``.
+        device: where its kernels want the indices.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        indices: SlotIndices,
+        io_backend: str,
+        device: torch.device,
+    ) -> None:
+        self._pools = pools
+        self._indices = indices
+        self._io_backend = io_backend
+        self._device = device
+
+    def prepare(self, parts: Sequence[Part]) -> PreparedCopies:
+        """See PageCopies."""
+        own = [part for part in parts if self._pools[part.component] is not None]
+        return _EngineJob(self, {part.component: self._tokens(part) for part in own})
+
+    def backup(self, component: int, host: torch.Tensor, device: torch.Tensor) -> None:
+        """Copy tokens to the host, all layers."""
+        host_pool, device_pool = self._pool(component)
+        if self._io_backend == "kernel":
+            device = self.on_device(device)
+            # the staged page-first kernel walks host pages itself and wants them on the CPU
+            host = host if host_pool.can_use_write_back_jit else self.on_device(host)
+        host_pool.backup_from_device_all_layer(device_pool, host, device, self._io_backend)
+
+    def load_layer(
+        self, component: int, layer: int, host: torch.Tensor, device: torch.Tensor
+    ) -> None:
+        """Copy tokens to the device, one layer. Indices are where the io backend wants them."""
+        host_pool, device_pool = self._pool(component)
+        host_pool.load_to_device_per_layer(device_pool, host, device, layer, self._io_backend)
+
+    def for_loads(self, index: torch.Tensor) -> torch.Tensor:
+        """Indices where the io backend wants those of a load."""
+        return self.on_device(index) if self._io_backend == "kernel" else index
+
+    def on_device(self, index: torch.Tensor) -> torch.Tensor:
+        """Indices on the device."""
+        return index.to(self._device, non_blocking=True)
+
+    def _pool(self, component: int) -> tuple["HostKVCache", Any]:
+        pool = self._pools[component]
+        assert pool is not None, f"component {component} has no layers"
+        return pool
+
+    def _tokens(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._indices.tokens(part.host), self._indices.tokens(part.device)
+
+
+class _EngineJob:
+    """PreparedCopies of the engine. Indices go to the device once, not once for each layer."""
+
+    def __init__(
+        self, copies: EngineCopies, tokens: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        self._copies = copies
+        self._tokens = tokens
+        self._for_loads: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def backup(self) -> None:
+        for component, (host, device) in self._tokens.items():
+            self._copies.backup(component, host, device)
+
+    def load_layer(self, component: int, layer: int) -> None:
+        if component not in self._tokens:
+            return
+        if component not in self._for_loads:
+            host, device = self._tokens[component]
+            self._for_loads[component] = (
+                self._copies.for_loads(host),
+                self._copies.for_loads(device),
+            )
+        self._copies.load_layer(component, layer, *self._for_loads[component])
+
+
+class Copier(Protocol):
+    """What the kernels of both kinds of device offer."""
+
+    def prepare(self, pairs: Sequence[tuple[Pages, Pages]]) -> Any:
+        """Get a job ready: (host pages, device pages) of each component."""
+        ...
+
+    def copy_all(self, job: Any, *, to_host: bool) -> None:
+        """All components and layers."""
+        ...
+
+    def copy_layers(self, job: Any, component: int, layers: range, *, to_host: bool) -> None:
+        """Some layers of one component."""
+        ...
+
+
+class KernelCopies:
+    """PageCopies (see ``transfer.job``) by a kernel of this project."""
+
+    def __init__(self, copier: Copier, components: int) -> None:
+        self._copier = copier
+        self._components = components
+
+    def prepare(self, parts: Sequence[Part]) -> PreparedCopies:
+        """See PageCopies."""
+        none = np.empty(0, dtype=np.int64)
+        pairs = [(none, none)] * self._components
+        for part in parts:
+            pairs[part.component] = (part.host, part.device)
+        return _KernelJob(self._copier, self._copier.prepare(pairs))
+
+
+class _KernelJob:
+    """PreparedCopies of a kernel."""
+
+    def __init__(self, copier: Copier, job: Any) -> None:
+        self._copier = copier
+        self._job = job
+
+    def backup(self) -> None:
+        self._copier.copy_all(self._job, to_host=True)
+
+    def load_layer(self, component: int, layer: int) -> None:
+        layers = range(layer, layer + 1)
+        self._copier.copy_layers(self._job, component, layers, to_host=False)
+
+
+def planes(pool: Pool) -> list[Plane]:
+    """K and V of a component, where both are; none for a component without layers."""
+    if pool is None:
+        return []
+    host, _ = pool
+    sides = ((host.k_buffer, host.device_k_buffers), (host.v_buffer, host.device_v_buffers))
+    return [
+        Plane(tuple(layers), host_by_page(buffer, host.layout, host.page_size))
+        for buffer, layers in sides
+    ]
+
+
+def page_copies(
+    kind: str | None, pools: Sequence[Pool], indices: SlotIndices, io_backend: str,
+    device: torch.device,
+) -> PageCopies:  # fmt: skip
+    """Copies of the kind that is asked for.
+
+    Args:
+        kind: ``engine`` or ``kernels``; None takes the engine's where it has copies for the
+            device, which is a GPU.
+        pools, indices, io_backend, device: see EngineCopies.
+    """
+    if (kind or ("kernels" if device.type == "cpu" else "engine")) == "engine":
+        return EngineCopies(pools, indices, io_backend, device)
+    components = [planes(pool) for pool in pools]
+    return KernelCopies(_copier(components, device), len(components))
+
+
+def _copier(components: Sequence[Sequence[Plane]], device: torch.device) -> Copier:
+    # one imports Triton, the other has Numba compile: each where it is used
+    if device.type == "cpu":
+        from sglang_ext.kernels.cpu import CpuPageCopier
+
+        return CpuPageCopier(components)
+    from sglang_ext.kernels.gpu import GpuPageCopier
+
+    return GpuPageCopier(components)

@@ -1,0 +1,129 @@
+"""``python -m sglang_ext gpu-check``: does the GPU kernel copy every byte, and how fast?
+
+Every layout, data type and row size is compared with the reference; then the bandwidth of both
+directions is printed beside that of a plain copy of as many bytes between the GPU and pinned
+memory.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from sglang_ext.kernels.plane import Plane
+
+_LAYERS, _HEADS, _WIDTH, _PAGE = 18, 8, 64, 64
+"""Of the copies that are timed: full-attention layers of gpt-oss, bfloat16."""
+_REPEATS = 9
+_PROGRAMS = (4, 8, 16, 32, 64)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when all bytes are equal, 1 when some are not, 2 without a GPU."""
+    parser = argparse.ArgumentParser(prog="sglang_ext gpu-check", description=__doc__)
+    parser.add_argument("--mebibytes", type=int, default=256, help="size of a copy that is timed")
+    parser.add_argument(
+        "--interpret",
+        action="store_true",
+        help="check the kernel on the CPU, in Triton's interpreter; nothing is timed",
+    )
+    args = parser.parse_args(argv)
+    if args.interpret:
+        # read when the kernel is imported
+        os.environ["TRITON_INTERPRET"] = "1"
+
+    import torch
+
+    if not args.interpret and not torch.cuda.is_available():
+        print("no GPU here: nothing was checked (--interpret checks without one)", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if args.interpret else "cuda")
+    wrong = _check(device, pages=(1, 16) if args.interpret else (1, 16, 64))
+    if wrong == 0 and not args.interpret:
+        _time(device, args.mebibytes << 20)
+    return 1 if wrong else 0
+
+
+def _check(device: "torch.device", pages: Sequence[int]) -> int:
+    """Number of copies that differ from the reference."""
+    from sglang_ext.kernels import check
+    from sglang_ext.kernels.gpu import GpuPageCopier
+
+    words: set[int] = set()
+
+    def make(components: "Sequence[Sequence[Plane]]") -> GpuPageCopier:
+        copier = GpuPageCopier(components)
+        words.add(copier.word)
+        return copier
+
+    cases = list(check.cases(pages))
+    lines = [line for case in cases for line in check.differences(case, device, make)]
+    for line in lines:
+        print("DIFFERENT:", line)
+    moved = ", ".join(map(str, sorted(words)))
+    print(f"{len(cases)} shapes, words of {moved} bytes: {len(lines)} copies differ")
+    return len(lines)
+
+
+def _time(device: "torch.device", size: int) -> None:
+    """Bandwidth in GB/s: the kernel by layout, direction and number of programs, and plain
+    copies."""
+    import numpy as np
+    import torch
+
+    from sglang_ext.kernels.gpu import GpuPageCopier
+    from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape
+
+    row = _HEADS * _WIDTH * 2
+    pages = size // (_LAYERS * _PAGE * row)
+    size = pages * _LAYERS * _PAGE * row
+    plain = torch.empty(size, dtype=torch.uint8, device=device)
+    pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    to_host = _bandwidth(size, lambda: pinned.copy_(plain, non_blocking=True))
+    to_device = _bandwidth(size, lambda: plain.copy_(pinned, non_blocking=True))
+    print(f"{torch.cuda.get_device_name(device)}, {size >> 20} MiB a copy, GB/s")
+    print(f"{'plain copy':30}to host {to_host:7.1f}   to device {to_device:7.1f}")
+    tokens = 2 * pages * _PAGE
+    layers = tuple(
+        torch.empty(tokens, _HEADS, _WIDTH, dtype=torch.bfloat16, device=device)
+        for _ in range(_LAYERS)
+    )
+    random = np.random.default_rng(0)
+    chosen = [random.permutation(2 * pages)[:pages].astype(np.int64) for _ in range(2)]
+    for layout in LAYOUTS:
+        shape = host_shape(
+            layout, layers=_LAYERS, pages=2 * pages, page_tokens=_PAGE, heads=_HEADS, width=_WIDTH
+        )
+        host = torch.empty(shape, dtype=torch.bfloat16, pin_memory=True)
+        plane = Plane(layers, host_by_page(host, layout, _PAGE))
+        for programs in _PROGRAMS:
+            copier = GpuPageCopier([[plane]], programs)
+            job = copier.prepare([(chosen[0], chosen[1])])
+            speeds = [
+                _bandwidth(size, lambda d=direction, c=copier, j=job: c.copy_all(j, to_host=d))
+                for direction in (True, False)
+            ]
+            print(
+                f"{layout:18}{programs:3} programs to host {speeds[0]:7.1f}   "
+                f"to device {speeds[1]:7.1f}"
+            )
+
+
+def _bandwidth(size: int, run: Callable[[], object]) -> float:
+    """GB/s, the median of some runs behind one that warms up."""
+    import torch
+
+    run()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPEATS + 1)]
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    times = sorted(start.elapsed_time(end) for start, end in itertools.pairwise(events))
+    return size / (times[len(times) // 2] / 1e3) / 1e9

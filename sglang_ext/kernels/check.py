@@ -1,0 +1,163 @@
+"""Whether a kernel does what the reference does, byte by byte, in every layout."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglang_ext.kernels.plane import (
+    LAYOUTS,
+    Pages,
+    Plane,
+    host_by_page,
+    host_shape,
+    reference_copy,
+)
+
+DEVICE_PAGES, HOST_PAGES = 7, 9
+PAIRS: tuple[tuple[Pages, Pages], ...] = (
+    (np.array([3, 4, 5, 0]), np.array([1, 2, 3, 6])),
+    (np.array([8, 0]), np.array([0, 6])),
+)
+"""(host pages, device pages) of each of two components: a run on both sides, and single ones."""
+_COMPONENTS = ((3, 2), (2, 1))
+"""(layers, heads) of each component."""
+
+
+class Copier(Protocol):
+    """What a kernel offers; a job is whatever its ``prepare`` returns."""
+
+    def prepare(self, pairs: Sequence[tuple[Pages, Pages]]) -> Any:
+        """Get a job ready: (host pages, device pages) of each component."""
+        ...
+
+    def copy_all(self, job: Any, *, to_host: bool) -> None:
+        """All components and layers."""
+        ...
+
+    def copy_layers(self, job: Any, component: int, layers: range, *, to_host: bool) -> None:
+        """Some layers of one component."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """Memory of one shape.
+
+    Attributes:
+        layout: of the host.
+        page_tokens: tokens of a page.
+        k_width, v_width: elements that a head has of K and of V.
+        dtype: of both.
+    """
+
+    layout: str
+    page_tokens: int
+    k_width: int
+    v_width: int
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self.layout} page {self.page_tokens} K {self.k_width} V {self.v_width} {name}"
+
+
+def cases(pages: Sequence[int] = (1, 16, 64)) -> Iterator[Case]:
+    """All layouts and data types, rows of odd sizes, K and V of different widths."""
+    widths = ((8, 8), (3, 5), (64, 32))
+    dtypes = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
+    for layout, page, (k, v), dtype in itertools.product(LAYOUTS, pages, widths, dtypes):
+        yield Case(layout, page, k, v, dtype)
+
+
+class Memory:
+    """Planes of two components with random bytes.
+
+    Args:
+        case: their shape.
+        device: where the device's side is. Host memory is pinned if that is a GPU.
+        seed: of the contents.
+    """
+
+    def __init__(self, case: Case, device: torch.device, seed: int = 0) -> None:
+        self._case = case
+        self._device = device
+        self._generator = torch.Generator().manual_seed(seed)
+        self.components = [
+            [self._plane(layers, heads, width) for width in (case.k_width, case.v_width)]
+            for layers, heads in _COMPONENTS
+        ]
+
+    def _plane(self, layers: int, heads: int, width: int) -> Plane:
+        page, layout = self._case.page_tokens, self._case.layout
+        host = self._bytes(
+            *host_shape(
+                layout, layers=layers, pages=HOST_PAGES, page_tokens=page, heads=heads, width=width
+            )
+        )
+        if self._device.type == "cuda":
+            host = host.pin_memory()
+        tokens = (DEVICE_PAGES * page, heads, width)
+        on_device = tuple(self._bytes(*tokens).to(self._device) for _ in range(layers))
+        return Plane(on_device, host_by_page(host, layout, page))
+
+    def _bytes(self, *shape: int) -> Tensor:
+        size = self._case.dtype.itemsize
+        raw = torch.randint(
+            256, (*shape[:-1], shape[-1] * size), dtype=torch.uint8, generator=self._generator
+        )
+        return raw.view(self._case.dtype)
+
+    def contents(self) -> list[Tensor]:
+        """Every byte, for a comparison."""
+        planes = [plane for planes in self.components for plane in planes]
+        return [
+            tensor.contiguous().view(torch.uint8).cpu().clone()
+            for plane in planes
+            for tensor in (*plane.layers, plane.host)
+        ]
+
+
+def differences(case: Case, device: torch.device, make: Any) -> list[str]:
+    """What a kernel does differently from the reference, and what it touches besides.
+
+    Args:
+        case: shape of the memory.
+        device: where the device's side is.
+        make: builds the copier from the planes of each component.
+    """
+    found = []
+    memory, expected = Memory(case, device), Memory(case, device)
+    copier: Copier = make(memory.components)
+    job = copier.prepare(PAIRS)
+    for to_host, component in itertools.product((True, False), (None, 0, 1)):
+        layers = range(1, 2)
+        if component is None:
+            copier.copy_all(job, to_host=to_host)
+        else:
+            copier.copy_layers(job, component, layers, to_host=to_host)
+        _expect(expected, component, layers, to_host=to_host)
+        pairs = zip(memory.contents(), expected.contents(), strict=True)
+        if not all(torch.equal(got, wanted) for got, wanted in pairs):
+            scope = "everything" if component is None else f"a layer of component {component}"
+            found.append(f"{case}: {scope} {'to' if to_host else 'from'} the host")
+    return found
+
+
+def _expect(memory: Memory, component: int | None, layers: range, *, to_host: bool) -> None:
+    for number, (planes, pair) in enumerate(zip(memory.components, PAIRS, strict=True)):
+        if component not in (None, number):
+            continue
+        host, device = (torch.from_numpy(pages) for pages in pair)
+        for plane in planes:
+            # bytes, as PyTorch has no indexed copies of fp8
+            as_bytes = Plane(
+                tuple(layer.view(torch.uint8) for layer in plane.layers),
+                plane.host.view(torch.uint8),
+            )
+            wanted = range(len(plane.layers)) if component is None else layers
+            reference_copy(as_bytes, host, device, wanted, to_host=to_host)

@@ -1,0 +1,47 @@
+"""A child process of test_copies: the GPU kernel compiled for GPUs that are not here.
+
+Prints a line for each: architecture, word, tile, direction, bytes of the cubin.
+"""
+
+import itertools
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sglang_ext.kernels import gpu_kernel
+
+ARCHITECTURES = (80, 90, 100)
+WORDS = ((tl.int64, 8), (tl.int32, 4), (tl.int16, 2), (tl.int8, 1))
+TILES = ((4, 256), (1, 1024))
+
+
+def main() -> None:
+    """Every variant."""
+    variants = itertools.product(ARCHITECTURES, WORDS, TILES, (True, False))
+    for architecture, (word, size), (rows, columns), to_host in variants:
+        constants = {
+            "SEGMENTS": 4,
+            "FIELDS": gpu_kernel.FIELDS,
+            "WORD": word,
+            "WORD_BYTES": size,
+            "ROWS": rows,
+            "COLUMNS": columns,
+            "TO_HOST": to_host,
+        }
+        numbers = dict.fromkeys(("component", "first_layer", "num_layers"), "i32")
+        source = ASTSource(
+            fn=gpu_kernel.copy_pages,
+            signature={"table": "*i64", "job": "*i64"}
+            | numbers
+            | dict.fromkeys(constants, "constexpr"),
+            constexprs=constants,
+        )
+        target = GPUTarget("cuda", architecture, 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": 8})
+        print(architecture, size, rows, columns, to_host, len(compiled.asm["cubin"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The kernels do what the reference does, in every layout, and touch nothing else."""
+
+import pytest
+import torch
+
+from sglang_ext import gpu_check
+from sglang_ext.kernels import check
+from sglang_ext.kernels.cpu import CpuPageCopier
+from sglang_ext.kernels.plane import LAYOUTS, Plane, Strides, host_by_page, host_shape
+from tests.conftest import engine_child
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_cpu_kernel_is_the_reference(threads: int) -> None:
+    def make(components: list[list[Plane]]) -> CpuPageCopier:
+        return CpuPageCopier(components, threads)
+
+    cases = list(check.cases())
+    assert [line for case in cases for line in check.differences(case, CPU, make)] == []
+    assert len(cases) == 4 * 3 * 3 * 3
+
+
+def test_the_gpu_kernel_is_the_reference_where_it_is_interpreted() -> None:
+    lines = engine_child("sglang_ext", "gpu-check", "--interpret")
+    assert lines == ["72 shapes, words of 1, 2, 4, 8 bytes: 0 copies differ"]
+
+
+def test_without_a_gpu_the_check_says_that_it_checked_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    assert "nothing was checked" in capsys.readouterr().err
+
+
+def test_the_gpu_kernel_compiles_for_every_gpu() -> None:
+    lines = engine_child("tests.kernels.cubins")
+    assert len(lines) == 3 * 4 * 2 * 2
+    assert all(int(line.split()[-1]) > 1000 for line in lines), lines
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_lies_together_is_one_chunk(layout: str) -> None:
+    strides = Strides.of(_plane(layout))
+    row, page = 2 * 8 * 4, 4 * 2 * 8 * 4
+    assert (
+        strides.chunk
+        == {
+            "layer_first": page,
+            "page_first": row,
+            "page_first_direct": page,
+            "page_head": 8 * 4,
+        }[layout]
+    )
+    assert strides.merges == (layout == "layer_first")
+
+
+def _plane(layout: str) -> Plane:
+    layers, pages, page, heads, width = 3, 5, 4, 2, 8
+    shape = host_shape(
+        layout, layers=layers, pages=pages, page_tokens=page, heads=heads, width=width
+    )
+    device = tuple(torch.zeros(pages * page, heads, width) for _ in range(layers))
+    return Plane(device, host_by_page(torch.zeros(shape), layout, page))
