@@ -289,6 +289,9 @@ class HostRoom(IndexState):
             window = kept.windows(np.array([end]))
             if self._in_use(window)[0] or self._on_device(window)[0]:
                 continue
+            path = table.path(end)
+            if table.host.locks[self._led_to(path, last=1)].any():
+                continue  # somebody is about to go on from what would be lost
             above = kept.above(end)
             yield end
             if above is not None and kept.below[above] == 1:
@@ -299,12 +302,16 @@ class HostRoom(IndexState):
         nothing else."""
         if end is None:
             return False
-        table, kept = self.table, self.checkpoints
-        path = table.path(end)
+        path = self.table.path(end)
         self.counters.evicted_host_window_pages += self._forget_windows(path[-1:])
         self._drop_useless(path)
-        lost = path[~table.device.present[path] & (kept.below[path] == 0)]
+        lost = self._led_to(path, last=0)
         if len(lost):
             self.counters.evicted_host_pages += len(lost)
             self._remove(lost)
         return True
+
+    def _led_to(self, path: Rows, *, last: int) -> Rows:
+        """Pages of a path on the host alone that lead to so many kept windows."""
+        led: Rows = path[~self.table.device.present[path] & (self.checkpoints.below[path] == last)]
+        return led

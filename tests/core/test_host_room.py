@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from sglang_ext.core.host_room import Claim
-from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.host_room import NEEDED_NOW, Claim
+from sglang_ext.core.plan import Hold, TransferKind
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve, started
 from tests.failures.scenarios import (
@@ -133,3 +133,20 @@ def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
     index._look_ahead = lambda: looked.append(1)  # type: ignore[method-assign]
     index.demote_ahead()
     assert not looked
+
+
+def test_a_prefix_that_somebody_goes_on_from_is_not_lost_with_its_window() -> None:
+    """A prefetch holds what it continues while it makes room for itself; found by a seed."""
+    engine = engine_with()
+    tokens = prompt(6)
+    serve_and_settle(engine, tokens)
+    index, table = engine.index, engine.index.table
+    index.evict_device(ALL, ALL)
+    rows = rows_of(engine, tokens)
+    held = Hold((table.host, rows[:2]), (table.swa_host, rows[:2]))
+    index._make_room(index.host_window, ALL, NEEDED_NOW)
+    assert (rows_of(engine, tokens)[:2] == rows[:2]).all()
+    held.release()
+    check_all(engine)
+    index._make_room(index.host_window, ALL, NEEDED_NOW)
+    assert table.n_rows == 0
