@@ -97,7 +97,7 @@ class EngineDevicePool:
         mapping = self._allocator.full_to_swa_index_mapping
         pages = len(mapping) // self._device_page
         by_page = mapping[: pages * self._device_page].view(pages, self._device_page)
-        by_page.index_fill_(0, self._page_ids(full), 0)
+        by_page[self._page_ids(full)] = 0
         self._allocator.swa_attn_allocator.free_page_ids(self._page_ids(swa))
 
     def owned_slots(self, tokens: torch.Tensor, given_back: int) -> tuple[Slots, Slots]:

@@ -25,6 +25,7 @@ from sglang_ext.adapter.window_only import (
 )
 from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
 from sglang_ext.core.arena import Arena, ArenaPool
+from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
@@ -80,8 +81,9 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         device_pool = WindowOnlyDevicePool(allocator, geometry, device_pages)
     else:
         device_pool = EngineDevicePool(allocator, geometry)
+    spare = Spare.for_device(device_pages, window_pages)
     if not ctx.enable_hierarchical_cache:
-        index = CacheIndex(geometry, device_pages, device_pool, rank=rank)
+        index = CacheIndex(geometry, device_pages, device_pool, rank=rank, spare=spare)
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
@@ -100,7 +102,9 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))
         else:
             tier = HostTier.on(arena, memory)
-        index = CacheIndex(geometry, device_pages + host_pages, device_pool, tier, policy, rank)
+        index = CacheIndex(
+            geometry, device_pages + host_pages, device_pool, tier, policy, rank, spare
+        )
     admission = Admission(
         pool=allocator.size_swa,
         window=geometry.retained_tokens,

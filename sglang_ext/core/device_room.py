@@ -1,11 +1,16 @@
 """Room on the device: eviction, and what it does to copies elsewhere."""
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.backups import Backups
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.plan import Transfer, TransferKind
-from sglang_ext.core.table import FREE
+from sglang_ext.core.table import FREE, INSIDE_BAND
+
+Flags = NDArray[np.bool_]
 
 
 class DeviceRoom(Backups):
@@ -23,7 +28,8 @@ class DeviceRoom(Backups):
                 backups hold, the last begun first, rather than fail or wait.
 
         Returns:
-            (pages, window pages) freed; fewer than wanted when the rest is locked.
+            (pages, window pages) freed; fewer than wanted when the rest is locked, more when
+            that costs nothing (see ``Spare``).
         """
         freed, freed_windows = self._evict_unlocked(pages, window_pages)
         backups = list(self.pending[TransferKind.BACKUP].values()) if abandon_backups else []
@@ -49,16 +55,42 @@ class DeviceRoom(Backups):
     def _evict_unlocked(self, pages: int, window_pages: int) -> tuple[int, int]:
         freed = freed_windows = 0
         if pages > 0:
-            freed, freed_windows = self._demote(self._device_victims.pop(pages))
+            rows = self._device_victims.first(pages + self.spare.beside(pages))
+            rows = self._up_to_loss(rows, pages, self._loses_page)
+            freed, freed_windows = self._demote(rows)
         if window_pages > freed_windows:
-            rows = self._swa_device_victims.pop(window_pages - freed_windows)
+            wanted = window_pages - freed_windows
+            rows = self._swa_device_victims.first(wanted + self.spare.beside_windows(wanted))
+            rows = self._up_to_loss(rows, wanted, self._loses_window)
             freed_windows += self._drop_device_windows(rows)
         return freed, freed_windows
+
+    def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
+        """The first ``wanted`` of ``rows``, and those behind them up to the first one that is
+        nowhere else: with a host tier it may still be copied there."""
+        if self.host_tier is None or len(rows) == wanted:
+            return rows
+        lost = loses(rows[wanted:])
+        return rows[: wanted + int(lost.argmax())] if lost.any() else rows
+
+    def _loses_page(self, rows: Rows) -> Flags:
+        leads_on = self.table.host.ready[rows] & (self.checkpoints.below[rows] > 0)
+        return ~leads_on | self._loses_window(rows)
+
+    def _loses_window(self, rows: Rows) -> Flags:
+        table = self.table
+        kept = table.swa_host.ready[rows] & (self.checkpoints.uses[rows] > 0)
+        # below that band are windows that no request resumes from
+        lost: Flags = table.swa_device.present[rows] & ~kept & (table.swa_age[rows] >= INSIDE_BAND)
+        return lost
 
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self.table
         windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
         self.device_pool.release(table.device.take(rows))
+        if self.host_tier is None:
+            extra, extra_windows = self._remove(rows)
+            return len(rows) + extra, windows + extra_windows
         on_host = table.host.present[rows]
         extra, extra_windows = self._remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there

@@ -1,5 +1,7 @@
 """Victim selection: least recently used, leaf first, in batches."""
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +10,40 @@ from sglang_ext.core.table import TICK_SHIFT
 
 _BATCH = 512
 _NO_PASS_YET = -(1 << 63)
+_SPARE_SHARE = 32
+"""One eviction frees at most this part of the device beyond what was asked for,"""
+_SPARE_TIMES = 63
+"""and at most so many times what was asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spare:
+    """What an eviction may free beyond what was asked for, so that the next ones find the work
+    done: most of what an eviction costs does not depend on how much it frees.
+
+    Attributes:
+        pages: full-attention pages on the device.
+        window_pages: the same for sliding-window copies.
+    """
+
+    pages: int = 0
+    window_pages: int = 0
+
+    @classmethod
+    def for_device(cls, pages: int, window_pages: int) -> "Spare":
+        """What a server with so many device pages of each component runs with."""
+        return cls(pages // _SPARE_SHARE, window_pages // _SPARE_SHARE)
+
+    def beside(self, pages: int) -> int:
+        """Pages beyond ``pages`` asked for."""
+        return min(self.pages, _SPARE_TIMES * pages)
+
+    def beside_windows(self, pages: int) -> int:
+        """The same for sliding-window copies."""
+        return min(self.window_pages, _SPARE_TIMES * pages)
+
+
+NO_SPARE = Spare()
 
 
 def youngest_first(rows: Rows, age: NDArray[np.int64], count: int) -> Rows:
@@ -39,10 +75,10 @@ class VictimQueue:
         self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._horizon = _NO_PASS_YET
 
-    def pop(self, count: int) -> Rows:
+    def first(self, count: int) -> Rows:
         """The next ``count`` victims, oldest first; fewer if there are not as many.
 
-        The caller must evict them: they leave the queue.
+        They stay in the queue until they have been evicted.
         """
         count = min(count, self._column.n_evictable)
         if count <= 0:
@@ -54,25 +90,24 @@ class VictimQueue:
             self._merge(offers)
         rows = self._at_front(count)
         if len(rows) < count:
-            # what was found is among them: it has not been evicted yet
             self._refill(count)
             rows = self._at_front(count)
         assert len(rows) == count, "fewer victims than counted"
         return rows
 
     def _at_front(self, count: int) -> Rows:
-        """The next ``count`` victims in the batch at hand, fewer if it is short; they leave it,
-        with what is no victim any more."""
+        """The next ``count`` victims in the batch at hand, fewer if it is short. What is in front
+        of them is no victim any more and leaves the batch."""
         size = max(2 * count, 64)
         while True:
             rows, ages = self._rows[:size], self._ages[:size]
             valid = self._are_victims(rows) & (self._age[rows] == ages)
             where = np.flatnonzero(valid)
             if len(where) >= count or size >= len(self._rows):
-                where = where[:count]
-                used = int(where[-1]) + 1 if len(where) == count else len(self._rows)
-                self._rows, self._ages = self._rows[used:], self._ages[used:]
-                return rows[where]
+                found = rows[where[:count]]
+                gone = int(where[0]) if len(where) else len(self._rows)
+                self._rows, self._ages = self._rows[gone:], self._ages[gone:]
+                return found
             size *= 4
 
     def _left(self) -> tuple[Rows, NDArray[np.int64]]:

@@ -10,6 +10,7 @@ from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.counters import Counters
+from sglang_ext.core.eviction import NO_SPARE, Spare
 from sglang_ext.core.eviction_policy import Rank, lru
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_space import HostSpace
@@ -111,6 +112,7 @@ class IndexState:
 
     Attributes:
         table_type: CompiledTable, or its reference ``PathTable``.
+        spare: what evictions from the device may free beyond what is asked for.
     """
 
     table_type: type[PathTable] = CompiledTable
@@ -123,8 +125,10 @@ class IndexState:
         host: HostTier | None = None,
         policy: BackupPolicy | None = None,
         rank: Rank = lru,
+        spare: Spare = NO_SPARE,
     ) -> None:
         self.geometry = geometry
+        self.spare = spare
         self.device_pool = device
         self.host_tier = host
         self.policy = policy or BackupPolicy(

@@ -11,6 +11,7 @@ import numpy as np
 
 from sglang_ext.core.arena import Arena, shape_for
 from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
@@ -117,6 +118,7 @@ class Replay:
             tier,
             backups,
             POLICIES[eviction],
+            Spare.for_device(budget.device_pages, budget.device_window_pages),
         )
         self._counted = Result()
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sglang_ext.core import invariants
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.eviction import NO_SPARE, Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
@@ -82,6 +83,7 @@ class Sizes:
         eviction: the engine's name of the policy.
         storage_threshold: fewest pages worth a prefetch; 0 for no storage.
         storage_stop: see StorageLimits.
+        spare: what an eviction may free beyond what is asked for.
         storage_share: storage may hold up one in so many host pages as on a server.
         extent_pages: 0 for a host pool of each component; else both share the memory that
             the two would have, in extents of so many of the larger pages.
@@ -97,6 +99,7 @@ class Sizes:
     write: WritePolicy = WritePolicy.WRITE_THROUGH
     extent_pages: int = 0
     eviction: str = "lru"
+    spare: Spare = NO_SPARE
     storage_threshold: int = 0
     storage_stop: int = 1
     storage_share: int = 1
@@ -149,7 +152,9 @@ class SimEngine:
             tier = HostTier(self.host, self.host_window, whole)
         capacity = sizes.device_pages + host_rows
         rank = POLICIES[sizes.eviction]
-        self.index = index_type(geometry, capacity, self.device, tier, sizes.policy(), rank)
+        self.index = index_type(
+            geometry, capacity, self.device, tier, sizes.policy(), rank, sizes.spare
+        )
         self.ledger = Ledger(self.index)
         self.lanes = {
             kind: SimLane(kind, self.device, self.host, self.host_window) for kind in TransferKind

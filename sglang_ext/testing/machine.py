@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
+from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
@@ -79,6 +80,7 @@ class IndexMachine(RuleBasedStateMachine):
             write=data.draw(st.sampled_from(self.policies)),
             extent_pages=data.draw(st.sampled_from([0, 0, 2, 3])),
             eviction=data.draw(st.sampled_from(["lru", "lru", *POLICIES])),
+            spare=Spare(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))),
         )
         self.demotes = data.draw(st.booleans())
         self.engine = SimEngine(geometry, sizes, index_type=ModelledIndex)

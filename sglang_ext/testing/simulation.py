@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
@@ -83,6 +84,7 @@ class Simulation:
             eviction=rng.choice(["lru", "lru", *POLICIES]),
             storage_threshold=rng.randint(1, 3) if storage else 0,
             storage_stop=rng.randint(1, 4) if storage else 1,
+            spare=Spare(seed % 5, seed % 4),
             storage_share=rng.choice([1, 1, 4]) if storage else 1,
         )
         layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])

@@ -529,16 +529,18 @@ def unlock(present, locks, counts, rows):
 @compiled(Tuple((int64, int64))(LONGS, LONGS, int64, LONGS, FLAGS, INTS, LONGS))
 def next_victims(rows, ages, first, age, present, locks, out):
     """Up to ``out.size`` rows from ``rows[first:]`` that are still victims and of the age that
-    they had; how many they are, and where the search has ended."""
-    count = 0
+    they had; how many they are, and where the first one is."""
+    count, start = 0, rows.size
     for i in range(first, rows.size):
         if count == out.size:
-            return count, i
+            break
         row = rows[i]
         if present[row] and locks[row] == 0 and age[row] == ages[i]:
+            if count == 0:
+                start = i
             out[count] = row
             count += 1
-    return count, rows.size
+    return count, start
 
 
 @compiled(int64(LONGS, LONGS, FLAGS, INTS, int64, LONGS))
@@ -548,6 +550,28 @@ def below_horizon(rows, age, present, locks, horizon, out):
     for i in range(rows.size):
         row = rows[i]
         if present[row] and locks[row] == 0 and age[row] <= horizon:
+            out[count] = row
+            count += 1
+    return count
+
+
+@compiled(int64(LONGS, FLAGS, INTS, int64, LONGS))
+def sample_victims(age, present, locks, step, out):
+    """Ages of the victims among every ``step``-th row; how many they are."""
+    count = 0
+    for row in range(0, age.size, step):
+        if present[row] and locks[row] == 0:
+            out[count] = age[row]
+            count += 1
+    return count
+
+
+@compiled(int64(LONGS, FLAGS, INTS, int64, LONGS))
+def victims_up_to(age, present, locks, horizon, out):
+    """Victims up to an age; how many they are."""
+    count = 0
+    for row in range(age.size):
+        if age[row] <= horizon and present[row] and locks[row] == 0:
             out[count] = row
             count += 1
     return count

@@ -7,13 +7,20 @@ from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import loops
 from sglang_ext.core.eviction import VictimQueue
 
+_BATCH = 512
+_SHARE = 64
+"""A pass takes at least one in so many victims,"""
+_SAMPLE = 4096
+"""and looks at about so many rows to tell which."""
+_NO_HORIZON = (1 << 63) - 1
+
 
 class CompiledVictims(VictimQueue):
     """Evictable rows of one column in age order; see ``VictimQueue``."""
 
     def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
         super().__init__(column, age)
-        self._first = 0  # of self._rows, what is before has been handed out
+        self._first = 0  # of self._rows, what is before is no victim any more
 
     def _at_front(self, count: int) -> Rows:
         out = np.empty(count, dtype=np.int64)
@@ -30,6 +37,26 @@ class CompiledVictims(VictimQueue):
             rows, self._age, column.present, column.locks, self._horizon, out
         )
         return out[:found]
+
+    def _refill(self, count: int) -> None:
+        """See VictimQueue; where the horizon is to be is guessed from a sample, so that one pass
+        over the column is all that it takes. Whatever it is, what comes out first is the same."""
+        column, age = self._column, self._age
+        victims = column.n_evictable
+        wanted = max(_BATCH, 4 * count, victims // _SHARE)
+        step = max(1, len(age) // _SAMPLE)
+        ages = np.empty(len(age) // step + 1, dtype=np.int64)
+        ages = ages[: loops.sample_victims(age, column.present, column.locks, step, ages)]
+        ages.sort()
+        out = np.empty(victims, dtype=np.int64)
+        found = 0
+        while found < min(count, victims):
+            rank = wanted * len(ages) // max(1, victims)
+            horizon = int(ages[rank]) if rank < len(ages) else _NO_HORIZON
+            found = loops.victims_up_to(age, column.present, column.locks, horizon, out)
+            wanted *= 4
+        self._sort(out[:found])
+        self._horizon = int(self._ages[-1])
 
     def _left(self) -> tuple[Rows, NDArray[np.int64]]:
         return self._rows[self._first :], self._ages[self._first :]
