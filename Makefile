@@ -6,7 +6,7 @@ ENGINE := 0.5.23
 MINUTES ?= 10
 ONLY ?= *
 
-.PHONY: demo test check bench bench-core soak clean
+.PHONY: demo test check bench bench-micro soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m launch.demo
@@ -22,11 +22,15 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready
+bench: bench-micro
 	$(BIN)/python -m launch.bench --out out/hits.json
+	$(BIN)/python -m launch.bench_pairs --shape no-reuse --out out/no_reuse.json
+	$(BIN)/python -m launch.bench_pairs --shape multi-turn --out out/multi_turn.json
+	$(BIN)/python -m launch.plots --data out --out out
 
-bench-core: .venv/ready
-	$(BIN)/python -m launch.bench_core --out out/bench_core.json
+bench-micro: .venv/ready
+	$(BIN)/python -m launch.bench_core --out out/core.json
+	$(BIN)/python -m launch.bench_copies --out out/copies.json
 
 soak: .venv/ready
 	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2

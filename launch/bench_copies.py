@@ -4,7 +4,7 @@ The same bytes three ways, in turns: pages between a device side (layer by layer
 in each layout; one contiguous memcpy of as many bytes; the loop over layers with token indices
 that a CPU platform has otherwise. Medians of ratios.
 
-    python -m launch.bench_copies --out out/bench_copies.json
+    python -m launch.bench_copies --out out/copies.json
 """
 
 import argparse
@@ -38,7 +38,7 @@ REPEATS = 9
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/bench_copies.json"))
+    parser.add_argument("--out", type=Path, default=Path("out/copies.json"))
     parser.add_argument("--mebibytes", type=int, default=64, help="size of one copy")
     return parser.parse_args(argv)
 

@@ -8,8 +8,10 @@ memory.
 import argparse
 import itertools
 import os
+import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def _time(device: "torch.device", size: int) -> None:
             copier = GpuPageCopier([[plane]], programs)
             job = copier.prepare([(chosen[0], chosen[1])])
             speeds = [
-                _bandwidth(size, lambda d=direction, c=copier, j=job: c.copy_all(j, to_host=d))
+                _bandwidth(size, partial(copier.copy_all, job, to_host=direction))
                 for direction in (True, False)
             ]
             print(
@@ -125,5 +127,5 @@ def _bandwidth(size: int, run: Callable[[], object]) -> float:
         run()
         event.record()
     torch.cuda.synchronize()
-    times = sorted(start.elapsed_time(end) for start, end in itertools.pairwise(events))
-    return size / (times[len(times) // 2] / 1e3) / 1e9
+    milliseconds = [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
+    return size / 1e6 / float(statistics.median(milliseconds))

@@ -34,9 +34,10 @@ def install_fixes() -> None:
     if not selected():
         return
     try:
-        from sglang_ext_cpu import attention, host_copies
+        from sglang_ext_cpu import attention, host_copies, step_times
 
         attention.install()
         host_copies.install()
+        step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error

@@ -12,7 +12,9 @@ from sglang_ext.core.compiled.build import compiled
 
 VECTOR = 32
 """Bytes of one store that goes past the caches."""
-_I64 = ir.IntType(64)
+_AHEAD = 2
+"""Tokens between what is copied and what is fetched for later; measured."""
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 _LANES = ir.VectorType(_I64, VECTOR // 8).as_pointer()
 _BYTE = ir.IntType(8).as_pointer()
 
@@ -32,12 +34,17 @@ def _copy(typing, target, source, size):
 
 
 @intrinsic
-def _stream(typing, target, source, size):
-    """The same past the caches; target and size are multiples of VECTOR."""
+def _stream(typing, target, source, size, ahead):
+    """The same past the caches; target and size are multiples of VECTOR. What lies ``ahead``
+    bytes behind the source is read next: no hardware guesses strides across pages."""
 
     def build(context, builder, signature, arguments):
-        target, source, size = arguments
+        target, source, size, ahead = arguments
         past_caches = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [_BYTE], ir.FunctionType(ir.VoidType(), [_BYTE, _I32, _I32, _I32])
+        )
+        read_once_from_memory = [ir.Constant(_I32, number) for number in (0, 0, 1)]
         zero, step = ir.Constant(_I64, 0), ir.Constant(_I64, VECTOR)
         with cgutils.for_range_slice(builder, zero, size, step, _I64) as (offset, _):
             lanes = builder.load(builder.inttoptr(builder.add(source, offset), _LANES), align=1)
@@ -45,9 +52,11 @@ def _stream(typing, target, source, size):
                 lanes, builder.inttoptr(builder.add(target, offset), _LANES), align=VECTOR
             )
             store.set_metadata("nontemporal", past_caches)
+            later = builder.add(builder.add(source, offset), ahead)
+            builder.call(prefetch, [builder.inttoptr(later, _BYTE), *read_once_from_memory])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), build
+    return types.void(types.int64, types.int64, types.int64, types.int64), build
 
 
 @intrinsic
@@ -84,6 +93,7 @@ def copy_pages(strides, host, layers, host_pages, device_pages, to_host, streams
     host_page, host_token, host_layer, host_head = strides[0], strides[1], strides[2], strides[3]
     device_page, device_token, device_head = strides[4], strides[5], strides[6]
     tokens, heads, chunk, merges = strides[7], strides[8], strides[9], strides[10]
+    ahead = _AHEAD * (device_token if to_host else host_token)
     first = 0
     while first < len(host_pages):
         run = 1
@@ -106,7 +116,7 @@ def copy_pages(strides, host, layers, host_pages, device_pages, to_host, streams
                     if to_host:
                         source, target = target, source
                     if streams:
-                        _stream(target, source, run * chunk)
+                        _stream(target, source, run * chunk, ahead)
                     else:
                         _copy(target, source, run * chunk)
         first += run

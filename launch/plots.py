@@ -1,0 +1,113 @@
+"""Draws what the benchmarks have measured.
+
+python -m launch.plots --data docs/benchmarks --out docs/benchmarks
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Report = dict[str, Any]
+
+
+def core(report: Report) -> Figure:
+    """Time of each tree operation as a ratio to the engine's Rust core, a panel for each number
+    of pages, a line for each prompt length."""
+    rows = [row for row in report["rows"] if row["page"] == 64]
+    sizes = sorted({row["pages"] for row in rows})
+    operations = list(dict.fromkeys(row["operation"] for row in rows))
+    figure = Figure(figsize=(4 * len(sizes), 4), layout="constrained")
+    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes, strict=True):
+        for prompt in sorted({row["prompt"] for row in rows}):
+            cell = [row for row in rows if (row["pages"], row["prompt"]) == (size, prompt)]
+            if not cell:
+                continue
+            ratios = {row["operation"]: row["us"]["ours"] / row["us"]["rust"] for row in cell}
+            axes.plot(
+                [ratios[name] for name in operations],
+                range(len(operations)),
+                "o",
+                label=f"{prompt // 1024}k tokens",
+            )
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.set(title=f"{size:,} pages of 64", xlabel="time, ours / Rust core", xscale="log")
+        axes.set_yticks(range(len(operations)), operations)
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.axes[0].invert_yaxis()
+    return figure
+
+
+def copies(report: Report) -> Figure:
+    """Bandwidth of page copies, of memcpy and of indexed copies, one thread, pages of 64."""
+    wanted = [
+        r for r in report["rows"] if (r["page"], r["threads"], r["row_bytes"]) == (64, 1, 2048)
+    ]
+    ways = ("kernel", "memcpy", "indexed")
+    names = list(dict.fromkeys(row["copy"] for row in wanted))
+    figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        rows = [row for row in wanted if row["copy"] == name]
+        labels = [row["layout"] for row in rows]
+        _bars(axes, labels, {way: [row["gb_per_s"][way] for row in rows] for way in ways})
+        axes.set(title=name)
+    figure.axes[0].set(ylabel="GB/s")
+    figure.axes[0].legend()
+    return figure
+
+
+def pairs(report: Report) -> Figure:
+    """Medians of each server of one shape."""
+    panels = {
+        "ttft_mean_s": "mean TTFT, s",
+        "input_tokens_per_s": "input tokens/s",
+        "hit_rate": "hit rate",
+        "between_steps_mean_us": "between forward passes, µs",
+    }
+    figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")
+    servers = report["median"]
+    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        labels = [name.replace(", ", "\n") for name in servers]
+        axes.bar(labels, [values[key] for values in servers.values()])
+        for turn in report["turns"]:
+            axes.plot(labels, [values[key] for values in turn.values()], "k.", markersize=3)
+        axes.set(title=title, ylim=(0, None))
+        axes.tick_params("x", labelsize=7)
+    return figure
+
+
+def _bars(axes: Axes, labels: Sequence[str], groups: dict[str, list[float]]) -> None:
+    width = 0.8 / len(groups)
+    for number, (name, values) in enumerate(groups.items()):
+        places = [place + (number - 1) * width for place in range(len(labels))]
+        axes.bar(places, values, width, label=name)
+    axes.set_xticks(range(len(labels)), labels, rotation=20, fontsize=8)
+
+
+DRAWINGS: dict[str, Callable[[Report], Figure]] = {
+    "core": core,
+    "copies": copies,
+    "no_reuse": pairs,
+    "multi_turn": pairs,
+}
+
+
+def main() -> None:
+    """Draw every report that is there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("out"))
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args()
+    for name, draw in DRAWINGS.items():
+        if (path := args.data / f"{name}.json").exists():
+            draw(json.loads(path.read_text())).savefig(args.out / f"{name}.png", dpi=90)
+            print(f"written: {args.out / name}.png")
+
+
+if __name__ == "__main__":
+    main()
