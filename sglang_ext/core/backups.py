@@ -41,10 +41,23 @@ class Backups(HostRoom):
         if self._pause > 0:
             self._pause -= 1
             return []
+        state = self._scan_state()
+        if state == self._scanned and not self._scan_is_due:
+            return []
+        self._scanned = state
         full, window_ends, window_end = self._look_ahead()
         begun = self._begin_some(paths_of_pages(self.table, full, window_end))
         paths = ((self.table.path(end), _NO_ROWS) for end in window_ends)
         return begun + self._begin_some(paths)
+
+    def _scan_state(self) -> tuple[int, ...]:
+        """Changes with whatever may let a scan find something else: where requests hold all of
+        the device, room is low for long, and most steps of a decode change nothing."""
+        table, pool = self.table, self.device_pool
+        backups = TransferKind.BACKUP
+        locked = table.device.n_locked, table.swa_device.n_locked
+        free = pool.free_pages(), pool.free_window_pages()
+        return (table.tick, *locked, *free, self.last_op(backups), len(self.pending[backups]))
 
     def _begin_some(self, paths: Iterator[tuple[Rows, Rows]]) -> list[Transfer]:
         """Backups of (path, pages) until there are enough for one step."""

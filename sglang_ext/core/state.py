@@ -172,6 +172,7 @@ class IndexState:
         self._pinned_window_pages = 0
         # room above the low marks at the last scan, and what has happened to it since
         self._scan_is_due = True
+        self._scanned: tuple[int, ...] = ()
         self._room_left = self._window_room_left = 0
         self._free_at_scan = self._free_windows_at_scan = 0
         self._evicted = self._evicted_windows = self._held = 0
