@@ -39,11 +39,13 @@ class Shape:
     Attributes:
         servers: engine options by name; the last one is ours.
         load: flags of ``launch.bench_multiturn``.
+        device_tokens: device pool, what the requests that run together need and not much more.
         turns: of each server that count, behind one that warms up.
     """
 
     servers: Mapping[str, Sequence[str]]
     load: Mapping[str, int]
+    device_tokens: int
     turns: int
 
 
@@ -51,7 +53,14 @@ SHAPES = {
     # no prompt comes twice: what the cache costs where it is of no use
     "no-reuse": Shape(
         {STOCK: (), OURS_HOST: (*OURS, *HOST_TIER, "--hicache-ratio", "2")},
-        {"num-clients": 16, "num-rounds": 1, "request-length": 1024, "output-length": 16},
+        {
+            "num-clients": 16,
+            "num-rounds": 1,
+            "max-parallel": 8,
+            "request-length": 1024,
+            "output-length": 16,
+        },
+        device_tokens=8192,
         turns=12,
     ),
     "multi-turn": Shape(
@@ -60,7 +69,14 @@ SHAPES = {
             STOCK_HOST: (*HOST_TIER, "--hicache-ratio", "2"),
             OURS_HOST: (*OURS, *HOST_TIER, "--hicache-ratio", "2"),
         },
-        {"num-clients": 24, "num-rounds": 6, "request-length": 256, "output-length": 32},
+        {
+            "num-clients": 12,
+            "num-rounds": 5,
+            "max-parallel": 4,
+            "request-length": 256,
+            "output-length": 16,
+        },
+        device_tokens=4096,
         turns=5,
     ),
 }
@@ -71,7 +87,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="multi-turn")
     parser.add_argument("--turns", type=int, help="instead of the shape's")
-    parser.add_argument("--device-tokens", type=int, default=8192)
     parser.add_argument("--page", type=int, default=64)
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "pairs.json")
     return parser.parse_args(argv)
@@ -111,7 +126,6 @@ def measure(paused: PausedServer, shape: Shape, model: Path, seed: int) -> dict[
         "--model-path": model,
         "--port": paused.server.port,
         "--seed": seed,
-        "--max-parallel": 8,
         "--request-rate": 1000,
         "--ready-queue-policy": "fifo",
         **{f"--{name}": value for name, value in shape.load.items()},
@@ -165,7 +179,7 @@ def run(args: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, A
     shape = SHAPES[args.shape]
     options = [
         *("--model-path", str(model), "--dtype", "float32", "--page-size", str(args.page)),
-        *("--max-total-tokens", str(args.device_tokens), "--mem-fraction-static", "0.3"),
+        *("--max-total-tokens", str(shape.device_tokens), "--mem-fraction-static", "0.3"),
         *("--chunked-prefill-size", "512", "--max-running-requests", "8"),
         *("--hicache-io-backend", "direct", "--sleep-on-idle"),
     ]
@@ -208,7 +222,7 @@ def main() -> None:
         "versions": {n: importlib.metadata.version(n) for n in ("sglang", "torch", "numba")},
         "shape": args.shape,
         "load": dict(SHAPES[args.shape].load),
-        "device_tokens": args.device_tokens,
+        "device_tokens": SHAPES[args.shape].device_tokens,
         "page": args.page,
         **compare(turns),
         "turns": turns,

@@ -152,7 +152,8 @@ class Backups(HostRoom):
             return None
         if not self._backlog_allows(rows, len(missing[0]) if missing else 0):
             return self._decline(DeclineReason.BACKLOG)
-        claim = claim or Claim.of(table, rows, pages)
+        if make_room and claim is None:
+            claim = Claim.of(table, rows, pages)
         reserved = self._reserve_on_host(rows, pages, stops, claim if make_room else None)
         if isinstance(reserved, DeclineReason):
             return Declined(reserved)
@@ -180,9 +181,10 @@ class Backups(HostRoom):
 
     def _in_windows(self, rows: Rows, stops: tuple[int, ...]) -> Rows:
         """Pages of the windows before resume points of a path, each once."""
-        size = self.geometry.window_pages
-        windows = [rows[max(0, stop - size) : stop] for stop in stops]
-        return np.unique(np.concatenate([_NO_ROWS, *windows]))
+        inside = np.zeros(len(rows), dtype=bool)
+        for stop in stops:
+            inside[max(0, stop - self.geometry.window_pages) : stop] = True
+        return rows[inside]
 
     def _leading_somewhere(self, rows: Rows, pages: Rows, stops: tuple[int, ...]) -> Rows:
         """Those of ``pages`` on a path that lead to a resume point on the host, if ``stops``
@@ -233,7 +235,7 @@ class Backups(HostRoom):
         # While room is made, what the backup needs must not be its victim; older windows
         # of the same path may be.
         needed = self._in_windows(rows, stops)
-        guard = Hold((table.host, rows), (table.swa_host, needed))
+        guard = self._guard(rows, needed, claim)
         reserved = _Reserved(full[:0], full[:0], (), True)
         if claim is not None:
             self._make_room(self.host, len(full), claim)
@@ -250,7 +252,7 @@ class Backups(HostRoom):
             full = self._leading_somewhere(rows, full[:free], stops)
             guard.release()
             needed = np.union1d(needed, self._in_windows(rows, stops))
-            guard = Hold((table.host, rows), (table.swa_host, needed))
+            guard = self._guard(rows, needed, claim)
         reserved.done &= self._reserve(self.host, full)
         for missing in self._missing_windows(rows, stops):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
@@ -267,12 +269,23 @@ class Backups(HostRoom):
             reserved.window = np.concatenate((reserved.window, missing))
             reserved.stops = stops[: len(reserved.stops) + 1]
         reserved.full = self._leading_somewhere(rows, full, reserved.stops)
-        self.host.drop(np.setdiff1d(full, reserved.full))
+        self._drop_rest(full, reserved.full)
         guard.release()
         self._drop_unneeded(needed)
         if len(reserved.full) == 0 and len(reserved.window) == 0:
             return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
         return reserved
+
+    def _guard(self, rows: Rows, needed: Rows, claim: Claim | None) -> Hold:
+        """Holds what a backup needs; where nothing gives way to it, nothing has to be held."""
+        if claim is None and self.storage is None:
+            return Hold()
+        return Hold((self.table.host, rows), (self.table.swa_host, needed))
+
+    def _drop_rest(self, reserved: Rows, kept: Rows) -> None:
+        """Give back host pages that a backup has reserved and will not fill."""
+        if len(kept) < len(reserved):
+            self.host.drop(np.setdiff1d(reserved, kept))
 
     @staticmethod
     def _free(space: HostSpace, needed_now: bool) -> int:
