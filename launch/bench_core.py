@@ -44,6 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/core.json"))
     parser.add_argument("--quick", action="store_true", help="the smallest cell only")
+    parser.add_argument("--cores", nargs="+", choices=CORES, default=CORES, help="to measure")
     parser.add_argument("--core", choices=CORES, help=argparse.SUPPRESS)
     parser.add_argument("--cell", type=int, nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -275,13 +276,15 @@ def run_cell(core: str, cell: tuple[int, int, int]) -> dict[str, float]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Microseconds of each core, and ours as a ratio."""
+    cores = list(rows[0]["us"])
     head = f"{'page':>5}{'pages':>8}{'prompt':>8}  {'operation':14}"
-    print(head + "".join(f"{core:>10}" for core in CORES) + f"{'/ rust':>9}{'/ python':>9}")
+    others = "".join(f"{'/ ' + core:>9}" for core in cores[1:])
+    print(head + "".join(f"{core:>10}" for core in cores) + others)
     for row in rows:
         us = row["us"]
         cell = f"{row['page']:>5}{row['pages']:>8}{row['prompt']:>8}  {row['operation']:14}"
-        times = "".join(f"{us[core]:>10.0f}" for core in CORES)
-        ratios = "".join(f"{us['ours'] / us[core]:>9.2f}" for core in CORES[1:])
+        times = "".join(f"{us[core]:>10.0f}" for core in cores)
+        ratios = "".join(f"{us['ours'] / us[core]:>9.2f}" for core in cores[1:])
         print(cell + times + ratios)
 
 
@@ -295,14 +298,14 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for cell in tqdm(cells(quick=args.quick), desc="cells"):
-        by_core = {core: run_cell(core, cell) for core in CORES}
+        by_core = {core: run_cell(core, cell) for core in args.cores}
         rows += [
             {
                 "page": cell[0],
                 "pages": cell[1],
                 "prompt": cell[2],
                 "operation": operation,
-                "us": {core: by_core[core][operation] for core in CORES},
+                "us": {core: by_core[core][operation] for core in args.cores},
             }
             for operation in by_core["ours"]
         ]

@@ -5,7 +5,7 @@ python -m launch.plots --data docs/benchmarks --out docs/benchmarks
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def core(report: Report) -> Figure:
     sizes = sorted({row["pages"] for row in rows})
     operations = list(dict.fromkeys(row["operation"] for row in rows))
     figure = Figure(figsize=(4 * len(sizes), 4), layout="constrained")
-    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes, strict=True):
+    for axes, size in _panels(figure, sizes, sharey=True):
         for prompt in sorted({row["prompt"] for row in rows}):
             cell = [row for row in rows if (row["pages"], row["prompt"]) == (size, prompt)]
             if not cell:
@@ -51,7 +51,7 @@ def copies(report: Report) -> Figure:
     ways = ("kernel", "memcpy", "indexed")
     names = list(dict.fromkeys(row["copy"] for row in wanted))
     figure = Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+    for axes, name in _panels(figure, names, sharey=True):
         rows = [row for row in wanted if row["copy"] == name]
         labels = [row["layout"] for row in rows]
         _bars(axes, labels, {way: [row["gb_per_s"][way] for row in rows] for way in ways})
@@ -71,7 +71,7 @@ def pairs(report: Report) -> Figure:
     }
     figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")
     servers = report["median"]
-    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axes, (key, title) in _panels(figure, list(panels.items())):
         labels = [name.replace(", ", "\n") for name in servers]
         axes.bar(labels, [values[key] for values in servers.values()])
         for turn in report["turns"]:
@@ -81,10 +81,15 @@ def pairs(report: Report) -> Figure:
     return figure
 
 
+def _panels(figure: Figure, what: Sequence[Any], **options: Any) -> Iterator[tuple[Axes, Any]]:
+    """One panel for each, side by side."""
+    return zip(figure.subplots(1, len(what), squeeze=False, **options)[0], what, strict=True)
+
+
 def _bars(axes: Axes, labels: Sequence[str], groups: dict[str, list[float]]) -> None:
     width = 0.8 / len(groups)
     for number, (name, values) in enumerate(groups.items()):
-        places = [place + (number - 1) * width for place in range(len(labels))]
+        places = [place + (number - (len(groups) - 1) / 2) * width for place in range(len(labels))]
         axes.bar(places, values, width, label=name)
     axes.set_xticks(range(len(labels)), labels, rotation=20, fontsize=8)
 
@@ -103,6 +108,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("out"))
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     for name, draw in DRAWINGS.items():
         if (path := args.data / f"{name}.json").exists():
             draw(json.loads(path.read_text())).savefig(args.out / f"{name}.png", dpi=90)

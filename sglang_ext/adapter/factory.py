@@ -68,6 +68,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     window_only = ctx.full_tokens_per_layer == 0
     window_pages = allocator.size_swa // geometry.page_tokens
     device_pages = allocator.size_full // geometry.page_tokens
+    spare = Spare.for_device(device_pages, window_pages)
     host_pages = 0
     if ctx.enable_hierarchical_cache:
         group, memory = build_host_group(params, kv_pool, geometry)
@@ -81,7 +82,6 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         device_pool = WindowOnlyDevicePool(allocator, geometry, device_pages)
     else:
         device_pool = EngineDevicePool(allocator, geometry)
-    spare = Spare.for_device(device_pages, window_pages)
     if not ctx.enable_hierarchical_cache:
         index = CacheIndex(geometry, device_pages, device_pool, rank=rank, spare=spare)
     else:

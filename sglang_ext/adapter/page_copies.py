@@ -1,13 +1,15 @@
 """Who moves the bytes: the engine's own copies, or the kernels of this project."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.kernels.plane import Pages, Plane, host_by_page
+from sglang_ext.config import COPIES
+from sglang_ext.errors import StartupError
+from sglang_ext.kernels.plane import Copier, Plane, host_by_page
 from sglang_ext.transfer.job import PageCopies, Part, PreparedCopies
 
 if TYPE_CHECKING:
@@ -103,22 +105,6 @@ class _EngineJob:
         self._copies.load_layer(component, layer, *self._for_loads[component])
 
 
-class Copier(Protocol):
-    """What the kernels of both kinds of device offer."""
-
-    def prepare(self, pairs: Sequence[tuple[Pages, Pages]]) -> Any:
-        """Get a job ready: (host pages, device pages) of each component."""
-        ...
-
-    def copy_all(self, job: Any, *, to_host: bool) -> None:
-        """All components and layers."""
-        ...
-
-    def copy_layers(self, job: Any, component: int, layers: range, *, to_host: bool) -> None:
-        """Some layers of one component."""
-        ...
-
-
 class KernelCopies:
     """PageCopies (see ``transfer.job``) by a kernel of this project."""
 
@@ -132,20 +118,24 @@ class KernelCopies:
         pairs = [(none, none)] * self._components
         for part in parts:
             pairs[part.component] = (part.host, part.device)
-        return _KernelJob(self._copier, self._copier.prepare(pairs))
+        busy = {part.component for part in parts}
+        return _KernelJob(self._copier, self._copier.prepare(pairs), busy)
 
 
 class _KernelJob:
     """PreparedCopies of a kernel."""
 
-    def __init__(self, copier: Copier, job: Any) -> None:
+    def __init__(self, copier: Copier, job: Any, busy: set[int]) -> None:
         self._copier = copier
         self._job = job
+        self._busy = busy
 
     def backup(self) -> None:
         self._copier.copy_all(self._job, to_host=True)
 
     def load_layer(self, component: int, layer: int) -> None:
+        if component not in self._busy:
+            return
         layers = range(layer, layer + 1)
         self._copier.copy_layers(self._job, component, layers, to_host=False)
 
@@ -185,6 +175,9 @@ def _copier(components: Sequence[Sequence[Plane]], device: torch.device) -> Copi
         from sglang_ext.kernels.cpu import CpuPageCopier
 
         return CpuPageCopier(components)
+    if torch.version.hip is not None:
+        # there host memory has another address on the device
+        raise StartupError(f"{COPIES}=kernels is not supported on ROCm; use engine")
     from sglang_ext.kernels.gpu import GpuPageCopier
 
     return GpuPageCopier(components)

@@ -28,8 +28,8 @@ class DeviceRoom(Backups):
                 backups hold, the last begun first, rather than fail or wait.
 
         Returns:
-            (pages, window pages) freed; fewer than wanted when the rest is locked, more when
-            that costs nothing (see ``Spare``).
+            (pages, window pages) freed; fewer than wanted when the rest is locked, more for
+            the next evictions (see ``Spare``).
         """
         freed, freed_windows = self._evict_unlocked(pages, window_pages)
         backups = list(self.pending[TransferKind.BACKUP].values()) if abandon_backups else []

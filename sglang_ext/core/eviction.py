@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.table import TICK_SHIFT
 
-_BATCH = 512
+BATCH = 512
 _NO_PASS_YET = -(1 << 63)
 _SPARE_SHARE = 32
 """One eviction frees at most this part of the device beyond what was asked for,"""
@@ -139,7 +139,7 @@ class VictimQueue:
 
     def _refill(self, count: int) -> None:
         rows = np.flatnonzero(self._column.present & (self._column.locks == 0))
-        batch = max(_BATCH, 4 * count, len(rows) // 16)
+        batch = max(BATCH, 4 * count, len(rows) // 16)
         if batch < len(rows):
             rows = rows[np.argpartition(self._age[rows], batch)[:batch]]
         self._sort(rows)

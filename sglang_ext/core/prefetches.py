@@ -245,7 +245,7 @@ class Prefetches(Persists):
         self.host.release(stage.full.slots[: len(stage.full) - len(added)])
         self._note_found(path, prefetch.first)
         self._publish_window(path, stage)
-        self.table.use(path)
+        self._refresh(path)
         if not self.checkpoints.ends[path[-1]]:
             self.checkpoints.add(path)
         self.counters.prefetched_pages += len(added)

@@ -185,7 +185,14 @@ class IndexState:
         if len(rows) == 0:
             return
         self.table.advance()
+        self._refresh(rows)
+
+    def _refresh(self, rows: Rows) -> None:
+        """A path is used now. Who ranks pages above age may put it before a victim that is
+        known already, though it is younger."""
         self.table.use(rows)
+        if self._rank is not lru:
+            self.table.device.offer(rows)
 
     def window_of(self, rows: Rows) -> Rows:
         """The last window of a path: what resuming at its end reads."""

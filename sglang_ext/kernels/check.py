@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sglang_ext.kernels.plane import (
     LAYOUTS,
+    Copier,
     Pages,
     Plane,
     host_by_page,
@@ -20,29 +21,20 @@ from sglang_ext.kernels.plane import (
 
 DEVICE_PAGES, HOST_PAGES = 8, 10
 """The last one of each stays as it is, whatever is copied."""
-PAIRS: tuple[tuple[Pages, Pages], ...] = (
-    (np.array([3, 4, 5, 0]), np.array([1, 2, 3, 6])),
+Pairs = tuple[tuple[Pages, Pages], ...]
+_NONE: Pages = np.empty(0, dtype=np.int64)
+BOTH: Pairs = (
+    (np.array([3, 4, 5, 7, 8, 6, 0]), np.array([1, 2, 3, 4, 0, 5, 6])),
     (np.array([8, 0]), np.array([0, 6])),
 )
-"""(host pages, device pages) of each of two components: a run on both sides, and single ones."""
+"""(host pages, device pages) of each of two components: runs on both sides, on the host's alone
+and on the device's alone, and single ones."""
+WINDOWS: Pairs = ((_NONE, _NONE), BOTH[1])
+"""The first component has nothing to copy, as in most loads of a window."""
+SCENARIOS = ((BOTH, None), (BOTH, 0), (BOTH, 1), (WINDOWS, None), (WINDOWS, 0))
+"""Pairs, and the one component of which a layer is copied; None: all of all."""
 _COMPONENTS = ((3, 2), (2, 1))
 """(layers, heads) of each component."""
-
-
-class Copier(Protocol):
-    """What a kernel offers; a job is whatever its ``prepare`` returns."""
-
-    def prepare(self, pairs: Sequence[tuple[Pages, Pages]]) -> Any:
-        """Get a job ready: (host pages, device pages) of each component."""
-        ...
-
-    def copy_all(self, job: Any, *, to_host: bool) -> None:
-        """All components and layers."""
-        ...
-
-    def copy_layers(self, job: Any, component: int, layers: range, *, to_host: bool) -> None:
-        """Some layers of one component."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,26 +124,29 @@ def differences(case: Case, device: torch.device, make: Any) -> list[str]:
         make: builds the copier from the planes of each component.
     """
     found = []
-    for seed, (to_host, component) in enumerate(itertools.product((True, False), (None, 0, 1))):
+    for seed, (to_host, scenario) in enumerate(itertools.product((True, False), SCENARIOS)):
+        pairs, component = scenario
         # other bytes on both sides: a copy of what is there already would go unnoticed
         memory, expected = Memory(case, device, seed), Memory(case, device, seed)
         copier: Copier = make(memory.components)
-        job = copier.prepare(PAIRS)
+        job = copier.prepare(pairs)
         layers = range(1, 2)
         if component is None:
             copier.copy_all(job, to_host=to_host)
         else:
             copier.copy_layers(job, component, layers, to_host=to_host)
-        _expect(expected, component, layers, to_host=to_host)
-        pairs = zip(memory.contents(), expected.contents(), strict=True)
-        if not all(torch.equal(got, wanted) for got, wanted in pairs):
+        _expect(expected, pairs, component, layers, to_host=to_host)
+        both = zip(memory.contents(), expected.contents(), strict=True)
+        if not all(torch.equal(got, wanted) for got, wanted in both):
             scope = "everything" if component is None else f"a layer of component {component}"
             found.append(f"{case}: {scope} {'to' if to_host else 'from'} the host")
     return found
 
 
-def _expect(memory: Memory, component: int | None, layers: range, *, to_host: bool) -> None:
-    for number, (planes, pair) in enumerate(zip(memory.components, PAIRS, strict=True)):
+def _expect(
+    memory: Memory, pairs: Pairs, component: int | None, layers: range, *, to_host: bool
+) -> None:
+    for number, (planes, pair) in enumerate(zip(memory.components, pairs, strict=True)):
         if component not in (None, number):
             continue
         host, device = (torch.from_numpy(pages) for pages in pair)

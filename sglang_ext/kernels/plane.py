@@ -4,6 +4,8 @@ Layouts of the host differ in nothing but strides, so every copy is one loop nes
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,22 @@ LAYOUTS = {
 }
 """Axes of host memory, outermost first, by the engine's names (``--hicache-mem-layout``)."""
 _AXES = ("page", "token", "layer", "head")
+
+
+class Copier(Protocol):
+    """What the kernel of a device offers; a job is whatever its ``prepare`` returns."""
+
+    def prepare(self, pairs: Sequence[tuple[Pages, Pages]]) -> Any:
+        """Get a job ready: (host pages, device pages) of each component."""
+        ...
+
+    def copy_all(self, job: Any, *, to_host: bool) -> None:
+        """All components and layers."""
+        ...
+
+    def copy_layers(self, job: Any, component: int, layers: range, *, to_host: bool) -> None:
+        """Some layers of one component."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

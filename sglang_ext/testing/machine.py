@@ -120,6 +120,13 @@ class IndexMachine(RuleBasedStateMachine):
         """A client goes away, or the engine retracts."""
         self.engine.abort(self.pick(which))
 
+    @rule(base=st.integers(0, 5), keep=st.sampled_from([1.0, 0.5, 0.2]))
+    def touch(self, base: int, keep: float) -> None:
+        """A waiting request is matched and not admitted: its prefix is used, not locked."""
+        if self.histories:
+            history = self.histories[base % len(self.histories)]
+            self.engine.touch(history[: int(len(history) * keep)])
+
     @rule(kind=st.sampled_from(TransferKind))
     def copy(self, kind: TransferKind) -> None:
         """A transfer is executed."""

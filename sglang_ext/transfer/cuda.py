@@ -54,7 +54,7 @@ class CudaTransferEngine:
         self._layers = layers
         self._backup_stream = torch.cuda.Stream()
         self._load_stream = torch.cuda.Stream()
-        # prepared copies keep their index tensors alive meanwhile
+        # indices live with the prepared copies, or on the stream that reads them
         self._backups: deque[_InFlight] = deque()
         self._loads: deque[_InFlight] = deque()
         self._backed_up = -1

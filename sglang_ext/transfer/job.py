@@ -44,7 +44,8 @@ class PageCopies(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """One submission: consecutive operations that end, or fail, together."""
+    """One submission: consecutive operations that end, or fail, together; at most one part of each
+    component."""
 
     ops: range
     parts: tuple[Part, ...]

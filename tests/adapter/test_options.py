@@ -3,9 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sglang_ext import config
+from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.options import REFUSALS, refuse_unsupported
+from sglang_ext.adapter.page_copies import EngineCopies, KernelCopies, page_copies
+from sglang_ext.core.geometry import Geometry
 from sglang_ext.errors import StartupError
 
 GOOD = {
@@ -66,3 +70,20 @@ def test_the_checkpoint_interval_is_a_number_of_tokens() -> None:
     for text in ("-1", "1e3", "none", "\u0665"):
         with pytest.raises(StartupError, match=f"SGLANG_EXT_CHECKPOINT_TOKENS='{text}' is not"):
             config.from_environment({config.CHECKPOINT_TOKENS: text})
+
+
+def test_who_copies_is_one_of_two() -> None:
+    assert config.from_environment({}).copies is None
+    for kind in ("engine", "kernels"):
+        assert config.from_environment({config.COPIES: kind}).copies == kind
+    with pytest.raises(StartupError, match=r"SGLANG_EXT_COPIES='gpu' is not allowed; use engine"):
+        config.from_environment({config.COPIES: "gpu"})
+
+
+def test_the_engine_copies_on_a_gpu_and_kernels_on_a_cpu() -> None:
+    indices = SlotIndices(Geometry(16, 32))
+    chosen = [
+        type(page_copies(None, [None, None], indices, "kernel", torch.device(device)))
+        for device in ("cpu", "cuda")
+    ]
+    assert chosen == [KernelCopies, EngineCopies]

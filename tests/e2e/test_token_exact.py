@@ -37,7 +37,10 @@ def test_host_tier_is_token_exact(
     expected = reference(window, TRAFFIC)
     options = [*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "4"]
     options += ["--page-size", str(page), "--chunked-prefill-size", chunk]
-    with serve(window, *options, "--hicache-write-policy", policy) as server:
+    options += ["--hicache-write-policy", policy]
+    # half of them by the engine's copies, which are the default on GPUs
+    copies = {"SGLANG_EXT_COPIES": "engine" if policy in LATER else "kernels"}
+    with serve(window, *options, **copies) as server:
         answers = converse(server, TRAFFIC)
         time.sleep(0.5)  # the idle checks run in the scheduler's idle loop
         assert_idle_and_alive(server)

@@ -180,7 +180,7 @@ def test_pools_that_are_not_mha_are_refused_by_name(component: str) -> None:
 
 
 def test_slots_name_the_same_tokens_on_both_sides() -> None:
-    """G-9: what is submitted are tokens of the pools, page by page."""
+    """G-9: the engine copies tokens of its pools, page by page."""
     for page in (1, 2, 16, 64):
         geometry = Geometry(page, 32)
         indices = SlotIndices(geometry)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,25 @@ def test_layers_that_are_counted_from_the_first_are_found(monkeypatch: pytest.Mo
 
     right = cpu._BoundPlane.copy
     monkeypatch.setattr(cpu._BoundPlane, "copy", copy)
+    assert found(cpu.CpuPageCopier)
+
+
+@pytest.mark.parametrize("side", ["host", "device"])
+def test_runs_of_one_side_alone_are_found(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled loop, were it to look at one side only."""
+
+    def copy(
+        strides: Any, host: Any, layers: Any, host_pages: Any, device_pages: Any, *rest: Any
+    ) -> None:
+        shown = host_pages if side == "host" else device_pages
+        follows = np.flatnonzero(np.diff(shown) == 1) + 1
+        host_pages, device_pages = host_pages.copy(), device_pages.copy()
+        for i in follows:
+            host_pages[i], device_pages[i] = host_pages[i - 1] + 1, device_pages[i - 1] + 1
+        right(strides, host, layers, host_pages, device_pages, *rest)
+
+    right = cpu.copy_pages
+    monkeypatch.setattr(cpu, "copy_pages", copy)
     assert found(cpu.CpuPageCopier)
 
 

@@ -572,6 +572,8 @@ def victims_up_to(age, present, locks, horizon, out):
     count = 0
     for row in range(age.size):
         if age[row] <= horizon and present[row] and locks[row] == 0:
+            if count == out.size:
+                break  # more than are counted: the caller finds out
             out[count] = row
             count += 1
     return count

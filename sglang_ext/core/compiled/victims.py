@@ -5,9 +5,8 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import loops
-from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.eviction import BATCH, VictimQueue
 
-_BATCH = 512
 _SHARE = 64
 """A pass takes at least one in so many victims,"""
 _SAMPLE = 4096
@@ -43,7 +42,7 @@ class CompiledVictims(VictimQueue):
         over the column is all that it takes. Whatever it is, what comes out first is the same."""
         column, age = self._column, self._age
         victims = column.n_evictable
-        wanted = max(_BATCH, 4 * count, victims // _SHARE)
+        wanted = max(BATCH, 4 * count, victims // _SHARE)
         step = max(1, len(age) // _SAMPLE)
         ages = np.empty(len(age) // step + 1, dtype=np.int64)
         ages = ages[: loops.sample_victims(age, column.present, column.locks, step, ages)]
@@ -54,6 +53,8 @@ class CompiledVictims(VictimQueue):
             rank = wanted * len(ages) // max(1, victims)
             horizon = int(ages[rank]) if rank < len(ages) else _NO_HORIZON
             found = loops.victims_up_to(age, column.present, column.locks, horizon, out)
+            if horizon == _NO_HORIZON:
+                break
             wanted *= 4
         self._sort(out[:found])
         self._horizon = int(self._ages[-1])
