@@ -240,10 +240,6 @@ class SimEngine:
         count = max(0, len(tokens) - 1) // page
         return tokens[: count * page].reshape(count, page)
 
-    def touch(self, tokens: NDArray[np.int64]) -> None:
-        """Match a prompt that is not admitted."""
-        self.index.use(self.index.match(self._whole_pages(tokens), None).rows)
-
     def start(
         self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
     ) -> SimRequest:

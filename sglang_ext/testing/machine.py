@@ -125,7 +125,9 @@ class IndexMachine(RuleBasedStateMachine):
         """A waiting request is matched and not admitted: its prefix is used, not locked."""
         if self.histories:
             history = self.histories[base % len(self.histories)]
-            self.engine.touch(history[: int(len(history) * keep)])
+            page, index = self.engine.geometry.page_tokens, self.engine.index
+            count = int(len(history) * keep) // page
+            index.use(index.match(history[: count * page].reshape(count, page), None).rows)
 
     @rule(kind=st.sampled_from(TransferKind))
     def copy(self, kind: TransferKind) -> None:
