@@ -1,6 +1,7 @@
 """State machine over the index, beside the model; see sglang_ext/testing/machine.py."""
 
 from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from sglang_ext.testing.machine import IndexMachine
 
@@ -13,6 +14,8 @@ TestIndexMachine = IndexMachine.TestCase
 
 def test_rare_transitions_were_reached() -> None:
     """Rules that never get into trouble prove nothing."""
+    if not IndexMachine.seen:  # the machine ran in another process, or not at all
+        run_state_machine_as_test(IndexMachine, settings=IndexMachine.TestCase.settings)
     wanted = {
         *("load", "backup", "demotion", "host allocation failed"),
         *("demoted_pages", "dropped_pages", "dropped_window_pages", "loaded_window_pages"),
