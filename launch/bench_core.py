@@ -34,8 +34,11 @@ PROMPTS = (2_048, 32_768, 131_072)
 TURNS = 8
 WINDOW = 127
 EVICTED_TOKENS = 1_024
-EVICTION_SECONDS = 1
+EVICTION_ROUNDS = 5
+EVICTION_SHARE = 8
+EVICTION_SECONDS = 0.5
 REPEATS = 15
+LOOKUPS = 101
 _UNLIMITED = 1 << 30
 
 
@@ -179,6 +182,12 @@ class Rig:
             )
         return times
 
+    def fill(self, length: int, prompt: Callable[[], array]) -> None:
+        """Insert prompts until less than one is free of either component."""
+        room = max(self.allocator.full_available_size(), self.allocator.swa_available_size())
+        for _ in range(room // length):
+            self.insert_in_turns(prompt())
+
     def match(self, tokens: array) -> Any:
         """Match a prompt."""
         from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
@@ -196,11 +205,11 @@ class Rig:
         return self.cache.evict(EvictParams(num_tokens=full, swa_num_tokens=swa))
 
     def cost_of_eviction(self, *, swa: bool) -> float:
-        """Microseconds for 1,024 tokens: the mean over a quarter of what there is, or over what
+        """Microseconds for 1,024 tokens: the mean over an eighth of what there is, or over what
         is done in ``EVICTION_SECONDS``."""
         size = self.cache.swa_evictable_size if swa else self.cache.full_evictable_size
         before = size()
-        wanted, spent = max(EVICTED_TOKENS, before // 4), 0.0
+        wanted, spent = max(EVICTED_TOKENS, before // EVICTION_SHARE), 0.0
         # a call asks for what the next step would lack
         while (freed := before - size()) < wanted and spent < EVICTION_SECONDS * 1e6:
             missing = min(EVICTED_TOKENS, wanted - freed)
@@ -235,7 +244,7 @@ def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
         recent = [*recent[-REPEATS:], prompt()]
         turns = [*turns[-REPEATS:], rig.insert_in_turns(recent[-1])[-1]]
     recent = recent[len(recent) // 2 :]
-    for repeat in range(REPEATS):
+    for repeat in range(LOOKUPS):
         tokens = recent[repeat % len(recent)]
         times["match hit"].append(timed(lambda tokens=tokens: rig.match(tokens)))
         half = tokens[: length // 2] + prompt()[length // 2 :]
@@ -250,8 +259,12 @@ def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
     rig.insert(again)
     times["insert again"] = [rig.insert(again) for _ in range(REPEATS)]
     result = {name: statistics.median(values) for name, values in times.items()}
-    result["evict swa"] = rig.cost_of_eviction(swa=True)
-    result["evict full"] = rig.cost_of_eviction(swa=False)
+    for swa in (True, False):
+        costs = []
+        for _ in range(EVICTION_ROUNDS):
+            rig.fill(length, prompt)
+            costs.append(rig.cost_of_eviction(swa=swa))
+        result["evict swa" if swa else "evict full"] = statistics.median(costs)
     return result
 
 

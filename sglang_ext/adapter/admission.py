@@ -8,6 +8,7 @@ an idle server. A cache must not offer what cannot be taken.
 """
 
 import dataclasses
+import sys
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +45,19 @@ class Admission:
             return True
         shrunk = (left - min(max_new, self.window) - fixed) // self.page
         return self.chunk is not None and need >= self.pool and shrunk > 0
+
+    def surely_up_to(self, kept: int) -> int:
+        """Tokens of a prompt that is admitted whatever is locked and pinned for it, and however
+        many tokens it may generate.
+
+        Args:
+            kept: most sliding-window tokens that are locked, or pinned, for one request.
+        """
+        others = self.window + self.page + self._whole_pages(kept) + kept
+        left = self.pool // self.page * self.page - others
+        if self.chunk is not None and self.chunk < left:
+            return sys.maxsize
+        return left - self.page  # a prefill is rounded up to whole pages
 
     def _whole_pages(self, tokens: int) -> int:
         return -(-tokens // self.page) * self.page

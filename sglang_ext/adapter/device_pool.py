@@ -97,7 +97,10 @@ class EngineDevicePool:
         mapping = self._allocator.full_to_swa_index_mapping
         pages = len(mapping) // self._device_page
         by_page = mapping[: pages * self._device_page].view(pages, self._device_page)
-        by_page[self._page_ids(full)] = 0
+        if mapping.device.type == "cpu":
+            by_page.numpy()[full.reshape(-1)] = 0  # a third of the time of PyTorch's
+        else:
+            by_page[self._page_ids(full)] = 0
         self._allocator.swa_attn_allocator.free_page_ids(self._page_ids(swa))
 
     def owned_slots(self, tokens: torch.Tensor, given_back: int) -> tuple[Slots, Slots]:
@@ -116,7 +119,7 @@ class EngineDevicePool:
             no peer.
         """
         first = tokens[:: self._device_page].to(torch.int64)
-        peers = self._allocator.full_to_swa_index_mapping[first]
+        peers = self._allocator.full_to_swa_index_mapping.index_select(0, first)
         # both in one copy: from a device it waits for what runs there
         full, swa = self._indices.slots_of(torch.stack((first, peers)))
         # slot 0 is the engine's padding: a peer of 0 means none

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
 
 logger = logging.getLogger(__name__)
+_INT64 = np.dtype(np.int64)
 
 
 def _request_number(rid: str) -> int:
@@ -87,9 +88,12 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
         self._admission = admission
+        window = index.geometry.window_pages * self._page_tokens
+        self._surely_admitted = admission.surely_up_to(window)
         self._locks: dict[int, Hold] = {}
         self._next_lock = 0
-        self._root = Prefix(np.empty(0, dtype=np.int64), 0)
+        self._root = root = Prefix(np.empty(0, dtype=np.int64), 0)
+        self._nothing = MatchResult(0, root, root, root)
         self._checked: tuple[int, ...] | None = None
         # the host tier, see attach_host_tier
         self.cache_controller: HostTierController | None = None  # type: ignore[assignment]
@@ -126,27 +130,33 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Best resume point for a prompt: what is on the device, and what a load adds."""
-        match = self.index.match(*self._key(params.key))
-        self.index.use(match.rows)
+        key = params.key
+        match = self.index.match_and_use(*self._key(key))
         if self.metrics is not None:
             self.metrics.matched(match.behind * self._page_tokens)
-        match = self._admissible(match, params)
-        best = on_device = self._prefix(match.rows)
-        if match.device_pages < len(match.rows):
-            on_device = self._prefix(match.rows[: match.device_pages])
+        if len(match.rows) == 0:
+            return self._nothing
+        # the key itself may be limited, the prefill is not
+        if len(key.token_ids) > self._surely_admitted:
+            match = self._admissible(match, params)
+        rows, pages, to_pin, _ = match
+        best = on_device = self._prefix(rows)
+        if pages < len(rows):
+            on_device = self._prefix(rows[:pages])
+        page = self._page_tokens
         return MatchResult(
-            device_prefix_len=match.device_pages * self._page_tokens,
+            device_prefix_len=pages * page,
             last_device_node=on_device,
             last_host_node=best,
             best_match_node=best,
-            host_hit_length=(len(match.rows) - match.device_pages) * self._page_tokens,
-            swa_host_hit_length=match.window_pages_to_pin * self._page_tokens,
+            host_hit_length=(len(rows) - pages) * page,
+            swa_host_hit_length=to_pin * page,
         )
 
     def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best part of it with which the engine can admit the request:
         without the load, or nothing at all."""
-        length = len(params.key.token_ids)  # the key itself is limited, the prefill is not
+        length = len(params.key.token_ids)
         max_new = self._max_new_tokens(params.req)
         on_device = match.rows[: match.device_pages]
         locked = len(self.index.window_of(on_device)) * self._page_tokens
@@ -168,7 +178,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def touch_prefix(self, key: "RadixKey") -> None:
         """Refresh the recency of a waiting request's prefix."""
-        self.index.use(self.index.match(*self._key(key)).rows)
+        self.index.match_and_use(*self._key(key))
 
     def root_node_handle(self, extra_key: str | None = None) -> Prefix:
         """Handle of the empty prefix."""
@@ -192,11 +202,11 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def _pages(self, token_ids: Any, length: int) -> Pages:
         """The whole pages of the first ``length`` tokens; a view where possible."""
-        count = length // self._page_tokens
+        page = self._page_tokens
+        count = length // page
         if count == 0:
-            return np.empty((0, self._page_tokens), dtype=np.int64)
-        tokens = np.frombuffer(token_ids, dtype=np.int64, count=count * self._page_tokens)
-        return tokens.reshape(count, self._page_tokens)
+            return np.empty((0, page), dtype=np.int64)
+        return np.frombuffer(token_ids, _INT64, count * page).reshape(count, page)
 
     def _prefix(self, rows: Rows) -> Prefix:
         if len(rows) == 0:

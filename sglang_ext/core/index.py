@@ -24,6 +24,12 @@ class CacheIndex(Prefetches):
         """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""
         return self.table.match(pages, namespace)
 
+    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """The same for a request, which uses what is found."""
+        match = self.table.match_and_use(pages, namespace)
+        self._used(match.rows)
+        return match
+
     def insert(
         self,
         pages: Pages,

@@ -41,6 +41,14 @@ class PathTable(PageTable):
         to_pin = len(window) - int(np.count_nonzero(pinned))
         return PrefixMatch(rows[:best], ready, to_pin, len(rows) - best)
 
+    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """``match``, and ``use`` of a path that is found, in a tick of its own."""
+        match = self.match(pages, namespace)
+        if len(match.rows):
+            self.advance()
+            self.use(match.rows)
+        return match
+
     def use(self, rows: Rows) -> None:
         """Make the pages of a path, and the window at its end, those used last."""
         size = self.geometry.window_pages

@@ -191,6 +191,9 @@ class IndexState:
         """A path is used now. Who ranks pages above age may put it before a victim that is
         known already, though it is younger."""
         self.table.use(rows)
+        self._used(rows)
+
+    def _used(self, rows: Rows) -> None:
         if self._rank is not lru:
             self.table.device.offer(rows)
 

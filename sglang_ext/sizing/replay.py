@@ -154,9 +154,8 @@ class Replay:
         counted, index = self._counted, self.index
         # one token must be left to compute
         pages = self._pages(prompt, len(prompt) - 1)
-        match = index.match(pages, None)
+        match = index.match_and_use(pages, None)
         rows = match.rows
-        index.use(rows)
         if match.device_pages < len(rows):
             on_device = rows[: match.device_pages]
             admission = index.hold(on_device)

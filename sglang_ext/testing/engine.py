@@ -245,9 +245,8 @@ class SimEngine:
     ) -> SimRequest:
         """Admit a request, with a load from the host if that helps."""
         geometry, index = self.geometry, self.index
-        match = index.match(self._whole_pages(tokens), namespace)
+        match = index.match_and_use(self._whole_pages(tokens), namespace)
         rows = match.rows[: match.device_pages]
-        index.use(match.rows)
         if len(match.rows) > match.device_pages:
             # the engine locks the device prefix while it admits: the fallback must last
             admission = index.hold(rows)

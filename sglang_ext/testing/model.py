@@ -104,6 +104,16 @@ class ModelledIndex(CacheIndex):
         )
         return found
 
+    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """See CacheIndex."""
+        expected = self.match(pages, namespace)
+        found = super().match_and_use(pages, namespace)
+        _require(np.array_equal(found.rows, expected.rows), "match_and_use finds something else")
+        _require(found[1:] == expected[1:], "match_and_use finds something else")
+        if len(found.rows):
+            self._use(found.rows)
+        return found
+
     def _can_resume(self, prefix: list[ModelPage], *, load: bool) -> bool:
         window = prefix[max(0, len(prefix) - self.geometry.window_pages) :]
         if not load:

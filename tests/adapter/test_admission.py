@@ -75,6 +75,34 @@ def test_it_is_the_rule_of_the_engine(
     assert admission.is_possible(extend, max_new, locked, pinned) == admitted
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    page=st.sampled_from([1, 16, 64]),
+    window=st.integers(1, 300),
+    pool=st.integers(64, 4000),
+    chunk=st.sampled_from([None, 128, 512]),
+    kept=st.integers(0, 400),
+    below=st.integers(0, 300),
+    max_new=st.sampled_from([0, 8, 40, 10**4]),
+    data=st.data(),
+)
+def test_what_is_sure_is_possible(
+    page: int,
+    window: int,
+    pool: int,
+    chunk: int | None,
+    kept: int,
+    below: int,
+    max_new: int,
+    data: st.DataObject,
+) -> None:
+    admission = Admission(pool, window, page, chunk)
+    length = min(admission.surely_up_to(kept), 2 * pool) - below
+    locked, pinned = data.draw(st.integers(0, kept)), data.draw(st.integers(0, kept))
+    if length > 0:
+        assert admission.is_possible(length, max_new, locked, pinned)
+
+
 def test_a_request_that_would_wait_for_ever() -> None:
     """12 pages of 64, a window of two locked and two to load: found by the soak."""
     admission = Admission(pool=819, window=127, page=64, chunk=512)
@@ -93,17 +121,20 @@ def test_a_limited_key_is_not_a_shorter_prefill() -> None:
     asked: list[int] = []
 
     class Recorder:
+        def surely_up_to(self, kept: int) -> int:
+            return 0
+
         def is_possible(self, extend: int, max_new: int, locked: int, pinned: int) -> bool:
             asked.append(extend)
             return True
 
     engine = engine_with()
-    serve(engine, prompt(6))
+    serve(engine, prompt(6), namespace=(None, None))
     params: Any = SimpleNamespace(
         req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=1
     )
     cache: Any = SwaHiCache(params, engine.index, engine.device, Recorder())
     tokens = array.array("q", prompt(6).tolist())
-    key: Any = RadixKey(tokens, limit=40)
+    key: Any = RadixKey(tokens, limit=len(tokens) - 1)
     cache.match_prefix(MatchPrefixParams(key=key))
     assert asked == [len(tokens)]

@@ -19,9 +19,9 @@ def prompt(pages: int, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, 1000, pages * PAGE + 1)
 
 
-def serve(engine: SimEngine, tokens: NDArray[np.int64]) -> None:
+def serve(engine: SimEngine, tokens: NDArray[np.int64], namespace: object = None) -> None:
     """A request from start to finish."""
-    request = engine.start(tokens)
+    request = engine.start(tokens, namespace)
     engine.compute(request, len(tokens))
     engine.finish(request)
 

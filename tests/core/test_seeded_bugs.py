@@ -448,13 +448,15 @@ def a_compiled_search_leaves_gaps(patch: Patch) -> None:
 
 
 def a_compiled_match_takes_half_a_window(patch: Patch) -> None:
-    original = loops.match
+    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def match(*args: Any) -> Any:
+            *head, window, out = args
+            return original(*head, max(1, window - 1), out)
 
-    def match(*args: Any) -> Any:
-        *head, window, out = args
-        return original(*head, max(1, window - 1), out)
+        return match
 
-    patch.setattr(loops, "match", match)
+    for name in ("match", "match_and_use"):
+        patch.setattr(loops, name, patched(getattr(loops, name)))
 
 
 def compiled_victims_have_been_used_since(patch: Patch) -> None:
@@ -472,7 +474,15 @@ def a_compiled_use_forgets_branches(patch: Patch) -> None:
         self.touch_window(rows[max(0, len(rows) - self._window) :])
         self.resume[rows[-1]] = True
 
+    def match_and_use(self: CompiledTable, *args: Any) -> Any:
+        found = self.match(*args)
+        if len(found.rows):
+            self.advance()
+            self.use(found.rows)
+        return found
+
     patch.setattr(CompiledTable, "use", use)
+    patch.setattr(CompiledTable, "match_and_use", match_and_use)
 
 
 COMPILED_BUGS: list[Callable[[Patch], None]] = [

@@ -313,6 +313,17 @@ def use(c, rows, tick, policy, window):
                 c.swa_age[rows[j]] = age_of(c, rows[j], tick)
 
 
+@compiled(
+    Tuple((int64, int64, int64, int64))(COLUMNS, PAGES, int64, uint64, int64, int64, int64, LONGS)
+)
+def match_and_use(c, pages, root, seed, tick, policy, window, out):
+    """``match``, then ``use`` of what it finds."""
+    found = match(c, pages, root, seed, window, out)
+    if found[1] > 0:
+        use(c, out[: found[1]], tick, policy, window)
+    return found
+
+
 @compiled(void(COLUMNS, LONGS, int64, int64))
 def count_request(c, rows, request, priority):
     """See ``PageTable.count_request``."""

@@ -71,6 +71,20 @@ class CompiledTable(PathTable):
         )
         return PrefixMatch(rows[:best], ready, to_pin, known - best)
 
+    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+        """See PathTable."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return PrefixMatch(_NO_ROWS, 0, 0)
+        rows = np.empty(len(pages), dtype=np.int64)
+        tick = self.tick + 1
+        known, best, ready, to_pin = loops.match_and_use(
+            self._columns, pages, root, self._seed(root), tick, self._policy, self._window, rows
+        )
+        if best:
+            self.tick = tick
+        return PrefixMatch(rows[:best], ready, to_pin, known - best)
+
     def row_of(self, digest: int) -> int | None:
         """See PageTable."""
         row: int = loops.find(self._buckets, self.digest, digest)

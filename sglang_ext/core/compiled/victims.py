@@ -9,7 +9,7 @@ from sglang_ext.core.eviction import BATCH, VictimQueue
 
 _SHARE = 64
 """A pass takes at least one in so many victims,"""
-_SAMPLE = 4096
+_SAMPLE = 1024
 """and looks at about so many rows to tell which."""
 _NO_HORIZON = (1 << 63) - 1
 
