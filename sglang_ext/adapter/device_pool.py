@@ -40,19 +40,25 @@ class SlotIndices:
 
     def slots(self, tokens: torch.Tensor) -> Slots:
         """Slots (pages, slots_per_page) of whole pages of token indices."""
-        return self.slots_of(tokens[:: self._page].reshape(1, -1))[0]
+        return self.slots_of(tokens[:: self._page].reshape(1, -1).cpu().numpy())[0]
 
-    def slots_of(self, first_tokens: torch.Tensor) -> Slots:
+    def slots_of(self, first_tokens: NDArray[np.int64]) -> Slots:
         """The same of the first token index of each device page, (n, device pages): as many
         arrays of slots."""
-        first: NDArray[np.int32] = first_tokens.cpu().numpy().astype(np.int32)
+        first = first_tokens.astype(np.int32)
         if self._page > 1:
             first //= self._page
         return first.reshape(len(first), -1, self._slots_per_page)
 
 
 class EngineDevicePool:
-    """DevicePool (see ``core.ports``) over ``SWATokenToKVPoolAllocator``."""
+    """DevicePool (see ``core.ports``) over ``SWATokenToKVPoolAllocator``.
+
+    Attributes:
+        rows_name_full: the row of a request names the full-attention slots of its pages.
+    """
+
+    rows_name_full = True
 
     def __init__(self, allocator: "SWATokenToKVPoolAllocator", geometry: Geometry) -> None:
         self._allocator = allocator
@@ -60,6 +66,8 @@ class EngineDevicePool:
         self._device_page = geometry.device_page
         self._page_tokens = geometry.page_tokens
         self._indices = SlotIndices(geometry)
+        self._on_cpu = torch.device(self._device).type == "cpu"
+        self._peers: tuple[torch.Tensor, NDArray[np.int64]] | None = None
 
     def free_pages(self) -> int:
         """See DevicePool."""
@@ -94,12 +102,12 @@ class EngineDevicePool:
 
     def release_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool."""
-        mapping = self._allocator.full_to_swa_index_mapping
-        pages = len(mapping) // self._device_page
-        by_page = mapping[: pages * self._device_page].view(pages, self._device_page)
-        if mapping.device.type == "cpu":
-            by_page.numpy()[full.reshape(-1)] = 0  # a third of the time of PyTorch's
+        if self._on_cpu:
+            self._peers_by_page()[full.reshape(-1)] = 0
         else:
+            mapping = self._allocator.full_to_swa_index_mapping
+            pages = len(mapping) // self._device_page
+            by_page = mapping[: pages * self._device_page].view(pages, self._device_page)
             by_page[self._page_ids(full)] = 0
         self._allocator.swa_attn_allocator.free_page_ids(self._page_ids(swa))
 
@@ -118,10 +126,7 @@ class EngineDevicePool:
             (full, swa), each (pages, slots_per_page); swa is ABSENT where a page has
             no peer.
         """
-        first = tokens[:: self._device_page].to(torch.int64)
-        peers = self._allocator.full_to_swa_index_mapping.index_select(0, first)
-        # both in one copy: from a device it waits for what runs there
-        full, swa = self._indices.slots_of(torch.stack((first, peers)))
+        full, swa = self._indices.slots_of(self._with_peers(tokens[:: self._device_page]))
         # slot 0 is the engine's padding: a peer of 0 means none
         if swa.all():
             return full, swa
@@ -131,6 +136,28 @@ class EngineDevicePool:
             self._free_peers(full[partial], swa[partial])
         swa[lost] = ABSENT
         return full, swa
+
+    def _with_peers(self, first: torch.Tensor) -> NDArray[np.int64]:
+        """(2, n): token indices and their peers."""
+        mapping = self._allocator.full_to_swa_index_mapping
+        if self._on_cpu:
+            indices = first.numpy()
+            return np.stack((indices, mapping.numpy()[indices]))
+        tokens = first.to(torch.int64)
+        peers = mapping.index_select(0, tokens)
+        # in one copy: it waits for what runs on the device
+        both: NDArray[np.int64] = torch.stack((tokens, peers)).cpu().numpy()
+        return both
+
+    def _peers_by_page(self) -> NDArray[np.int64]:
+        """(device pages, tokens of one): the engine's map on a CPU. Through NumPy, which takes a
+        third of PyTorch's time for so little."""
+        mapping = self._allocator.full_to_swa_index_mapping
+        if self._peers is None or self._peers[0] is not mapping:
+            whole = len(mapping) // self._device_page * self._device_page
+            by_page = mapping.numpy()[:whole].reshape(-1, self._device_page)
+            self._peers = mapping, by_page
+        return self._peers[1]
 
     def _free_peers(self, full: Slots, swa: Slots) -> None:
         live = swa.reshape(-1) != 0

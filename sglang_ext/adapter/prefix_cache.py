@@ -26,7 +26,7 @@ from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.core import invariants
-from sglang_ext.core.columns import Rows
+from sglang_ext.core.columns import Rows, Slots
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
@@ -196,6 +196,12 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         table = self.index.table
         return self._device_pool.row_tokens(table.device.slots[rows], table.swa_device.slots[rows])
 
+    def _row_names(self, rows: Rows, full: Slots) -> bool:
+        """Whether a row that named these slots need not be written: the table has taken them."""
+        if not self._device_pool.rows_name_full:
+            return False
+        return np.array_equal(self.index.table.device.slots[rows], full[: len(rows)])
+
     def _key(self, key: "RadixKey") -> tuple[Pages, Hashable]:
         length = len(key)
         return self._pages(key.token_ids, length), (key.extra_key, key.cache_salt)
@@ -260,7 +266,8 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         )
         self._device_pool.stays_with_request(full[len(rows) - first :])
         protected = len(rows) * self._page_tokens
-        row[owned:protected] = self._row_tokens(rows[first:]).to(row.dtype)
+        if not self._row_names(rows[first:], full):
+            row[owned:protected] = self._row_tokens(rows[first:]).to(row.dtype)
 
         node = self._prefix(rows)
         old_lock, req.lock = req.lock, self.lock(node)

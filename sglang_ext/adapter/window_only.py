@@ -40,6 +40,8 @@ class WindowOnlyDevicePool:
         pages: full-attention pages, which are numbers.
     """
 
+    rows_name_full = False
+
     def __init__(
         self, allocator: "PureSWATokenToKVPoolAllocator", geometry: Geometry, pages: int
     ) -> None:

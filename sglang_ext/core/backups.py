@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows
-from sglang_ext.core.demotion import look_ahead, paths_of_pages, windows_to_save, worth_a_copy
+from sglang_ext.core.demotion import paths_of_pages, worth_a_copy
 from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostRoom
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
@@ -36,16 +36,19 @@ class Backups(HostRoom):
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
-        if self.host_tier is None or not self._room_may_be_low():
+        if self.host_tier is None:
+            return []
+        free = self.device_pool.free_pages(), self.device_pool.free_window_pages()
+        if not self._room_may_be_low(*free):
             return []
         if self._pause > 0:
             self._pause -= 1
             return []
-        state = self._scan_state()
+        state = (*free, *self._scan_state())
         if state == self._scanned and not self._scan_is_due:
             return []
         self._scanned = state
-        full, window_ends, window_end = self._look_ahead()
+        full, window_ends, window_end = self._look_ahead(*free)
         begun = self._begin_some(paths_of_pages(self.table, full, window_end))
         paths = ((self.table.path(end), _NO_ROWS) for end in window_ends)
         return begun + self._begin_some(paths)
@@ -53,11 +56,9 @@ class Backups(HostRoom):
     def _scan_state(self) -> tuple[int, ...]:
         """Changes with whatever may let a scan find something else: where requests hold all of
         the device, room is low for long, and most steps of a decode change nothing."""
-        table, pool = self.table, self.device_pool
-        backups = TransferKind.BACKUP
+        table, backups = self.table, TransferKind.BACKUP
         locked = table.device.n_locked, table.swa_device.n_locked
-        free = pool.free_pages(), pool.free_window_pages()
-        return (table.tick, *locked, *free, self.last_op(backups), len(self.pending[backups]))
+        return (table.tick, *locked, self.last_op(backups), len(self.pending[backups]))
 
     def _begin_some(self, paths: Iterator[tuple[Rows, Rows]]) -> list[Transfer]:
         """Backups of (path, pages) until there are enough for one step."""
@@ -70,16 +71,18 @@ class Backups(HostRoom):
                 break
         return begun
 
-    def _look_ahead(self) -> tuple[Rows, list[int], NDArray[np.int64]]:
-        """(pages, ends of windows) to copy, oldest first, and ``windows_to_save``. O(rows)."""
-        table, pool, policy = self.table, self.device_pool, self.policy
-        self._free_at_scan = pool.free_pages()
-        self._free_windows_at_scan = pool.free_window_pages()
+    def _look_ahead(
+        self, free: int, free_windows: int
+    ) -> tuple[Rows, list[int], NDArray[np.int64]]:
+        """(pages, ends of windows) to copy, oldest first, and the ends that
+        ``windows_to_save`` gives. O(rows)."""
+        table, policy = self.table, self.policy
+        self._free_at_scan, self._free_windows_at_scan = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
         self._scan_is_due = False
         worth = worth_a_copy(table, policy.write)
-        window_end, with_window = windows_to_save(table, self.checkpoints, worth)
-        full = look_ahead(
+        window_end, with_window = self._demotion.windows_to_save(worth)
+        full = self._demotion.look_ahead(
             table.device,
             table.host,
             table.age,
@@ -89,7 +92,7 @@ class Backups(HostRoom):
             self._free_at_scan,
             policy.low_pages,
         )
-        window = look_ahead(
+        window = self._demotion.look_ahead(
             table.swa_device,
             table.swa_host,
             table.swa_age,
@@ -102,14 +105,13 @@ class Backups(HostRoom):
         ends = list(dict.fromkeys(window_end[window.dirty].tolist()))
         return full.dirty, ends, window_end
 
-    def _room_may_be_low(self) -> bool:
+    def _room_may_be_low(self, free: int, free_windows: int) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since
         the last one is as much as there was above the low marks."""
         if self._scan_is_due:
             return True
-        pool = self.device_pool
-        used = self._free_at_scan + self._evicted - pool.free_pages()
-        windows = self._free_windows_at_scan + self._evicted_windows - pool.free_window_pages()
+        used = self._free_at_scan + self._evicted - free
+        windows = self._free_windows_at_scan + self._evicted_windows - free_windows
         left = min(self._room_left - used, self._window_room_left - windows)
         return left <= self._held
 

@@ -31,62 +31,77 @@ class Ahead:
     room: int
 
 
-def look_ahead(
-    device: SlotColumn,
-    host: SlotColumn,
-    age: NDArray[np.int64],
-    dirty: NDArray[np.bool_],
-    holds: NDArray[np.int16] | int,
-    free: int,
-    low: int,
-) -> Ahead:
-    """Pages to copy that eviction meets before it has freed ``low`` pages.
+class Demotion:
+    """Looks at what eviction takes next."""
 
-    Args:
-        device, host: copies of one component.
-        age: (table rows,) int64, smaller is evicted first.
-        dirty: (table rows,) bool, pages with which something would be lost.
-        holds: locks that pending backups have on each page.
-        free: pages that are free on the device, part of ``low``.
-    """
-    # pages that backups alone hold can be evicted without a loss when those have ended
-    copying = device.present & host.present & ~host.ready & (device.locks == holds)
-    safe = free + int(np.count_nonzero(copying))
-    near = max(0, low - safe)
-    # half as much again is looked at, so that not every step has to look
-    reach = low + low // 2 - safe
-    if reach <= 0:
-        return Ahead(_NO_ROWS, safe - low)
-    rows = np.flatnonzero(device.present & (device.locks == 0))
-    if len(rows) > reach:
-        rows = rows[np.argpartition(age[rows], reach)[:reach]]
-    rows = rows[np.argsort(age[rows])]
-    lossy = dirty[rows]
-    clean = int(lossy.argmax()) if lossy.any() else len(rows)
-    return Ahead(rows[:near][lossy[:near]], safe + clean - low)
+    def __init__(self, table: PageTable, kept: Checkpoints) -> None:
+        self._table = table
+        self._kept = kept
 
+    def look_ahead(
+        self,
+        device: SlotColumn,
+        host: SlotColumn,
+        age: NDArray[np.int64],
+        dirty: NDArray[np.bool_],
+        holds: NDArray[np.int16] | int,
+        free: int,
+        low: int,
+    ) -> Ahead:
+        """Pages to copy that eviction meets before it has freed ``low`` pages.
 
-def windows_to_save(
-    table: PageTable, kept: Checkpoints, worth: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Windows on the device that are worth keeping and not kept on the host.
+        Args:
+            device, host: copies of one component.
+            age: (table rows,) int64, smaller is evicted first.
+            dirty: (table rows,) bool, pages with which something would be lost.
+            holds: locks that pending backups have on each page.
+            free: pages that are free on the device, part of ``low``.
+        """
+        rows, copying = self.evictable(device, host, holds)
+        safe = free + copying
+        near = max(0, low - safe)
+        # half as much again is looked at, so that not every step has to look
+        reach = low + low // 2 - safe
+        if reach <= 0 or len(rows) == 0:
+            return Ahead(_NO_ROWS, safe - low)
+        if len(rows) > reach:
+            rows = rows[np.argpartition(age[rows], reach)[:reach]]
+        rows = rows[np.argsort(age[rows])]
+        lossy = dirty[rows]
+        clean = int(lossy.argmax()) if lossy.any() else len(rows)
+        return Ahead(rows[:near][lossy[:near]], safe + clean - low)
 
-    Args:
-        worth: (table rows,) bool, pages that the write policy keeps.
+    def evictable(
+        self, device: SlotColumn, host: SlotColumn, holds: NDArray[np.int16] | int
+    ) -> tuple[Rows, int]:
+        """Pages that can be evicted, and how many can be without a loss when pending backups,
+        which alone hold them, have ended."""
+        copying = device.present & host.present & ~host.ready & (device.locks == holds)
+        rows = np.flatnonzero(device.present & (device.locks == 0))
+        return rows, int(np.count_nonzero(copying))
 
-    Returns:
-        (table rows,): for each page the end of such a window that it lies in, or -1; and
-        whether that window is lost with the page.
-    """
-    end_of = np.full(table.capacity, -1, dtype=np.int64)
-    ends = np.flatnonzero(table.resume & worth & ~kept.ends)
-    windows = kept.windows(ends)
-    usable = table.swa_device.ready | table.swa_host.present
-    whole = ((windows < 0) | usable[windows]).all(axis=1)
-    for pages in windows[whole].T:
-        inside = pages >= 0
-        end_of[pages[inside]] = ends[whole][inside]
-    return end_of, (end_of >= 0) & table.swa_device.present & ~table.swa_host.present
+    def windows_to_save(
+        self, worth: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Windows on the device that are worth keeping and not kept on the host.
+
+        Args:
+            worth: (table rows,) bool, pages that the write policy keeps.
+
+        Returns:
+            (table rows,): for each page the end of such a window that it lies in, or -1; and
+            whether that window is lost with the page.
+        """
+        table, kept = self._table, self._kept
+        end_of = np.full(table.capacity, -1, dtype=np.int64)
+        ends = np.flatnonzero(table.resume & worth & ~kept.ends)
+        windows = kept.windows(ends)
+        usable = table.swa_device.ready | table.swa_host.present
+        whole = ((windows < 0) | usable[windows]).all(axis=1)
+        for pages in windows[whole].T:
+            inside = pages >= 0
+            end_of[pages[inside]] = ends[whole][inside]
+        return end_of, (end_of >= 0) & table.swa_device.present & ~table.swa_host.present
 
 
 def paths_of_pages(
@@ -95,7 +110,7 @@ def paths_of_pages(
     """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first.
 
     Args:
-        window_end: (table rows,), see ``windows_to_save``: a path that is followed for the
+        window_end: (table rows,), see ``Demotion.windows_to_save``: a path that is followed for the
             sake of a window reaches to its end.
     """
     left = np.zeros(table.capacity, dtype=bool)

@@ -45,8 +45,11 @@ class Ledger:
             backed_up: last backup that has ended here, in order.
             loaded: last load that has ended here, in order.
         """
+        good = [1] * BACKUPS_A_STEP
         first = self._committed[TransferKind.BACKUP] + 1
-        good = [int(op not in self._failed) for op in range(first, first + BACKUPS_A_STEP)]
+        for op in self._failed:
+            if 0 <= op - first < BACKUPS_A_STEP:
+                good[op - first] = 0
         return [backed_up, loaded, *good]
 
     def commit(self, agreed: Sequence[int]) -> list[int]:

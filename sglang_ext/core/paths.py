@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.demotion import Demotion
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.plan import PrefixMatch
@@ -20,6 +21,7 @@ class PathTable(PageTable):
     """The page table and statements about its paths."""
 
     victims_type: type[VictimQueue] = VictimQueue
+    demotion_type: type[Demotion] = Demotion
 
     def victims(self, column: SlotColumn, age: NDArray[np.int64]) -> VictimQueue:
         """What eviction from a column takes, by an age."""

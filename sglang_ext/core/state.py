@@ -153,6 +153,7 @@ class IndexState:
         self._device_victims = table.victims(table.device, table.age)
         self._swa_device_victims = table.victims(table.swa_device, table.swa_age)
         self.checkpoints = Checkpoints(table, self.geometry.window_pages)
+        self._demotion = table.demotion_type(table, self.checkpoints)
         if (tier := self.host_tier) is not None:
             self.host = HostSpace(table.host, tier.full)
             self.host_window = HostSpace(table.swa_host, tier.window)

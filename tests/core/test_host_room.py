@@ -130,7 +130,7 @@ def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
     index._make_room(index.host, ALL, Claim(age=0, worth=0.0))
     assert len(find(engine, prompt(4)).rows) == 4
     looked = []
-    index._look_ahead = lambda: looked.append(1)  # type: ignore[method-assign]
+    index._look_ahead = lambda *free: looked.append(1)  # type: ignore[method-assign]
     index.demote_ahead()
     assert not looked
 

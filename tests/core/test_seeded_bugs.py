@@ -12,7 +12,7 @@ from sglang_ext.core import paths as paths_module
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import SlotColumn
-from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled import loops, scans
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.host_space import HostSpace
@@ -460,12 +460,12 @@ def a_compiled_match_takes_half_a_window(patch: Patch) -> None:
 
 
 def compiled_victims_have_been_used_since(patch: Patch) -> None:
-    original = loops.next_victims
+    original = scans.next_victims
 
     def victims(rows: Any, ages: Any, first: int, age: Any, *rest: Any) -> Any:
         return original(rows, age[rows], first, age, *rest)
 
-    patch.setattr(loops, "next_victims", victims)
+    patch.setattr(scans, "next_victims", victims)
 
 
 def a_compiled_use_forgets_branches(patch: Patch) -> None:

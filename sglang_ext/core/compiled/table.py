@@ -7,7 +7,9 @@ import numpy as np
 from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import loops
 from sglang_ext.core.compiled.columns import CompiledColumn
+from sglang_ext.core.compiled.demotion import CompiledDemotion
 from sglang_ext.core.compiled.victims import CompiledVictims
+from sglang_ext.core.demotion import Demotion
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
@@ -30,6 +32,7 @@ class CompiledTable(PathTable):
 
     column_type: type[SlotColumn] = CompiledColumn
     victims_type: type[VictimQueue] = CompiledVictims
+    demotion_type: type[Demotion] = CompiledDemotion
 
     def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
         super().__init__(geometry, capacity, rank)

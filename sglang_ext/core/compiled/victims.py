@@ -1,10 +1,10 @@
-"""``VictimQueue`` with compiled loops."""
+"""``VictimQueue`` with compiled scans."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled import scans
 from sglang_ext.core.eviction import BATCH, VictimQueue
 
 _SHARE = 64
@@ -20,22 +20,36 @@ class CompiledVictims(VictimQueue):
     def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
         super().__init__(column, age)
         self._first = 0  # of self._rows, what is before is no victim any more
+        self._mark = np.zeros(len(age), dtype=np.bool_)
 
     def _at_front(self, count: int) -> Rows:
         out = np.empty(count, dtype=np.int64)
         column = self._column
-        found, self._first = loops.next_victims(
+        found, self._first = scans.next_victims(
             self._rows, self._ages, self._first, self._age, column.present, column.locks, out
         )
         return out[:found]
 
-    def _below_horizon(self, rows: Rows) -> Rows:
-        out = np.empty(len(rows), dtype=np.int64)
+    def _merge(self, offers: list[Rows]) -> None:
+        if not offers:
+            return
+        offered = np.concatenate(offers)
+        left, ages = self._left()
+        out = np.empty(len(left) + len(offered), dtype=np.int64)
         column = self._column
-        found = loops.below_horizon(
-            rows, self._age, column.present, column.locks, self._horizon, out
+        found, new = scans.merge_victims(
+            left,
+            ages,
+            offered,
+            self._age,
+            column.present,
+            column.locks,
+            self._horizon,
+            self._mark,
+            out,
         )
-        return out[:found]
+        if new:
+            self._sort(out[:found])
 
     def _refill(self, count: int) -> None:
         """See VictimQueue; where the horizon is to be is guessed from a sample, so that one pass
@@ -45,14 +59,14 @@ class CompiledVictims(VictimQueue):
         wanted = max(BATCH, 4 * count, victims // _SHARE)
         step = max(1, len(age) // _SAMPLE)
         ages = np.empty(len(age) // step + 1, dtype=np.int64)
-        ages = ages[: loops.sample_victims(age, column.present, column.locks, step, ages)]
+        ages = ages[: scans.sample_victims(age, column.present, column.locks, step, ages)]
         ages.sort()
         out = np.empty(victims, dtype=np.int64)
         found = 0
         while found < min(count, victims):
             rank = wanted * len(ages) // max(1, victims)
             horizon = int(ages[rank]) if rank < len(ages) else _NO_HORIZON
-            found = loops.victims_up_to(age, column.present, column.locks, horizon, out)
+            found = scans.victims_up_to(age, column.present, column.locks, horizon, out)
             if horizon == _NO_HORIZON:
                 break
             wanted *= 4
