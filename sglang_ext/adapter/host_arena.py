@@ -61,11 +61,12 @@ class ArenaMemory:
     def move(self, component: int, source: Slots, target: Slots) -> None:
         """See HostMemory. A slot is contiguous in each plane, in every layout by pages."""
         shape = self.arena.shape
-        old, new = (torch.from_numpy(s.reshape(-1).astype("int64")) for s in (source, target))
+        old, new = source.reshape(-1), target.reshape(-1)
         for number, page_bytes in enumerate(shape.page_bytes[component]):
             slot_bytes = page_bytes // shape.slots_per_page
             slots = shape.plane_bytes[number] // slot_bytes
-            rows = self.plane(number, (slots, slot_bytes), torch.uint8)
+            # NumPy copies whole rows, where PyTorch's indexing takes byte by byte
+            rows = self.plane(number, (slots, slot_bytes), torch.uint8).numpy()
             rows[new] = rows[old]
 
     def close(self) -> None:

@@ -14,8 +14,6 @@ from sglang_ext.core.digest import Pages
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.prefetches import Prefetches
 
-_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
-
 
 class CacheIndex(Prefetches):
     """The table, its victims and its transfers behind one facade."""
@@ -63,8 +61,9 @@ class CacheIndex(Prefetches):
         assert len(known) >= first_owned, "a locked prefix left the table"
         table.advance()
         shared = known[first_owned:]
-        self._adopt(shared, full[: len(shared)], swa[: len(shared)])
-        added = _NO_ROWS
+        if len(shared):
+            self._adopt(shared, full[: len(shared)], swa[: len(shared)])
+        rows = known
         if len(known) < len(pages):
             added = table.add_rows(known, pages[len(known) :], namespace)
             start = len(shared)
@@ -72,11 +71,9 @@ class CacheIndex(Prefetches):
             if stop < len(full):
                 self.counters.collisions += 1
             self._give_device(added, full[start:stop], swa[start:stop])
-        rows = np.concatenate((known, added)) if len(added) else known
-        table.count_request(rows, request, priority)
+            rows = np.concatenate((known, added)) if len(known) else added
         if len(rows):
-            table.use(rows)
-            table.mark_resume_points(rows, self.policy.checkpoint_pages)
+            table.record(rows, request, priority, self.policy.checkpoint_pages)
         return rows
 
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
@@ -92,13 +89,15 @@ class CacheIndex(Prefetches):
         # them. Only a missing sliding-window peer is taken from the request.
         live = swa[:, 0] != ABSENT
         revived = live & ~table.swa_device.present[rows]
-        duplicate = live & ~revived
         if revived.any():
             where = rows[revived]
             self.device_pool.move_window(full[revived], table.device.slots[where], swa[revived])
             table.swa_device.put(where, swa[revived], ready=True)
-        if duplicate.any():
-            self.device_pool.release_window(full[duplicate], swa[duplicate])
+            live &= ~revived
+        if live.all():
+            self.device_pool.release_window(full, swa)
+        elif live.any():
+            self.device_pool.release_window(full[live], swa[live])
         self.device_pool.release(full)
 
     def _give_device(self, rows: Rows, full: Slots, swa: Slots) -> None:

@@ -61,6 +61,13 @@ class PathTable(PageTable):
         for end in (np.flatnonzero(self.children[rows] > 1) + 1).tolist():
             self.touch_window(rows[max(0, end - size) : end])
 
+    def record(self, rows: Rows, request: int, priority: int, interval: int) -> None:
+        """A request has extended a path, which is not empty: ``count_request``, ``use`` and
+        ``mark_resume_points``."""
+        self.count_request(rows, request, priority)
+        self.use(rows)
+        self.mark_resume_points(rows, interval)
+
     def mark_resume_points(self, rows: Rows, interval: int) -> None:
         """Decide which windows of a path that has grown are worth keeping.
 

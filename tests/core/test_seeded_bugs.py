@@ -427,11 +427,11 @@ def a_compiled_copy_is_not_counted(patch: Patch) -> None:
 
 
 def a_compiled_search_leaves_gaps(patch: Patch) -> None:
-    def remove(columns: Any, rows: Any, roots: Any) -> bool:
-        table = next(t for t in tables if t._columns is columns)
+    def remove(arrays: Any, rows: Any, roots: Any) -> bool:
+        table = next(t for t in tables if t._arrays is arrays)
         buckets = table._buckets.copy()
         buckets[np.isin(buckets, rows)] = -1
-        done = original(columns, rows, roots)
+        done = original(arrays, rows, roots)
         table._buckets[:] = buckets
         return bool(done)
 
@@ -474,15 +474,9 @@ def a_compiled_use_forgets_branches(patch: Patch) -> None:
         self.touch_window(rows[max(0, len(rows) - self._window) :])
         self.resume[rows[-1]] = True
 
-    def match_and_use(self: CompiledTable, *args: Any) -> Any:
-        found = self.match(*args)
-        if len(found.rows):
-            self.advance()
-            self.use(found.rows)
-        return found
-
     patch.setattr(CompiledTable, "use", use)
-    patch.setattr(CompiledTable, "match_and_use", match_and_use)
+    for name in ("match_and_use", "record"):  # loops that use a path themselves
+        patch.setattr(CompiledTable, name, getattr(PathTable, name))
 
 
 COMPILED_BUGS: list[Callable[[Patch], None]] = [

@@ -6,10 +6,26 @@ own file changes, not when a file that it calls does. Rows are int64; arrays are
 attributes of ``PageTable`` are.
 """
 
+from collections import namedtuple
+from typing import Any
+
 import numba
 import numpy as np
-from numba.core.types import Array, Tuple, boolean, int8, int32, int64, uint64, void
-from numba.experimental import structref
+from numba import carray
+from numba.core.types import (
+    Array,
+    NamedTuple,
+    Tuple,
+    boolean,
+    int8,
+    int32,
+    int64,
+    uint64,
+    void,
+    voidptr,
+)
+from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.digest import BASE
@@ -39,15 +55,6 @@ _FREE = int(FREE)
 _LEFT_THE_PATH = 2
 
 
-@structref.register
-class ColumnsType(numba.types.StructRef):
-    """Type of ``Columns``."""
-
-
-class Columns(structref.StructRefProxy):
-    """The arrays of a table, passed as one argument."""
-
-
 FIELDS = {
     "parent": INTS,
     "depth": INTS,
@@ -72,59 +79,62 @@ FIELDS = {
     "buckets": INTS,
     "weights": LONGS,
 }
-structref.define_proxy(Columns, ColumnsType, list(FIELDS))
-COLUMNS = ColumnsType(list(FIELDS.items()))
+"""The arrays of a table, in the order in which ``TABLE`` has their addresses."""
+Columns = namedtuple("Columns", FIELDS)
+COLUMNS = NamedTuple(tuple(FIELDS.values()), Columns)
+TABLE = LONGS
+"""Rows, tokens of a page and buckets of a table, then the addresses of its arrays: one argument
+instead of many, each of which would have to be looked at in every call."""
+_SIZES = 3
 
 
-@compiled(COLUMNS(*FIELDS.values()))
-def columns(
-    parent,
-    depth,
-    digest,
-    tokens,
-    children,
-    generation,
-    age,
-    swa_age,
-    hits,
-    forks,
-    priority,
-    resume,
-    stored,
-    window_stored,
-    keyed,
-    last_request,
-    device,
-    swa_device,
-    swa_locks,
-    swa_host_ready,
-    buckets,
-    weights,
-):
-    """A ``Columns`` of these arrays."""
+def table_of(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """The ``TABLE`` argument for these arrays (see ``FIELDS``), which have to live as long and
+    must not be replaced."""
+    for name, type_ in FIELDS.items():
+        assert numba.typeof(arrays[name]) == type_, f"{name} is not {type_}"
+    sizes = *arrays["tokens"].shape, len(arrays["buckets"])
+    return np.array([*sizes, *(arrays[name].ctypes.data for name in FIELDS)], dtype=np.int64)
+
+
+@intrinsic
+def pointer(_context, _address):
+    """An address as a pointer."""
+
+    def build(context, builder, _signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(voidptr))
+
+    return voidptr(int64), build
+
+
+@compiled(COLUMNS(TABLE))
+def columns(table):
+    """The arrays of a table."""
+    rows, width, buckets = table[0], table[1], table[2]
+    at = table[_SIZES:]
     return Columns(
-        parent,
-        depth,
-        digest,
-        tokens,
-        children,
-        generation,
-        age,
-        swa_age,
-        hits,
-        forks,
-        priority,
-        resume,
-        stored,
-        window_stored,
-        keyed,
-        last_request,
-        device,
-        swa_device,
-        swa_locks,
-        swa_host_ready,
-        buckets,
-        weights,
+        carray(pointer(at[0]), rows, np.int32),
+        carray(pointer(at[1]), rows, np.int32),
+        carray(pointer(at[2]), rows, np.uint64),
+        carray(pointer(at[3]), (rows, width), np.int64),
+        carray(pointer(at[4]), rows, np.int32),
+        carray(pointer(at[5]), rows, np.int32),
+        carray(pointer(at[6]), rows, np.int64),
+        carray(pointer(at[7]), rows, np.int64),
+        carray(pointer(at[8]), rows, np.int32),
+        carray(pointer(at[9]), rows, np.int32),
+        carray(pointer(at[10]), rows, np.int32),
+        carray(pointer(at[11]), rows, np.bool_),
+        carray(pointer(at[12]), rows, np.int8),
+        carray(pointer(at[13]), rows, np.int8),
+        carray(pointer(at[14]), rows, np.bool_),
+        carray(pointer(at[15]), rows, np.int64),
+        carray(pointer(at[16]), rows, np.bool_),
+        carray(pointer(at[17]), rows, np.bool_),
+        carray(pointer(at[18]), rows, np.int32),
+        carray(pointer(at[19]), rows, np.bool_),
+        carray(pointer(at[20]), buckets, np.int32),
+        carray(pointer(at[21]), width, np.int64),
     )
 
 
@@ -211,8 +221,7 @@ def forget(buckets, digests, row):
 
 
 @compiled(int64(COLUMNS, PAGES, int64, uint64, LONGS))
-def lookup(c, pages, root, seed, out):
-    """See ``PageTable.lookup``; writes the rows to ``out`` and returns how many they are."""
+def _lookup(c, pages, root, seed, out):
     width = c.weights.size
     depth, parent, digest = 0, root, seed
     while depth < pages.shape[0]:
@@ -239,6 +248,12 @@ def lookup(c, pages, root, seed, out):
     return depth
 
 
+@compiled(int64(TABLE, PAGES, int64, uint64, LONGS))
+def lookup(table, pages, root, seed, out):
+    """See ``PageTable.lookup``; writes the rows to ``out`` and returns how many they are."""
+    return _lookup(columns(table), pages, root, seed, out)
+
+
 @compiled(int64(FLAGS, int64))
 def deepest_resume(usable, window):
     """See ``window.deepest_resume``."""
@@ -254,10 +269,8 @@ def deepest_resume(usable, window):
 
 
 @compiled(Tuple((int64, int64, int64, int64))(COLUMNS, PAGES, int64, uint64, int64, LONGS))
-def match(c, pages, root, seed, window, out):
-    """``PageTable.lookup`` and ``PathTable.resume_point``: (pages found, pages of the best
-    resume point, pages of the best one on the device, window pages to pin)."""
-    known = lookup(c, pages, root, seed, out)
+def _match(c, pages, root, seed, window, out):
+    known = _lookup(c, pages, root, seed, out)
     usable = np.empty(known, dtype=np.bool_)
     on_device = known
     for i in range(known - 1, -1, -1):
@@ -279,6 +292,13 @@ def match(c, pages, root, seed, window, out):
     return known, best, ready, to_pin
 
 
+@compiled(Tuple((int64, int64, int64, int64))(TABLE, PAGES, int64, uint64, int64, LONGS))
+def match(table, pages, root, seed, window, out):
+    """See ``PathTable.match``; writes the rows to ``out``: (pages found, pages of the best resume
+    point, pages of the best one on the device, window pages to pin)."""
+    return _match(columns(table), pages, root, seed, window, out)
+
+
 @compiled(int64(COLUMNS, int64, int64))
 def age_of(c, row, tick):
     """Recency and depth of a page, see ``TICK_SHIFT``."""
@@ -298,8 +318,7 @@ def rank_of(c, row, policy):
 
 
 @compiled(void(COLUMNS, LONGS, int64, int64, int64))
-def use(c, rows, tick, policy, window):
-    """See ``PathTable.use``."""
+def _use(c, rows, tick, policy, window):
     n = rows.size
     for i in range(n):
         row = rows[i]
@@ -313,14 +332,21 @@ def use(c, rows, tick, policy, window):
                 c.swa_age[rows[j]] = age_of(c, rows[j], tick)
 
 
+@compiled(void(TABLE, LONGS, int64, int64, int64))
+def use(table, rows, tick, policy, window):
+    """See ``PathTable.use``."""
+    _use(columns(table), rows, tick, policy, window)
+
+
 @compiled(
-    Tuple((int64, int64, int64, int64))(COLUMNS, PAGES, int64, uint64, int64, int64, int64, LONGS)
+    Tuple((int64, int64, int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS)
 )
-def match_and_use(c, pages, root, seed, tick, policy, window, out):
+def match_and_use(table, pages, root, seed, tick, policy, window, out):
     """``match``, then ``use`` of what it finds."""
-    found = match(c, pages, root, seed, window, out)
+    c = columns(table)
+    found = _match(c, pages, root, seed, window, out)
     if found[1] > 0:
-        use(c, out[: found[1]], tick, policy, window)
+        _use(c, out[: found[1]], tick, policy, window)
     return found
 
 
@@ -394,13 +420,23 @@ def mark_resume_points(c, rows, window, interval):
         c.resume[rows[i]] = keep[i]
 
 
+@compiled(void(TABLE, LONGS, int64, int64, int64, int64, int64, int64))
+def record(table, rows, request, priority, tick, policy, window, interval):
+    """See ``PathTable.record``."""
+    c = columns(table)
+    count_request(c, rows, request, priority)
+    _use(c, rows, tick, policy, window)
+    mark_resume_points(c, rows, window, interval)
+
+
 # ---- rows ---------------------------------------------------------------------------
 
 
-@compiled(Tuple((int64, int64))(COLUMNS, PAGES, int64, uint64, int64, int64, int64, LONGS))
-def append(c, pages, parent, digest, depth, tick, cursor, out):
+@compiled(Tuple((int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
+def append(table, pages, parent, digest, depth, tick, cursor, out):
     """See ``PageTable.add_rows``; writes the rows to ``out`` and returns how many they are and
     where the next search for a free one begins."""
+    c = columns(table)
     count, scanned = 0, 0
     capacity = c.parent.size
     factor = power(uint64(depth))
@@ -444,10 +480,11 @@ def append(c, pages, parent, digest, depth, tick, cursor, out):
     return count, cursor
 
 
-@compiled(boolean(COLUMNS, LONGS, LONGS))
-def remove(c, rows, roots):
+@compiled(boolean(TABLE, LONGS, LONGS))
+def remove(table, rows, roots):
     """See ``PageTable.remove_rows``; writes the namespace of a first page to ``roots``, 0 for
     any other. False if one of the rows still has a child."""
+    c = columns(table)
     for i in range(rows.size):
         row = rows[i]
         forget(c.buckets, c.digest, row)
@@ -466,10 +503,11 @@ def remove(c, rows, roots):
     return childless
 
 
-@compiled(boolean(COLUMNS, LONGS, FLAGS))
-def is_closed(c, rows, mark):
+@compiled(boolean(TABLE, LONGS, FLAGS))
+def is_closed(table, rows, mark):
     """Whether all children of rows are among them. ``mark`` is False everywhere, and again
     afterwards."""
+    c = columns(table)
     for i in range(rows.size):
         mark[rows[i]] = True
     outside = int64(0)

@@ -1,8 +1,10 @@
 """``PathTable`` with compiled loops, and an index of digests that they can search."""
 
 from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import loops
@@ -41,8 +43,8 @@ class CompiledTable(PathTable):
         self._policy = _POLICIES[rank]
         self._window = geometry.window_pages
         self._seeds: dict[int, int] = {}
-        arrays = {
-            **{name: getattr(self, name, None) for name in loops.FIELDS},
+        arrays: dict[str, NDArray[Any]] = {
+            **{name: getattr(self, name) for name in loops.FIELDS if hasattr(self, name)},
             "last_request": self._last_request,
             "device": self.device.present,
             "swa_device": self.swa_device.present,
@@ -51,7 +53,7 @@ class CompiledTable(PathTable):
             "buckets": self._buckets,
             "weights": self._hasher.weights,
         }
-        self._columns = loops.columns(*arrays.values())
+        self._arrays = loops.table_of(arrays)
 
     # ---- lookup --------------------------------------------------------------
 
@@ -61,7 +63,7 @@ class CompiledTable(PathTable):
         if root is None:
             return _NO_ROWS
         rows = np.empty(len(pages), dtype=np.int64)
-        return rows[: loops.lookup(self._columns, pages, root, self._seed(root), rows)]
+        return rows[: loops.lookup(self._arrays, pages, root, self._seed(root), rows)]
 
     def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
         """See PathTable."""
@@ -70,7 +72,7 @@ class CompiledTable(PathTable):
             return PrefixMatch(_NO_ROWS, 0, 0)
         rows = np.empty(len(pages), dtype=np.int64)
         known, best, ready, to_pin = loops.match(
-            self._columns, pages, root, self._seed(root), self._window, rows
+            self._arrays, pages, root, self._seed(root), self._window, rows
         )
         return PrefixMatch(rows[:best], ready, to_pin, known - best)
 
@@ -82,7 +84,7 @@ class CompiledTable(PathTable):
         rows = np.empty(len(pages), dtype=np.int64)
         tick = self.tick + 1
         known, best, ready, to_pin = loops.match_and_use(
-            self._columns, pages, root, self._seed(root), tick, self._policy, self._window, rows
+            self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
         )
         if best:
             self.tick = tick
@@ -113,7 +115,7 @@ class CompiledTable(PathTable):
         digest = int(self.digest[parent]) if depth else self._seed(root)
         rows = np.empty(len(pages), dtype=np.int64)
         count, self._cursor = loops.append(
-            self._columns,
+            self._arrays,
             pages,
             parent,
             digest,
@@ -132,7 +134,7 @@ class CompiledTable(PathTable):
     def remove_rows(self, rows: Rows) -> None:
         """See PageTable."""
         roots = np.empty(len(rows), dtype=np.int64)
-        childless = loops.remove(self._columns, rows, roots)
+        childless = loops.remove(self._arrays, rows, roots)
         assert childless, "removed a row that still has children"
         self.n_rows -= len(rows)
         for root in roots[roots < 0].tolist():
@@ -140,7 +142,7 @@ class CompiledTable(PathTable):
 
     def subtree(self, rows: Rows) -> Rows:
         """See PageTable."""
-        if loops.is_closed(self._columns, rows, self._mark):
+        if loops.is_closed(self._arrays, rows, self._mark):
             return rows
         return super().subtree(rows)
 
@@ -152,12 +154,9 @@ class CompiledTable(PathTable):
 
     def use(self, rows: Rows) -> None:
         """See PathTable."""
-        loops.use(self._columns, rows, self.tick, self._policy, self._window)
+        loops.use(self._arrays, rows, self.tick, self._policy, self._window)
 
-    def count_request(self, rows: Rows, request: int, priority: int = 0) -> None:
-        """See PageTable."""
-        loops.count_request(self._columns, rows, request, priority)
-
-    def mark_resume_points(self, rows: Rows, interval: int) -> None:
+    def record(self, rows: Rows, request: int, priority: int, interval: int) -> None:
         """See PathTable."""
-        loops.mark_resume_points(self._columns, rows, self._window, interval)
+        policy, window = self._policy, self._window
+        loops.record(self._arrays, rows, request, priority, self.tick, policy, window, interval)
