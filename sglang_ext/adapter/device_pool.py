@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.columns import ABSENT, Slots
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.kernels.cpu_loops import clear_rows
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
@@ -103,7 +104,7 @@ class EngineDevicePool:
     def release_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool."""
         if self._on_cpu:
-            self._peers_by_page()[full.reshape(-1)] = 0
+            clear_rows(self._peers_by_page(), full.reshape(-1))
         else:
             mapping = self._allocator.full_to_swa_index_mapping
             pages = len(mapping) // self._device_page

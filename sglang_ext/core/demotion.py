@@ -66,7 +66,7 @@ class Demotion:
             return Ahead(_NO_ROWS, safe - low)
         if len(rows) > reach:
             rows = rows[np.argpartition(age[rows], reach)[:reach]]
-        rows = rows[np.argsort(age[rows])]
+        rows = rows[np.argsort(age[rows], kind="stable")]
         lossy = dirty[rows]
         clean = int(lossy.argmax()) if lossy.any() else len(rows)
         return Ahead(rows[:near][lossy[:near]], safe + clean - low)

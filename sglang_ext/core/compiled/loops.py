@@ -527,6 +527,7 @@ def is_closed(table, rows, mark):
 @compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS, boolean))
 def put(present, ready, locks, slots, counts, rows, new, is_ready):
     """See ``SlotColumn.put``; rows whose slots are absent are left out."""
+    added = locked = 0
     for i in range(rows.size):
         if new[i, 0] == -1:
             continue
@@ -534,39 +535,47 @@ def put(present, ready, locks, slots, counts, rows, new, is_ready):
         slots[row, :] = new[i, :]
         present[row] = True
         ready[row] = is_ready
-        counts[0] += 1
-        counts[1] += locks[row] > 0
+        added += 1
+        locked += locks[row] > 0
+    counts[0] += added
+    counts[1] += locked
 
 
 @compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS))
 def take(present, ready, locks, slots, counts, rows, out):
     """See ``SlotColumn.take``."""
+    locked = 0
     for i in range(rows.size):
         row = rows[i]
         out[i, :] = slots[row, :]
         slots[row, :] = -1
         present[row] = False
         ready[row] = False
-        counts[0] -= 1
-        counts[1] -= locks[row] > 0
+        locked += locks[row] > 0
+    counts[0] -= rows.size
+    counts[1] -= locked
 
 
 @compiled(void(FLAGS, INTS, LONGS, LONGS))
 def lock(present, locks, counts, rows):
     """See ``SlotColumn.lock``."""
+    locked = 0
     for i in range(rows.size):
-        row = rows[i]
-        counts[1] += present[row] and locks[row] == 0
+        row = uint64(rows[i])  # never counted from the end
+        locked += present[row] & (locks[row] == 0)
         locks[row] += 1
+    counts[1] += locked
 
 
 @compiled(boolean(FLAGS, INTS, LONGS, LONGS))
 def unlock(present, locks, counts, rows):
     """See ``SlotColumn.unlock``. False if a row was not locked."""
-    held = True
+    least = unlocked = 0
     for i in range(rows.size):
-        row = rows[i]
-        locks[row] -= 1
-        held &= locks[row] >= 0
-        counts[1] -= present[row] and locks[row] == 0
-    return held
+        row = uint64(rows[i])
+        left = locks[row] - 1
+        locks[row] = left
+        least = min(least, left)
+        unlocked += present[row] & (left == 0)
+    counts[1] -= unlocked
+    return least >= 0
