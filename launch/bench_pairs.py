@@ -114,7 +114,8 @@ class PausedServer:
             self.pause()
 
     def new_steps(self) -> np.ndarray:
-        """(n, 2) seconds between forward passes and of them, since the last call."""
+        """(n, 3) since the last call: seconds between forward passes, those of them that the
+        scheduler ran, and seconds of the passes."""
         lines = self._steps.read_text().splitlines()
         new, self._lines_before = lines[self._lines_before :], len(lines)
         return np.array([[float(word) for word in line.split()] for line in new])
@@ -135,7 +136,7 @@ def measure(paused: PausedServer, shape: Shape, model: Path, seed: int) -> dict[
     with paused.awake():
         samples, wall = asyncio.run(bench_multiturn.run_load(args, args.request_rate))
     result = bench_multiturn.summarize(samples, wall)
-    between, forward = paused.new_steps().T
+    between, running, forward = paused.new_steps().T
     return {
         "input_tokens_per_s": result["throughput"]["input_tokens_per_s"],
         "ttft_mean_s": result["ttft_s"]["mean"],
@@ -145,6 +146,8 @@ def measure(paused: PausedServer, shape: Shape, model: Path, seed: int) -> dict[
         "steps": len(between),
         "between_steps_mean_us": float(between.mean() * 1e6),
         "between_steps_p50_us": float(np.median(between) * 1e6),
+        "running_between_steps_mean_us": float(running.mean() * 1e6),
+        "running_between_steps_p50_us": float(np.median(running) * 1e6),
         "forward_s": float(forward.sum()),
     }
 

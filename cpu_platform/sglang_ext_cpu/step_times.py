@@ -1,7 +1,9 @@
 """Times of scheduler steps, of any cache: what the scheduler does between forward passes.
 
 With ``EXT_CPU_STEP_TIMES=FILE`` every forward pass adds a line to the file: the seconds since the
-one before ended, and its own. Steps behind an idle loop are left out: the time there was nobody's.
+one before ended, those of them that the scheduler's thread was running, and the pass's own. The
+second number leaves out what other threads and processes took of few cores. Steps behind an idle
+loop are left out: the time there was nobody's.
 """
 
 import os
@@ -29,17 +31,18 @@ class _Steps:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: Any = None
-        self._ended: float | None = None
+        self._ended: tuple[float, float] | None = None
 
     def forward(self, original: Any, *arguments: Any, **named: Any) -> Any:
-        start = time.perf_counter()
+        start, running = time.perf_counter(), time.thread_time()
         result = original(*arguments, **named)
         end = time.perf_counter()
         if self._ended is not None:
             # opened by the scheduler's process: every process of the server installs the hook
             self._file = self._file or self._path.open("w", buffering=1)
-            self._file.write(f"{start - self._ended:.7f} {end - start:.7f}\n")
-        self._ended = end
+            between, ran = start - self._ended[0], running - self._ended[1]
+            self._file.write(f"{between:.7f} {ran:.7f} {end - start:.7f}\n")
+        self._ended = end, time.thread_time()
         return result
 
     def idle(self, original: Any, *arguments: Any, **named: Any) -> Any:
