@@ -39,14 +39,16 @@ class Shape:
     Attributes:
         servers: engine options by name; the last one is ours.
         load: flags of ``launch.bench_multiturn``.
-        device_tokens: device pool, what the requests that run together need and not much more.
-        turns: of each server that count, behind one that warms up.
+        device_tokens: size of the device pool.
+        turns: of each server that count.
+        warm_up: turns before those, until all tiers are full.
     """
 
     servers: Mapping[str, Sequence[str]]
     load: Mapping[str, int]
     device_tokens: int
     turns: int
+    warm_up: int
 
 
 SHAPES = {
@@ -60,8 +62,9 @@ SHAPES = {
             "request-length": 1024,
             "output-length": 16,
         },
-        device_tokens=8192,
-        turns=12,
+        device_tokens=16384,  # twice what the requests that run together take
+        turns=9,
+        warm_up=3,
     ),
     "multi-turn": Shape(
         {
@@ -76,8 +79,9 @@ SHAPES = {
             "request-length": 256,
             "output-length": 16,
         },
-        device_tokens=4096,
+        device_tokens=4096,  # what the requests that run together take
         turns=5,
+        warm_up=1,
     ),
 }
 
@@ -202,11 +206,11 @@ def run(args: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, A
             stack.callback(os.killpg, server.process.pid, signal.SIGCONT)
             servers[name].pause()
         count = args.turns or shape.turns
-        for turn in tqdm(range(count + 1), desc="turns"):
+        for turn in tqdm(range(shape.warm_up + count), desc="turns"):
             # whoever goes first in one turn goes last in the next
             order = list(servers) if turn % 2 else list(servers)[::-1]
             done = {name: measure(servers[name], shape, model, turn) for name in order}
-            if turn:
+            if turn >= shape.warm_up:
                 turns.append({name: done[name] for name in servers})
     return turns
 
