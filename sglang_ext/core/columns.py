@@ -91,7 +91,7 @@ class SlotColumn:
 
     def offer(self, rows: Rows) -> None:
         """Note rows that may have become victims of eviction."""
-        if self._offered is None:
+        if self._offered is None or len(rows) == 0:
             return
         self._offered.append(rows)
         self._offered_rows += len(rows)

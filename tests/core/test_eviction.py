@@ -79,6 +79,17 @@ def test_a_page_that_is_matched_and_not_admitted_keeps_its_rank() -> None:
     assert len(rows_of(engine, twice)) == 4
 
 
+def test_requests_that_find_nothing_leave_nothing_behind() -> None:
+    """They lock and release an empty path, perhaps for days before anything is evicted."""
+    for column_type in (SlotColumn, CompiledColumn):
+        column = column_type(8, 1)
+        nothing = np.empty(0, dtype=np.int64)
+        for _ in range(3):
+            column.lock(nothing)
+            column.unlock(nothing)
+        assert column.take_offers() == []
+
+
 def test_both_queues_name_the_oldest_whatever_has_happened() -> None:
     """So many rows that a pass takes a part of them, by a guess of where it ends."""
     size, random = 20_000, np.random.default_rng(0)
