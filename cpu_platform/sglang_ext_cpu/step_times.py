@@ -36,13 +36,13 @@ class _Steps:
     def forward(self, original: Any, *arguments: Any, **named: Any) -> Any:
         start, running = time.perf_counter(), time.thread_time()
         result = original(*arguments, **named)
-        end = time.perf_counter()
+        end, ended_running = time.perf_counter(), time.thread_time()
         if self._ended is not None:
             # opened by the scheduler's process: every process of the server installs the hook
             self._file = self._file or self._path.open("w", buffering=1)
             between, ran = start - self._ended[0], running - self._ended[1]
             self._file.write(f"{between:.7f} {ran:.7f} {end - start:.7f}\n")
-        self._ended = end, time.thread_time()
+        self._ended = end, ended_running
         return result
 
     def idle(self, original: Any, *arguments: Any, **named: Any) -> Any:

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import ABSENT, Slots
+from sglang_ext.core.compiled.scans import clear_rows
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.kernels.cpu_loops import clear_rows
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator

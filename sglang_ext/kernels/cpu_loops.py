@@ -4,11 +4,9 @@ Cache lines of the target are written past the caches where they can be: they ar
 soon, and a store that does not fetch its line first saves a third of the memory traffic.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
 
@@ -124,10 +122,3 @@ def copy_pages(strides, host, layers, host_pages, device_pages, to_host, streams
         first += run
     if streams:
         _fence()
-
-
-@compiled(types.void(types.Array(types.int64, 2, "C"), types.Array(types.int32, 1, "C")))
-def clear_rows(array: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
-    """Set rows of an array to 0."""
-    for i in range(rows.size):
-        array[rows[i], :] = 0

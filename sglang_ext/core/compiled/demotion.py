@@ -22,7 +22,8 @@ class CompiledDemotion(Demotion):
         found, copying = scans.evictable(
             device.present, device.locks, host.present, host.ready, by_row, each, rows
         )
-        return rows[:found], copying
+        assert found == len(rows), "more or fewer pages can be evicted than counted"
+        return rows, copying
 
     def windows_to_save(
         self, worth: NDArray[np.bool_]

@@ -1,7 +1,9 @@
-"""Loops over whole columns: what eviction takes next, and what is to be copied before that."""
+"""Loops over whole columns and other arrays: what eviction takes next, what is to be copied before
+that, and what is to be cleared."""
 
 import numpy as np
 from numba.core.types import Array, Tuple, boolean, int16, int32, int64, void
+from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
 
@@ -119,8 +121,19 @@ def evictable(present, locks, host_present, host_ready, holds, each, out):
         if not present[row]:
             continue
         if locks[row] == 0:
-            out[count] = row
+            if count < out.size:
+                out[count] = row
             count += 1
         held = each if each >= 0 else holds[row]
         copying += host_present[row] and not host_ready[row] and locks[row] == held
     return count, copying
+
+
+# ---- other arrays -------------------------------------------------------------------
+
+
+@compiled(void(Array(int64, 2, "C"), INTS))
+def clear_rows(array: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
+    """Set rows of an array to 0."""
+    for i in range(rows.size):
+        array[rows[i], :] = 0
