@@ -1,5 +1,5 @@
-"""Loops over the rows of a path: what ``PageTable``, ``PathTable``, ``SlotColumn`` and
-``VictimQueue`` do in NumPy, without a statement for every step.
+"""Loops over the rows of a path: what ``PageTable``, ``PathTable`` and ``SlotColumn`` do in
+NumPy, without a statement for every step.
 
 All of them are in one file because what is compiled and kept on disk is compiled again when its
 own file changes, not when a file that it calls does. Rows are int64; arrays are named as the
