@@ -115,6 +115,7 @@ class Arena:
         self._used[:] = 0
         self._taken = [np.zeros(stop.max(initial=0), dtype=bool) for stop in self._stop]
         self._holes = [0] * len(self._stop)
+        self._in_free_extents = [int(size.sum()) for size in self._size]
 
     # ---- room ----------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class Arena:
 
     def free_pages(self, component: int) -> int:
         """Pages that ``allocate`` could hand out now."""
-        return self._holes[component] + int(self._size[component][self.owner == NOBODY].sum())
+        return self._holes[component] + self._in_free_extents[component]
 
     # ---- pages ---------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Arena:
                 pages = self._take(component, extent, pages, found)
         while pages:
             extent = int(np.argmax(self.owner == NOBODY))
-            self.owner[extent] = component
+            self._give(extent, component)
             self._holes[component] += int(self._size[component][extent])
             pages = self._take(component, extent, pages, found)
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
@@ -191,12 +192,19 @@ class Arena:
         taken = self._taken[component]
         assert taken[pages].all(), "a free host page was freed again"
         taken[pages] = False
-        extents, counts = np.unique(self.extent_of(component, pages), return_counts=True)
-        self._used[extents] -= counts
+        extents = self.extent_of(component, pages)
+        np.subtract.at(self._used, extents, 1)
         self._holes[component] += len(pages)
-        for extent in extents[self._used[extents] == 0].tolist():
-            self.owner[extent] = NOBODY
+        for extent in sorted(set(extents[self._used[extents] == 0].tolist())):
+            self._give(extent, NOBODY)
             self._holes[component] -= int(self._size[component][extent])
+
+    def _give(self, extent: int, owner: int) -> None:
+        """Make an extent somebody's, or nobody's."""
+        self.owner[extent] = owner
+        sign = 1 if owner == NOBODY else -1
+        for component, sizes in enumerate(self._size):
+            self._in_free_extents[component] += sign * int(sizes[extent])
 
     def extent_of(self, component: int, pages: Pages) -> Pages:
         """The extent in which each page lies."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows
-from sglang_ext.core.demotion import paths_of_pages, worth_a_copy
+from sglang_ext.core.demotion import Ahead, paths_of_pages, worth_a_copy
 from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostRoom
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
@@ -31,8 +31,14 @@ class Backups(HostRoom):
         None: there is nothing to copy.
         """
         rows = rows[: pages_to_copy_now(self.policy.write, self.table.hits[rows])]
+        if len(rows) == 0:
+            return None
         # a copy that is not needed yet takes nothing away from those that are
-        return self._begin_backup(rows, make_room=False) if len(rows) else None
+        full = self.storage is None and self._free(self.host, needed_now=False) == 0
+        if full and not self.table.host.present[rows].all():
+            # usual where nothing comes twice: no more is spent on it
+            return self._decline(DeclineReason.HOST_FULL)
+        return self._begin_backup(rows, make_room=False)
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
@@ -48,10 +54,19 @@ class Backups(HostRoom):
         if state == self._scanned and not self._scan_is_due:
             return []
         self._scanned = state
-        full, window_ends, window_end = self._look_ahead(*free)
-        begun = self._begin_some(paths_of_pages(self.table, full, window_end))
-        paths = ((self.table.path(end), _NO_ROWS) for end in window_ends)
-        return begun + self._begin_some(paths)
+        full, window, window_end, with_window = self._look_ahead(*free)
+        begun = self._begin_some(paths_of_pages(self.table, full.dirty, full.soon, window_end))
+        ends = dict.fromkeys(window_end[window.dirty].tolist())
+        begun += self._begin_some((self.table.path(end), _NO_ROWS) for end in ends)
+        if self._are_on_host(full.dirty, window.dirty, with_window):
+            self._room_left, self._window_room_left = full.room_then, window.room_then
+        return begun
+
+    def _are_on_host(self, full: Rows, window: Rows, with_window: NDArray[np.bool_]) -> bool:
+        """Whether pages are on the host or on their way, and windows that would be lost."""
+        both = np.concatenate((full[with_window[full]], window))
+        table = self.table
+        return bool(table.host.present[full].all() and table.swa_host.present[both].all())
 
     def _scan_state(self) -> tuple[int, ...]:
         """Changes with whatever may let a scan find something else: where requests hold all of
@@ -73,9 +88,8 @@ class Backups(HostRoom):
 
     def _look_ahead(
         self, free: int, free_windows: int
-    ) -> tuple[Rows, list[int], NDArray[np.int64]]:
-        """(pages, ends of windows) to copy, oldest first, and the ends that
-        ``windows_to_save`` gives. O(rows)."""
+    ) -> tuple[Ahead, Ahead, NDArray[np.int64], NDArray[np.bool_]]:
+        """What to copy of each component, and what ``windows_to_save`` gives. O(rows)."""
         table, policy = self.table, self.policy
         self._free_at_scan, self._free_windows_at_scan = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
@@ -102,8 +116,7 @@ class Backups(HostRoom):
             policy.low_window_pages,
         )
         self._room_left, self._window_room_left = full.room, window.room
-        ends = list(dict.fromkeys(window_end[window.dirty].tolist()))
-        return full.dirty, ends, window_end
+        return full, window, window_end, with_window
 
     def _room_may_be_low(self, free: int, free_windows: int) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since

@@ -16,6 +16,9 @@ from sglang_ext.core.table import PageTable
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_WAIT_SHARE = 3
+"""Copies that are used up are made good when they are this part of all: a look and a backup cost
+about the same for few pages as for many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,11 +27,15 @@ class Ahead:
 
     Attributes:
         dirty: rows to copy to the host now, oldest first.
-        room: pages that can be allocated or locked before there is more to copy.
+        soon: rows that come next.
+        room: pages that can be allocated or locked before it is time to look again.
+        room_then: the same if all of ``dirty`` are being copied.
     """
 
     dirty: Rows
+    soon: Rows
     room: int
+    room_then: int
 
 
 class Demotion:
@@ -60,16 +67,23 @@ class Demotion:
         rows, copying = self.evictable(device, host, holds)
         safe = free + copying
         near = max(0, low - safe)
+        wanted = low - low // _WAIT_SHARE
         # half as much again is looked at, so that not every step has to look
         reach = low + low // 2 - safe
         if reach <= 0 or len(rows) == 0:
-            return Ahead(_NO_ROWS, safe - low)
+            return Ahead(_NO_ROWS, _NO_ROWS, safe - wanted, safe - wanted)
         if len(rows) > reach:
             rows = rows[np.argpartition(age[rows], reach)[:reach]]
         rows = rows[np.argsort(age[rows], kind="stable")]
-        lossy = dirty[rows]
-        clean = int(lossy.argmax()) if lossy.any() else len(rows)
-        return Ahead(rows[:near][lossy[:near]], safe + clean - low)
+        lossy = np.flatnonzero(dirty[rows])
+        n_near = int(np.searchsorted(lossy, near))
+        first, then = (int(lossy[n]) if n < len(lossy) else len(rows) for n in (0, n_near))
+        return Ahead(
+            rows[lossy[:n_near]],
+            rows[lossy[n_near:]],
+            safe + first - wanted,
+            safe + then - wanted,
+        )
 
     def evictable(
         self, device: SlotColumn, host: SlotColumn, holds: NDArray[np.int16] | int
@@ -105,16 +119,17 @@ class Demotion:
 
 
 def paths_of_pages(
-    table: PageTable, rows: Rows, window_end: NDArray[np.int64]
+    table: PageTable, rows: Rows, soon: Rows, window_end: NDArray[np.int64]
 ) -> Iterator[tuple[Rows, Rows]]:
     """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first.
 
     Args:
+        soon: more rows, which go along with one of ``rows`` on their path.
         window_end: (table rows,), see ``Demotion.windows_to_save``: a path that is followed for the
             sake of a window reaches to its end.
     """
     left = np.zeros(table.capacity, dtype=bool)
-    left[rows] = True
+    left[rows] = left[soon] = True
     for row in rows.tolist():
         if left[row]:
             path = table.path(row if window_end[row] < 0 else int(window_end[row]))

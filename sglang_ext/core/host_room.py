@@ -71,7 +71,6 @@ class HostRoom(IndexState):
         """
         if pages <= space.free_pages:
             return
-        self._scan_is_due = True
         other = self._sharing(space)
         tails = self._tails(claim.worth)
         stages: list[Callable[[], int]] = [
@@ -81,6 +80,7 @@ class HostRoom(IndexState):
             lambda: self._drop_duplicate_pages(_PART, claim.age, leaves=False),
             lambda: self._drop_tail(next(tails, None)),
         ]
+        copies = self._copies_of_device()
         if other is not None:
             stages.insert(
                 2, lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
@@ -93,10 +93,19 @@ class HostRoom(IndexState):
                 if not (dropped := drop()):
                     break
                 given += dropped
+        if self._copies_of_device() < copies:
+            # what has no copy any more may be what the device evicts next
+            self._scan_is_due = True
         if pages > space.free_pages:
             # what was dropped for nothing must not be copied and dropped again at once; and where
             # all is worth more than the claim, not every step has to find that out
             self._pause = STEPS_AFTER_A_FAILURE if given else _STEPS_AFTER_A_REFUSAL
+
+    def _copies_of_device(self) -> int:
+        """Copies on the host of what is on the device too."""
+        table = self.table
+        both = np.count_nonzero(table.device.present & table.host.present)
+        return int(both + np.count_nonzero(table.swa_device.present & table.swa_host.present))
 
     # ---- a memory that both components share ---------------------------------
 

@@ -72,4 +72,5 @@ class HostSpace:
 
     def drop(self, rows: Rows) -> None:
         """Take the copies of ``rows`` away."""
-        self.release(self.column.take(rows))
+        if len(rows):
+            self.release(self.column.take(rows))

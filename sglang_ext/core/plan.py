@@ -52,14 +52,16 @@ class Hold:
 
     def __init__(self, *parts: tuple[SlotColumn, Rows]) -> None:
         for column, rows in parts:
-            column.lock(rows)
+            if len(rows):
+                column.lock(rows)
         self._parts: tuple[tuple[SlotColumn, Rows], ...] | None = parts
 
     def release(self) -> None:
         """Drop the locks."""
         assert self._parts is not None, "hold released twice"
         for column, rows in self._parts:
-            column.unlock(rows)
+            if len(rows):
+                column.unlock(rows)
         self._parts = None
 
 

@@ -256,6 +256,8 @@ class IndexState:
 
     def _drop_unneeded(self, rows: Rows) -> int:
         """Drop window pages on the host that no kept window needs and no transfer uses."""
+        if len(rows) == 0:
+            return 0
         column = self.table.swa_host
         unneeded = column.ready[rows] & (self.checkpoints.uses[rows] == 0)
         rows = rows[unneeded & (column.locks[rows] == 0)]
