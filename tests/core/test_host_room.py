@@ -6,6 +6,7 @@ import numpy as np
 
 from sglang_ext.core.host_room import NEEDED_NOW, Claim
 from sglang_ext.core.plan import Hold, TransferKind
+from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve, started
 from tests.failures.scenarios import (
@@ -133,6 +134,70 @@ def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
     index._look_ahead = lambda *free: looked.append(1)  # type: ignore[method-assign]
     index.demote_ahead()
     assert not looked
+
+
+def test_what_leaves_soon_is_copied_with_the_rest_of_its_path() -> None:
+    engine = engine_with(
+        write=WritePolicy.WRITE_BACK,
+        low_share=2,
+        pinned_share=1,
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=60,
+        host_window_pages=60,
+    )
+    serve(engine, prompt(12, seed=1))
+    serve(engine, prompt(14, seed=2))
+    engine.demote()  # of 40 pages 14 are free, and 20 are to be safe
+    backups = engine.index.pending[TransferKind.BACKUP].values()
+    assert [len(backup.full) for backup in backups] == [12]
+
+
+def test_a_look_at_what_leaves_next_serves_until_a_third_of_it_has_left() -> None:
+    """A look and a backup take about as long for few pages as for many."""
+    engine = engine_with(
+        write=WritePolicy.WRITE_BACK,
+        low_share=2,
+        pinned_share=1,
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=60,
+        host_window_pages=60,
+    )
+    index, looked = engine.index, []
+    look = index._look_ahead
+    index._look_ahead = lambda *free: looked.append(1) or look(*free)  # type: ignore[method-assign]
+    serve(engine, prompt(12, seed=1))
+    serve(engine, prompt(14, seed=2))
+    engine.demote()
+    engine.settle()
+    assert len(looked) == 1
+    engine.demote()
+    assert len(looked) == 1, "what it found is on the host"
+    serve(engine, prompt(12, seed=3))
+    engine.demote()
+    assert len(looked) == 2
+
+
+def test_a_look_is_taken_again_where_the_host_had_no_room() -> None:
+    engine = engine_with(
+        write=WritePolicy.WRITE_BACK,
+        low_share=2,
+        pinned_share=1,
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=8,
+        host_window_pages=60,
+    )
+    serve(engine, prompt(12, seed=1))
+    serve(engine, prompt(14, seed=2))
+    engine.demote()
+    engine.settle()
+    index = engine.index
+    assert index.table.host.n_present < 12
+    assert index._room_may_be_low(
+        index.device_pool.free_pages(), index.device_pool.free_window_pages()
+    )
 
 
 def test_a_prefix_that_somebody_goes_on_from_is_not_lost_with_its_window() -> None:
