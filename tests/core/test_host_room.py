@@ -136,39 +136,35 @@ def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
     assert not looked
 
 
-def test_what_leaves_soon_is_copied_with_the_rest_of_its_path() -> None:
+def with_two_prompts(host_pages: int = 60) -> SimEngine:
+    """12 and 14 pages on the device, none on the host; 14 of 40 are free, 20 are to be safe."""
     engine = engine_with(
         write=WritePolicy.WRITE_BACK,
         low_share=2,
         pinned_share=1,
         device_pages=40,
         device_window_pages=40,
-        host_pages=60,
+        host_pages=host_pages,
         host_window_pages=60,
     )
     serve(engine, prompt(12, seed=1))
     serve(engine, prompt(14, seed=2))
-    engine.demote()  # of 40 pages 14 are free, and 20 are to be safe
+    return engine
+
+
+def test_what_leaves_soon_is_copied_with_the_rest_of_its_path() -> None:
+    engine = with_two_prompts()
+    engine.demote()
     backups = engine.index.pending[TransferKind.BACKUP].values()
     assert [len(backup.full) for backup in backups] == [12]
 
 
 def test_a_look_at_what_leaves_next_serves_until_a_third_of_it_has_left() -> None:
     """A look and a backup take about as long for few pages as for many."""
-    engine = engine_with(
-        write=WritePolicy.WRITE_BACK,
-        low_share=2,
-        pinned_share=1,
-        device_pages=40,
-        device_window_pages=40,
-        host_pages=60,
-        host_window_pages=60,
-    )
+    engine = with_two_prompts()
     index, looked = engine.index, []
     look = index._look_ahead
     index._look_ahead = lambda *free: looked.append(1) or look(*free)  # type: ignore[method-assign]
-    serve(engine, prompt(12, seed=1))
-    serve(engine, prompt(14, seed=2))
     engine.demote()
     engine.settle()
     assert len(looked) == 1
@@ -180,17 +176,7 @@ def test_a_look_at_what_leaves_next_serves_until_a_third_of_it_has_left() -> Non
 
 
 def test_a_look_is_taken_again_where_the_host_had_no_room() -> None:
-    engine = engine_with(
-        write=WritePolicy.WRITE_BACK,
-        low_share=2,
-        pinned_share=1,
-        device_pages=40,
-        device_window_pages=40,
-        host_pages=8,
-        host_window_pages=60,
-    )
-    serve(engine, prompt(12, seed=1))
-    serve(engine, prompt(14, seed=2))
+    engine = with_two_prompts(host_pages=8)
     engine.demote()
     engine.settle()
     index = engine.index
