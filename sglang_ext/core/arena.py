@@ -195,7 +195,7 @@ class Arena:
         extents = self.extent_of(component, pages)
         np.subtract.at(self._used, extents, 1)
         self._holes[component] += len(pages)
-        for extent in sorted(set(extents[self._used[extents] == 0].tolist())):
+        for extent in set(extents[self._used[extents] == 0].tolist()):
             self._give(extent, NOBODY)
             self._holes[component] -= int(self._size[component][extent])
 

@@ -34,9 +34,9 @@ class Backups(HostRoom):
         if len(rows) == 0:
             return None
         # a copy that is not needed yet takes nothing away from those that are
-        full = self.storage is None and self._free(self.host, needed_now=False) == 0
-        if full and not self.table.host.present[rows].all():
-            # usual where nothing comes twice: no more is spent on it
+        no_room = self.storage is None and self._free(self.host, needed_now=False) == 0
+        if no_room and not self.table.host.present[rows].all():
+            # the usual answer where nothing comes twice, so it is given before anything is planned
             return self._decline(DeclineReason.HOST_FULL)
         return self._begin_backup(rows, make_room=False)
 
@@ -120,7 +120,7 @@ class Backups(HostRoom):
 
     def _room_may_be_low(self, free: int, free_windows: int) -> bool:
         """Whether a scan could find too little room: what was allocated and locked since
-        the last one is as much as there was above the low marks."""
+        the last one is as much as that one allowed for."""
         if self._scan_is_due:
             return True
         used = self._free_at_scan + self._evicted - free

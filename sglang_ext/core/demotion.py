@@ -27,7 +27,7 @@ class Ahead:
 
     Attributes:
         dirty: rows to copy to the host now, oldest first.
-        soon: rows that come next.
+        soon: rows to copy a little later, or now with one of ``dirty`` on their path.
         room: pages that can be allocated or locked before it is time to look again.
         room_then: the same if all of ``dirty`` are being copied.
     """
@@ -55,7 +55,8 @@ class Demotion:
         free: int,
         low: int,
     ) -> Ahead:
-        """Pages to copy that eviction meets before it has freed ``low`` pages.
+        """Pages to copy that eviction meets before it has freed ``low`` pages; to be looked for
+        again when a third of them are used up.
 
         Args:
             device, host: copies of one component.
@@ -67,22 +68,23 @@ class Demotion:
         rows, copying = self.evictable(device, host, holds)
         safe = free + copying
         near = max(0, low - safe)
-        wanted = low - low // _WAIT_SHARE
+        enough = low - low // _WAIT_SHARE
         # half as much again is looked at, so that not every step has to look
         reach = low + low // 2 - safe
         if reach <= 0 or len(rows) == 0:
-            return Ahead(_NO_ROWS, _NO_ROWS, safe - wanted, safe - wanted)
+            return Ahead(_NO_ROWS, _NO_ROWS, safe - enough, safe - enough)
         if len(rows) > reach:
             rows = rows[np.argpartition(age[rows], reach)[:reach]]
         rows = rows[np.argsort(age[rows], kind="stable")]
         lossy = np.flatnonzero(dirty[rows])
         n_near = int(np.searchsorted(lossy, near))
-        first, then = (int(lossy[n]) if n < len(lossy) else len(rows) for n in (0, n_near))
+        # pages in front of the first lossy one, now and when those near have their copies
+        clean, clean_then = (int(lossy[n]) if n < len(lossy) else len(rows) for n in (0, n_near))
         return Ahead(
-            rows[lossy[:n_near]],
-            rows[lossy[n_near:]],
-            safe + first - wanted,
-            safe + then - wanted,
+            dirty=rows[lossy[:n_near]],
+            soon=rows[lossy[n_near:]],
+            room=safe + clean - enough,
+            room_then=safe + clean_then - enough,
         )
 
     def evictable(
@@ -124,7 +126,7 @@ def paths_of_pages(
     """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first.
 
     Args:
-        soon: more rows, which go along with one of ``rows`` on their path.
+        soon: more rows; those on the path of one of ``rows`` go along with it.
         window_end: (table rows,), see ``Demotion.windows_to_save``: a path that is followed for the
             sake of a window reaches to its end.
     """

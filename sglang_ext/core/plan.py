@@ -51,17 +51,16 @@ class Hold:
     __slots__ = ("_parts",)
 
     def __init__(self, *parts: tuple[SlotColumn, Rows]) -> None:
+        parts = tuple(part for part in parts if len(part[1]))
         for column, rows in parts:
-            if len(rows):
-                column.lock(rows)
+            column.lock(rows)
         self._parts: tuple[tuple[SlotColumn, Rows], ...] | None = parts
 
     def release(self) -> None:
         """Drop the locks."""
         assert self._parts is not None, "hold released twice"
         for column, rows in self._parts:
-            if len(rows):
-                column.unlock(rows)
+            column.unlock(rows)
         self._parts = None
 
 

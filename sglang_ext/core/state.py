@@ -69,8 +69,8 @@ class BackupPolicy:
         checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
         pinned_pages: device pages that pending backups may pin.
         pinned_window_pages: the same for sliding-window copies.
-        low_pages: device pages, free ones included, that eviction shall be able to
-            free before it meets one without a host copy.
+        low_pages: device pages, free ones included, that eviction shall be able to free
+            before it meets one without a host copy; made good when a third of them are used.
         low_window_pages: the same for sliding-window copies.
     """
 
@@ -171,7 +171,7 @@ class IndexState:
         self._pins = np.zeros(self._capacity, dtype=np.int16)
         self._pinned_pages = 0
         self._pinned_window_pages = 0
-        # room above the low marks at the last scan, and what has happened to it since
+        # room before the next scan, as of the last one, and what has happened to it since
         self._scan_is_due = True
         self._scanned: tuple[int, ...] = ()
         self._room_left = self._window_room_left = 0

@@ -186,6 +186,19 @@ def test_a_look_is_taken_again_where_the_host_had_no_room() -> None:
     )
 
 
+def test_room_causes_a_look_where_the_device_lost_copies_for_it() -> None:
+    for on_device in (True, False):
+        engine = engine_with()
+        serve_and_settle(engine, prompt(4))
+        index = engine.index
+        if not on_device:
+            index.evict_device(ALL, ALL)
+        index._scan_is_due = False
+        index._make_room(index.host, ALL, NEEDED_NOW)
+        assert index.table.host.n_present == 0
+        assert index._scan_is_due == on_device
+
+
 def test_a_prefix_that_somebody_goes_on_from_is_not_lost_with_its_window() -> None:
     """A prefetch holds what it continues while it makes room for itself; found by a seed."""
     engine = engine_with()
