@@ -1,8 +1,8 @@
 """``python -m sglang_ext gpu-check``: does the GPU kernel copy every byte, and how fast?
 
-Every layout, data type and row size is compared with the reference; then the bandwidth of both
-directions is printed beside that of a plain copy of as many bytes between the GPU and pinned
-memory.
+Every layout, data type and row size is compared with the reference, and transfers are compared
+beside a forward pass that is late; then the bandwidth of both directions is printed beside that of
+a plain copy of as many bytes between the GPU and pinned memory.
 """
 
 import argparse
@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cpu" if args.interpret else "cuda")
     wrong = _check(device, pages=(1, 16) if args.interpret else (1, 16, 64))
-    if wrong == 0 and not args.interpret:
-        _time(device, args.mebibytes << 20)
+    if not args.interpret:
+        wrong += _check_order()
+        if wrong == 0:
+            _time(device, args.mebibytes << 20)
     return 1 if wrong else 0
 
 
@@ -70,6 +72,17 @@ def _check(device: "torch.device", pages: Sequence[int]) -> int:
     moved = ", ".join(map(str, sorted(words)))
     print(f"{len(cases)} shapes, words of {moved} bytes: {len(lines)} copies differ")
     return len(lines)
+
+
+def _check_order() -> int:
+    """Number of faults in the order of transfers."""
+    from sglang_ext.transfer import cuda_check
+
+    found = cuda_check.faults()
+    for fault in found:
+        print("OUT OF ORDER:", fault)
+    print(f"streams and events beside a late forward pass: {len(found)} faults")
+    return len(found)
 
 
 def _time(device: "torch.device", size: int) -> None:

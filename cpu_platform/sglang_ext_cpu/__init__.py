@@ -3,24 +3,50 @@
 Two entry points: ``activate`` names the platform class, ``install_fixes`` is a
 general plugin that makes the parts of the engine work that assume CUDA or an
 equal index space of the full and sliding-window pools.
+
+``EXT_CPU_DEVICE=cuda`` puts the tensors of the same platform on an NVIDIA GPU:
+the engine's scheduler, CUDA streams and pinned memory, without its CUDA kernels.
+A variable, since SGLang skips the fixes of a distribution with a second platform.
 """
 
 import os
 
 PLATFORM_NAME = "ext_cpu"
+DEVICE = "EXT_CPU_DEVICE"
 
 
 def selected() -> bool:
-    """Whether this process runs on the CPU reference platform."""
+    """Whether this process runs on the reference platform."""
     return os.environ.get("SGLANG_PLATFORM") == PLATFORM_NAME
+
+
+def on_gpu() -> bool:
+    """Whether its tensors are on a GPU.
+
+    Raises:
+        SystemExit: ``EXT_CPU_DEVICE`` names another device.
+    """
+    device = os.environ.get(DEVICE, "cpu")
+    if device not in ("cpu", "cuda"):
+        raise SystemExit(f"{DEVICE}={device!r} is not allowed; use cpu or cuda")
+    return device == "cuda"
 
 
 def activate() -> str | None:
     """Platform entry point: the class to load, or None unless explicitly selected.
 
-    Installed next to a GPU build it must never take over by itself.
+    Installed next to a GPU build it must never take over by itself. Called before
+    the engine looks for CUDA.
     """
-    return "sglang_ext_cpu.platform.ExtCpuPlatform" if selected() else None
+    if not selected():
+        return None
+    if not on_gpu():
+        return "sglang_ext_cpu.platform.ExtCpuPlatform"
+    import torch
+
+    # the engine takes its own kernels wherever PyTorch is built for CUDA
+    torch.version.cuda = None
+    return "sglang_ext_cpu.platform.ExtGpuPlatform"
 
 
 def install_fixes() -> None:
@@ -37,7 +63,8 @@ def install_fixes() -> None:
         from sglang_ext_cpu import attention, host_copies, step_times
 
         attention.install()
-        host_copies.install()
+        if not on_gpu():
+            host_copies.install()
         step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error

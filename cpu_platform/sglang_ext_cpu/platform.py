@@ -1,4 +1,4 @@
-"""The platform class: CPU tensors, gloo, torch_native attention, no kernels."""
+"""The platform classes: CPU tensors, gloo, torch_native attention, no kernels."""
 
 import os
 
@@ -56,3 +56,43 @@ class ExtCpuPlatform(SRTPlatform):
     def get_torch_distributed_backend_str(self) -> str:
         """Collectives between CPU ranks."""
         return "gloo"
+
+
+class ExtGpuPlatform(ExtCpuPlatform):
+    """The same engine with its tensors on an NVIDIA GPU: PyTorch instead of the engine's kernels,
+    but its streams, its overlapped scheduling and its pinned memory."""
+
+    device_name = "cuda"
+    device_type = "cuda"
+
+    def get_device_total_memory(self, device_id: int = 0) -> int:
+        """Memory of the GPU in bytes."""
+        return int(torch.cuda.mem_get_info(device_id)[1])
+
+    def get_current_memory_usage(self, device: torch.device | None = None) -> float:
+        """Memory of this process on the GPU, in bytes."""
+        return float(torch.cuda.max_memory_allocated(device))
+
+    def is_pin_memory_available(self, device: object = None) -> bool:
+        """Host memory can be pinned."""
+        return True
+
+    def get_device(self, device_id: int = 0) -> str:
+        """One GPU for each rank."""
+        return f"cuda:{device_id}"
+
+    def set_device(self, device: torch.device) -> None:
+        """Make it the current one."""
+        torch.cuda.set_device(device)
+
+    def get_device_name(self, device_id: int = 0) -> str:
+        """Name shown in logs."""
+        return torch.cuda.get_device_name(device_id)
+
+    def get_available_memory(self, device_id: int = 0) -> tuple[int, int]:
+        """(free, total) bytes."""
+        return torch.cuda.mem_get_info(device_id)
+
+    def get_torch_distributed_backend_str(self) -> str:
+        """Collectives between GPUs."""
+        return "nccl"
