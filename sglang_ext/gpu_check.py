@@ -7,28 +7,34 @@ a plain copy of as many bytes between the GPU and pinned memory.
 
 import argparse
 import itertools
+import json
 import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from sglang_ext.kernels.gpu import GpuPageCopier
     from sglang_ext.kernels.plane import Plane
 
 _LAYERS, _HEADS, _WIDTH, _PAGE = 18, 8, 64, 64
 """Of the copies that are timed: full-attention layers of gpt-oss, bfloat16."""
 _REPEATS = 9
-_PROGRAMS = (4, 8, 16, 32, 64)
+_PROGRAMS = (4, 8, 16, 32)
+_INTERPRETED = 3
+"""Programs in the interpreter, which runs one after the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 when all bytes are equal, 1 when some are not, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="sglang_ext gpu-check", description=__doc__)
     parser.add_argument("--mebibytes", type=int, default=256, help="size of a copy that is timed")
+    parser.add_argument("--out", type=Path, help="write what was measured, JSON")
     parser.add_argument(
         "--interpret",
         action="store_true",
@@ -49,19 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.interpret:
         wrong += _check_order()
         if wrong == 0:
-            _time(device, args.mebibytes << 20)
+            figures = _time(device, args.mebibytes << 20)
+            if args.out is not None:
+                args.out.write_text(json.dumps(figures, indent=1))
     return 1 if wrong else 0
 
 
 def _check(device: "torch.device", pages: Sequence[int]) -> int:
     """Number of copies that differ from the reference."""
     from sglang_ext.kernels import check
-    from sglang_ext.kernels.gpu import GpuPageCopier
+    from sglang_ext.kernels.gpu import PROGRAMS, GpuPageCopier
 
     words: set[int] = set()
 
     def make(components: "Sequence[Sequence[Plane]]") -> GpuPageCopier:
-        copier = GpuPageCopier(components)
+        copier = GpuPageCopier(components, PROGRAMS if device.type == "cuda" else _INTERPRETED)
         words.add(copier.word)
         return copier
 
@@ -85,13 +93,14 @@ def _check_order() -> int:
     return len(found)
 
 
-def _time(device: "torch.device", size: int) -> None:
-    """Bandwidth in GB/s: the kernel by layout, direction and number of programs, and plain
-    copies."""
+def _time(device: "torch.device", size: int) -> dict[str, Any]:
+    """Bandwidth in GB/s: plain copies, and the kernel by layout, number of programs and
+    direction."""
     import numpy as np
     import torch
+    import triton
 
-    from sglang_ext.kernels.gpu import GpuPageCopier
+    from sglang_ext.kernels.gpu import PROGRAMS, GpuPageCopier
     from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape
 
     row = _HEADS * _WIDTH * 2
@@ -99,10 +108,21 @@ def _time(device: "torch.device", size: int) -> None:
     size = pages * _LAYERS * _PAGE * row
     plain = torch.empty(size, dtype=torch.uint8, device=device)
     pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    to_host = _bandwidth(size, lambda: pinned.copy_(plain, non_blocking=True))
-    to_device = _bandwidth(size, lambda: plain.copy_(pinned, non_blocking=True))
-    print(f"{torch.cuda.get_device_name(device)}, {size >> 20} MiB a copy, GB/s")
-    print(f"{'plain copy':30}to host {to_host:7.1f}   to device {to_device:7.1f}")
+    rows: list[dict[str, Any]] = []
+
+    def measure(name: str, programs: int | None, **runs: Callable[[], object]) -> None:
+        speeds = {way: round(_bandwidth(size, run), 1) for way, run in runs.items()}
+        rows.append({"copy": name, "programs": programs, **speeds})
+        shown = "   ".join(f"{way.replace('_', ' ')} {speed:6.1f}" for way, speed in speeds.items())
+        print(f"{name:18}{programs or '':>3}   {shown}")
+
+    print(f"{torch.cuda.get_device_name(device)}, {size >> 20} MiB a copy, GB/s, by programs")
+    measure(
+        "plain copy",
+        None,
+        to_host=lambda: pinned.copy_(plain, non_blocking=True),
+        to_device=lambda: plain.copy_(pinned, non_blocking=True),
+    )
     tokens = 2 * pages * _PAGE
     layers = tuple(
         torch.empty(tokens, _HEADS, _WIDTH, dtype=torch.bfloat16, device=device)
@@ -119,14 +139,25 @@ def _time(device: "torch.device", size: int) -> None:
         for programs in _PROGRAMS:
             copier = GpuPageCopier([[plane]], programs)
             job = copier.prepare([(chosen[0], chosen[1])])
-            speeds = [
-                _bandwidth(size, partial(copier.copy_all, job, to_host=direction))
-                for direction in (True, False)
-            ]
-            print(
-                f"{layout:18}{programs:3} programs to host {speeds[0]:7.1f}   "
-                f"to device {speeds[1]:7.1f}"
+            measure(
+                layout,
+                programs,
+                to_host=partial(copier.copy_all, job, to_host=True),
+                to_device=partial(copier.copy_all, job, to_host=False),
+                layer_by_layer=partial(_by_layer, copier, job),
             )
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    return {
+        "device": torch.cuda.get_device_name(device), "versions": versions,
+        "bytes": size, "page": _PAGE, "row_bytes": row, "layers": _LAYERS,
+        "default_programs": PROGRAMS, "gigabytes_per_s": rows,
+    }  # fmt: skip
+
+
+def _by_layer(copier: "GpuPageCopier", job: "torch.Tensor") -> None:
+    """As a load does it."""
+    for layer in range(_LAYERS):
+        copier.copy_layers(job, 0, range(layer, layer + 1), to_host=False)
 
 
 def _bandwidth(size: int, run: Callable[[], object]) -> float:

@@ -12,8 +12,9 @@ import triton.language as tl
 from sglang_ext.kernels import gpu_kernel
 from sglang_ext.kernels.plane import Pages, Plane, Strides
 
-PROGRAMS = 16
-"""Programs of a launch; each has some 8 KiB under way."""
+PROGRAMS = 32
+"""Programs of a launch; each has some 8 KiB under way. So many saturate an H200's link to the host
+in every layout, and leave most of the GPU to the forward pass."""
 _WARPS = 8
 _TILE_WORDS = 1024
 """Words that a program copies at a time."""

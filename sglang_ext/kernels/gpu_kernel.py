@@ -64,27 +64,37 @@ def copy_pages(
         words = tl.load(numbers + 13)
         pairs = tl.load(job + of_component * 2)
         count = tl.load(job + of_component * 2 + 1)
-        for item in range(program, count * layers, programs):
-            pair = item // layers
-            layer = start_layer + item % layers
-            page_on_host = tl.load(job + pairs + pair)
-            page_on_device = tl.load(job + pairs + count + pair)
-            on_host = host + page_on_host * host_page + layer * host_layer
-            on_device = tl.load(addresses + layer) + page_on_device * device_page
-            for first_row in range(0, tokens * heads, ROWS):
-                row = first_row + tl.arange(0, ROWS)
-                # in the order of host memory: the tokens of a head lie together
-                head = row // tokens
-                token = row % tokens
-                row_on_host = on_host + head * host_head + token * host_token
-                row_on_device = on_device + head * device_head + token * device_token
-                for first_word in range(0, words, COLUMNS):
-                    word = first_word + tl.arange(0, COLUMNS)
-                    inside = (row < tokens * heads)[:, None] & (word < words)[None, :]
-                    offset = word.to(tl.int64)[None, :] * WORD_BYTES
-                    host_words = (row_on_host[:, None] + offset).to(tl.pointer_type(WORD))
-                    device_words = (row_on_device[:, None] + offset).to(tl.pointer_type(WORD))
-                    if TO_HOST:
-                        tl.store(host_words, tl.load(device_words, mask=inside), mask=inside)
-                    else:
-                        tl.store(device_words, tl.load(host_words, mask=inside), mask=inside)
+        # rows in the order of host memory: neighbours there, which the link and the host's caches
+        # want together, are copied together
+        rows = layers * heads * tokens
+        layers_inside = host_layer < host_token
+        tiles = tl.cdiv(rows, ROWS)
+        for item in range(program, count * tiles, programs):
+            pair = item // tiles
+            page_on_host = host + tl.load(job + pairs + pair) * host_page
+            page_on_device = tl.load(job + pairs + count + pair) * device_page
+            row = item % tiles * ROWS + tl.arange(0, ROWS)
+            if layers_inside:
+                layer = start_layer + row % layers
+                row_of_layer = row // layers
+            else:
+                layer = start_layer + row // (heads * tokens)
+                row_of_layer = row % (heads * tokens)
+            head = row_of_layer // tokens
+            token = row_of_layer % tokens
+            row_on_host = page_on_host + layer * host_layer + head * host_head + token * host_token
+            layer_on_device = tl.load(addresses + layer, mask=row < rows, other=0)
+            row_on_device = (
+                layer_on_device + page_on_device + head * device_head + token * device_token
+            )
+            for first_word in range(0, words, COLUMNS):
+                word = first_word + tl.arange(0, COLUMNS)
+                inside = (row < rows)[:, None] & (word < words)[None, :]
+                # a pointer and a range: so the compiler sees that words lie together, and has
+                # neighbouring lanes copy them
+                host_words = row_on_host.to(tl.pointer_type(WORD))[:, None] + word[None, :]
+                device_words = row_on_device.to(tl.pointer_type(WORD))[:, None] + word[None, :]
+                if TO_HOST:
+                    tl.store(host_words, tl.load(device_words, mask=inside), mask=inside)
+                else:
+                    tl.store(device_words, tl.load(host_words, mask=inside), mask=inside)

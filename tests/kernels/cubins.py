@@ -1,9 +1,11 @@
 """A child process of test_copies: the GPU kernel compiled for GPUs that are not here.
 
-Prints a line for each: architecture, word, tile, direction, bytes of the cubin.
+Prints a line for each: architecture, word, tile, direction, the axis along which the lanes that
+copy are neighbours, bytes of the cubin.
 """
 
 import itertools
+import re
 
 import triton
 import triton.language as tl
@@ -40,7 +42,16 @@ def main() -> None:
         )
         target = GPUTarget("cuda", architecture, 32)
         compiled = triton.compile(source, target=target, options={"num_warps": 8})
-        print(architecture, size, rows, columns, to_host, len(compiled.asm["cubin"]))
+        axis = _lane_axis(compiled.asm["ttgir"])
+        print(architecture, size, rows, columns, to_host, axis, len(compiled.asm["cubin"]))
+
+
+def _lane_axis(text: str) -> str:
+    """Of the tiles that are stored: 1 is along the words of a chunk, which lie together."""
+    (layout,) = set(re.findall(r"tt\.store .*, (#\w+)>", text))
+    found = re.search(rf"^{layout} = .*order = \[(\d)", text, re.MULTILINE)
+    assert found is not None, layout
+    return found[1]
 
 
 if __name__ == "__main__":

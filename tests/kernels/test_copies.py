@@ -39,6 +39,8 @@ def test_the_gpu_kernel_compiles_for_every_gpu() -> None:
     lines = engine_child("tests.kernels.cubins")
     assert len(lines) == 3 * 4 * 2 * 2
     assert all(int(line.split()[-1]) > 1000 for line in lines), lines
+    # neighbouring lanes on neighbouring words: otherwise the link to the host carries single words
+    assert {line.split()[-2] for line in lines} == {"1"}, lines
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
