@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from sglang_ext.adapter.device_pool import SlotIndices
@@ -11,6 +10,7 @@ from sglang_ext.config import COPIES
 from sglang_ext.errors import StartupError
 from sglang_ext.kernels.plane import Copier, Plane, host_by_page
 from sglang_ext.transfer.job import PageCopies, Part, PreparedCopies
+from sglang_ext.transfer.kernel_copies import KernelCopies
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.base import HostKVCache
@@ -103,41 +103,6 @@ class _EngineJob:
                 self._copies.for_loads(device),
             )
         self._copies.load_layer(component, layer, *self._for_loads[component])
-
-
-class KernelCopies:
-    """PageCopies (see ``transfer.job``) by a kernel of this project."""
-
-    def __init__(self, copier: Copier, components: int) -> None:
-        self._copier = copier
-        self._components = components
-
-    def prepare(self, parts: Sequence[Part]) -> PreparedCopies:
-        """See PageCopies."""
-        none = np.empty(0, dtype=np.int64)
-        pairs = [(none, none)] * self._components
-        for part in parts:
-            pairs[part.component] = (part.host, part.device)
-        busy = {part.component for part in parts}
-        return _KernelJob(self._copier, self._copier.prepare(pairs), busy)
-
-
-class _KernelJob:
-    """PreparedCopies of a kernel."""
-
-    def __init__(self, copier: Copier, job: Any, busy: set[int]) -> None:
-        self._copier = copier
-        self._job = job
-        self._busy = busy
-
-    def backup(self) -> None:
-        self._copier.copy_all(self._job, to_host=True)
-
-    def load_layer(self, component: int, layer: int) -> None:
-        if component not in self._busy:
-            return
-        layers = range(layer, layer + 1)
-        self._copier.copy_layers(self._job, component, layers, to_host=False)
 
 
 def planes(pool: Pool) -> list[Plane]:

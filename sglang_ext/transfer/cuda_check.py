@@ -6,8 +6,7 @@ comparison is also made with the order taken away, where it has to fail.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 from unittest import mock
 
 import torch
@@ -16,28 +15,12 @@ from sglang_ext.kernels.check import BOTH, Case, Memory
 from sglang_ext.kernels.gpu import GpuPageCopier
 from sglang_ext.transfer import cuda
 from sglang_ext.transfer.job import Job, Part
+from sglang_ext.transfer.kernel_copies import KernelCopies
 
 _LATE_CYCLES = 200_000_000
 """Of the GPU's clock, some 0.1 s: far longer than any submission takes."""
+_CASE = Case("page_first", 16, 64, 32, torch.bfloat16)
 _PARTS = tuple(Part(number, host, device) for number, (host, device) in enumerate(BOTH))
-
-
-class _Copies:
-    """PageCopies of two components by the GPU kernel."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._copier = GpuPageCopier(memory.components)
-        self._job: Any = None
-
-    def prepare(self, parts: Sequence[Part]) -> "_Copies":
-        self._job = self._copier.prepare([(part.host, part.device) for part in parts])
-        return self
-
-    def backup(self) -> None:
-        self._copier.copy_all(self._job, to_host=True)
-
-    def load_layer(self, component: int, layer: int) -> None:
-        self._copier.copy_layers(self._job, component, range(layer, layer + 1), to_host=False)
 
 
 def faults() -> list[str]:
@@ -52,18 +35,20 @@ def faults() -> list[str]:
     return found
 
 
-def _engine(case: Case) -> tuple[Memory, cuda.CudaTransferEngine, list[tuple[int, int] | None]]:
-    memory = Memory(case, torch.device("cuda"))
-    layers: list[tuple[int, int] | None] = [
+def _engine() -> tuple[Memory, cuda.CudaTransferEngine, list[tuple[int, int]]]:
+    """Memory, transfers on it, and (component, layer of it) of all layers."""
+    memory = Memory(_CASE, torch.device("cuda"))
+    layers = [
         (component, layer)
         for component, planes in enumerate(memory.components)
         for layer in range(len(planes[0].layers))
     ]
-    return memory, cuda.CudaTransferEngine(_Copies(memory), layers), layers
+    copies = KernelCopies(GpuPageCopier(memory.components), len(memory.components))
+    return memory, cuda.CudaTransferEngine(copies, layers), layers
 
 
 def _backup() -> list[str]:
-    memory, engine, _ = _engine(_CASE)
+    memory, engine, _ = _engine()
     with _late() as forward:
         for tensor in _on_device(memory):
             tensor.view(torch.uint8).bitwise_not_()
@@ -79,7 +64,7 @@ def _backup() -> list[str]:
 
 
 def _load() -> list[str]:
-    memory, engine, _ = _engine(_CASE)
+    memory, engine, _ = _engine()
     former = [tensor.clone() for tensor in _on_device(memory)]
     torch.cuda.synchronize()
     with _late() as forward:
@@ -100,28 +85,25 @@ def _load() -> list[str]:
 
 
 def _gates() -> list[str]:
-    memory, engine, layers = _engine(_CASE)
+    memory, engine, layers = _engine()
     with _late() as late:
         pass
     # behind the late stream: every layer arrives long after its reader was submitted
     gate = engine.submit_load(Job(range(1), _PARTS), late)
     read = []
     with torch.cuda.stream(_stream()):
-        for number, layer in enumerate(layers):
+        for number, (component, local) in enumerate(layers):
             gate.wait(number)
-            assert layer is not None
-            component, local = layer
             read += [plane.layers[local].clone() for plane in memory.components[component]]
     engine.drain()
     torch.cuda.synchronize()
     wanted = [
-        plane.layers[local] for component, local in filter(None, layers)
+        plane.layers[local] for component, local in layers
         for plane in memory.components[component]
     ]  # fmt: skip
     return [] if all(map(_same, read, wanted)) else ["a reader was ahead of its layer"]
 
 
-_CASE = Case("page_first", 16, 64, 32, torch.bfloat16)
 _RUNS = {"backup": _backup, "load": _load, "gate": _gates}
 
 

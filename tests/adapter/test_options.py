@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import sglang_ext_cpu
 from sglang_ext import config
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.options import REFUSALS, refuse_unsupported
-from sglang_ext.adapter.page_copies import EngineCopies, KernelCopies, page_copies
+from sglang_ext.adapter.page_copies import EngineCopies, page_copies
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.errors import StartupError
+from sglang_ext.transfer.kernel_copies import KernelCopies
 
 GOOD = {
     "speculative_algorithm": None,
@@ -87,3 +89,14 @@ def test_the_engine_copies_on_a_gpu_and_kernels_on_a_cpu() -> None:
         for device in ("cpu", "cuda")
     ]
     assert chosen == [KernelCopies, EngineCopies]
+
+
+def test_the_reference_platform_is_on_a_cpu_or_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv(sglang_ext_cpu.DEVICE, device)
+        found.append(sglang_ext_cpu.on_gpu())
+    assert found == [False, True]
+    monkeypatch.setenv(sglang_ext_cpu.DEVICE, "gpu")
+    with pytest.raises(SystemExit, match=r"EXT_CPU_DEVICE='gpu' is not allowed; use cpu or cuda"):
+        sglang_ext_cpu.on_gpu()
