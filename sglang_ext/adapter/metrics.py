@@ -48,6 +48,12 @@ class IndexMetrics:
             [*names, "use"],
             multiprocess_mode="mostrecent",
         )
+        self._sampling = Gauge(
+            "sglang_ext:host_sampling",
+            "1 while nothing on the host is read and only a sample of the prefixes is copied.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
         self._recompute = Gauge(
             "sglang_ext:largest_recompute_tokens",
             "Most cached tokens of a prompt that had to be computed again for want of a window.",
@@ -79,6 +85,7 @@ class IndexMetrics:
                 self._files.labels(**self._labels, event=event).inc(change)
                 self._published[f"file {event}"] = total
         self._recompute.labels(**self._labels).set(self._largest)
+        self._sampling.labels(**self._labels).set(self._index.is_sampling)
         table = self._index.table
         for component, where, column in (
             ("full", "device", table.device),

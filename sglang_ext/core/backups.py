@@ -12,6 +12,7 @@ from sglang_ext.core.demotion import Ahead, paths_of_pages, worth_a_copy
 from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostRoom
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
+from sglang_ext.core.sampling import passed_over
 from sglang_ext.core.window import complete_windows, deepest_resume
 from sglang_ext.core.write_policy import pages_to_copy_now
 
@@ -95,6 +96,8 @@ class Backups(HostRoom):
         self._evicted = self._evicted_windows = self._held = 0
         self._scan_is_due = False
         worth = worth_a_copy(table, policy.write)
+        if self.is_sampling:
+            worth &= ~passed_over(table)
         window_end, with_window = self._demotion.windows_to_save(worth)
         full = self._demotion.look_ahead(
             table.device,

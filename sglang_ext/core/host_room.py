@@ -317,6 +317,7 @@ class HostRoom(IndexState):
         lost = self._led_to(path, last=0)
         if len(lost):
             self.counters.evicted_host_pages += len(lost)
+            self._sampling.lost += len(lost)
             self._remove(lost)
         return True
 

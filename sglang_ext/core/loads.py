@@ -16,6 +16,9 @@ class Loads(DeviceRoom):
         every reader behind the load that it submitted.
         """
         table, pool = self.table, self.device_pool
+        # prefixes come back: those that were passed over need their copies now
+        self._scan_is_due |= self.is_sampling
+        self._sampling.lost = 0
         full = rows[~table.device.present[rows]]
         window = self.window_of(rows)
         window = window[~table.swa_device.present[window]]

@@ -17,6 +17,7 @@ from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
+from sglang_ext.core.sampling import Sampling
 from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
 from sglang_ext.core.write_policy import WritePolicy
 
@@ -178,6 +179,15 @@ class IndexState:
         self._free_at_scan = self._free_windows_at_scan = 0
         self._evicted = self._evicted_windows = self._held = 0
         self._pause = 0
+        self._sampling = Sampling()
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether copies ahead of eviction are a sample. Never with storage: a prefix that is not
+        read on this host may be read by others, or a day later."""
+        if self.host_tier is None or self.storage is not None:
+            return False
+        return self._sampling.is_on(self.table.host.n_present)
 
     # ---- use and hold --------------------------------------------------------
 
@@ -270,7 +280,7 @@ class IndexState:
         storage = [self._next_persist, self._next_prefetch, self._storage_paused_until]
         storage += [self._prefetched_pages, self._persisted_pages, len(self._to_persist)]
         room = [self._pause, self._room_left, self._window_room_left, self._held]
-        return [*room, *detached, *storage]
+        return [*room, self._sampling.lost, *detached, *storage]
 
     # ---- storage -------------------------------------------------------------
 

@@ -32,6 +32,7 @@ INSIDE_BAND = -(1 << 61)
 after the former and before every window from which a conversation goes on."""
 NO_REQUEST = -1
 STORING, STORED = 1, 2
+_ALL = slice(None)
 _GALLOP = 32
 
 
@@ -380,8 +381,12 @@ class PageTable:
     def worth(self, rows: Rows) -> NDArray[np.float64]:
         """What the prefixes that end with these pages are worth, see ``expected_uses``: larger
         is more, first of all by the rank of the eviction policy."""
-        rank, used = self.age[rows] >> RANK_SHIFT, self.age[rows] & ((1 << RANK_SHIFT) - 1)
-        return rank * MOST_USES + expected_uses(self.forks[rows], self.tick - (used >> TICK_SHIFT))
+        rank = self.age[rows] >> RANK_SHIFT
+        return rank * MOST_USES + expected_uses(self.forks[rows], self.tick - self.last_use(rows))
+
+    def last_use(self, rows: Rows | slice = _ALL) -> NDArray[np.int64]:
+        """Ticks in which pages were last used; of all rows unless told."""
+        return (self.age[rows] & ((1 << RANK_SHIFT) - 1)) >> TICK_SHIFT
 
     def _ages(self, rows: Rows) -> NDArray[np.int64]:
         return (self.tick << TICK_SHIFT) + (MAX_DEPTH - self.depth[rows].astype(np.int64))

@@ -1,0 +1,43 @@
+"""What is still copied ahead of eviction while nobody reads the host."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.table import PageTable
+
+ONE_IN = 8
+"""Of the prefixes of single requests, one in so many is still copied."""
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 / golden ratio: its multiples are spread evenly, whatever the distance of ticks."""
+
+
+@dataclasses.dataclass(slots=True)
+class Sampling:
+    """Whether the host has been filled anew without a single read.
+
+    Then what comes is most likely not read either, and copying it takes the place of what was
+    copied before. A sample stays on the host for ``ONE_IN`` times as long, so that it finds out
+    when prefixes come again, also those that come later than all copies would have lasted
+    (bimodal insertion: Qureshi et al., Adaptive Insertion Policies, ISCA 2007).
+
+    Attributes:
+        lost: pages that the host alone had and has dropped since the last read.
+    """
+
+    lost: int = 0
+
+    def is_on(self, held: int) -> bool:
+        """Whether to sample, with ``held`` pages on the host."""
+        return self.lost >= max(1, held)
+
+
+def passed_over(table: PageTable) -> NDArray[np.bool_]:
+    """Mask (table rows,) of pages that are not copied while only a sample is.
+
+    The pages that one request alone has used were last used in one tick: they are in the
+    sample together, or none is.
+    """
+    spread = table.last_use().astype(np.uint64) * _ODD
+    return (table.hits <= 1) & (spread >= np.uint64(2**64 // ONE_IN))
