@@ -41,7 +41,7 @@ class Shape:
         load: flags of ``launch.bench_multiturn``.
         device_tokens: size of the device pool.
         turns: of each server that count.
-        warm_up: turns before those, until all tiers are full.
+        warm_up: turns before those, until what a turn costs is what it goes on to cost.
     """
 
     servers: Mapping[str, Sequence[str]]
@@ -64,7 +64,7 @@ SHAPES = {
         },
         device_tokens=16384,  # twice what the requests that run together take
         turns=9,
-        warm_up=3,
+        warm_up=6,  # the host has been filled and has turned over
     ),
     "multi-turn": Shape(
         {

@@ -47,6 +47,7 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert 'component="swa",engine_type' in metrics or 'component="swa"' in metrics
         assert "sglang:hicache_host_used_tokens" in metrics
         assert "sglang_ext:largest_recompute_tokens" in metrics
+        assert "sglang_ext:host_sampling" in metrics
         for name in ("hicache_backup_bytes_total", "load_back_bytes_total"):
             assert metric(metrics, f"sglang:{name}") > 0
         time.sleep(1.0)
