@@ -3,14 +3,16 @@
 All three run on the same allocator of SGLang, with the same keys, through the calls
 that the scheduler makes: ``match_prefix``, insert of computed slots, lock and unlock,
 ``evict``. Every prompt comes in turns, so a path has as many nodes in stock's tree. Each core
-runs in a process of its own, the cores in turns; medians over processes of medians, in
-microseconds. Evictions are what it costs to free 1,024 tokens: stock takes whole nodes, so most
-of its calls find the work done.
+runs in a process of its own. All of a cell's are up at once and pass a token around: one runs,
+for a fraction of a second as a rule, while the others wait, so what the machine does otherwise
+hits all of them. Medians over processes of medians, in microseconds. Evictions are what it costs
+to free 1,024 tokens: stock takes whole nodes, so most of its calls find the work done.
 
     python -m launch.bench_core --out out/core.json
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,17 @@ EVICTION_ROUNDS = 5
 EVICTION_SHARE = 8
 EVICTION_SECONDS = 0.5
 REPEATS = 15
-LOOKUPS = 101
+LOOKUPS = 105
 """Matches and locks; with few, an interpreter that has not warmed up is measured."""
-PROCESSES = 3
+IN_A_ROW = 5
+"""Inserts or lookups before the token goes on."""
+PROCESSES = 5
 MOST_PAGES = {"python": 100_000}
 """Cells with more pages are left out,"""
 ONCE_ABOVE = {"ours": 100_000, "rust": 100_000, "python": 1_000}
 """or measured in one process: minutes pass until so many pages are there."""
 _UNLIMITED = 1 << 30
+_WAITS = "waits for the token"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -242,16 +247,17 @@ def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
     def prompt() -> array:
         return array("q", rng.integers(2, 100_000, length).tobytes())
 
+    count = max(2, int(0.9 * page * pages) // length)
+    pass_token()
+    for _ in range(count - REPEATS):
+        rig.insert_in_turns(prompt())
+    recent = [prompt() for _ in range(min(count, REPEATS))]
+    turns = [rig.insert_in_turns(tokens)[-1] for tokens in in_turns(recent)]
+    recent = recent[len(recent) // 2 :]
     times: dict[str, list[float]] = {
         name: [] for name in ("match hit", "match half", "match miss", "lock + unlock")
     }
-    recent: list[array] = []
-    turns: list[float] = []
-    for _ in range(max(2, int(0.9 * page * pages) // length)):
-        recent = [*recent[-REPEATS:], prompt()]
-        turns = [*turns[-REPEATS:], rig.insert_in_turns(recent[-1])[-1]]
-    recent = recent[len(recent) // 2 :]
-    for repeat in range(LOOKUPS):
+    for repeat in in_turns(range(LOOKUPS)):
         tokens = recent[repeat % len(recent)]
         times["match hit"].append(timed(lambda tokens=tokens: rig.match(tokens)))
         half = tokens[: length // 2] + prompt()[length // 2 :]
@@ -261,37 +267,90 @@ def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
         node = rig.match(tokens).last_device_node
         times["lock + unlock"].append(timed(lambda node=node: rig.lock_and_unlock(node)))
     times["insert turn"] = turns
-    times["insert"] = [rig.insert(prompt()) for _ in range(REPEATS)]
+    times["insert"] = [rig.insert(prompt()) for _ in in_turns(range(REPEATS))]
     again = prompt()
     rig.insert(again)
-    times["insert again"] = [rig.insert(again) for _ in range(REPEATS)]
-    result = {name: statistics.median(values) for name, values in times.items()}
-    for swa in (True, False):
-        costs = []
+    times["insert again"] = [rig.insert(again) for _ in in_turns(range(REPEATS))]
+    for name in ("evict swa", "evict full"):
+        times[name] = []
         for _ in range(EVICTION_ROUNDS):
+            pass_token()
             rig.fill(length, prompt)
-            costs.append(rig.cost_of_eviction(swa=swa))
-        result["evict swa" if swa else "evict full"] = statistics.median(costs)
-    return result
+            times[name].append(rig.cost_of_eviction(swa=name == "evict swa"))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_turns(items: Iterable[Any]) -> Iterator[Any]:
+    """Iterate, and let the other cores run after every few items."""
+    for place, item in enumerate(items):
+        if place % IN_A_ROW == 0:
+            pass_token()
+        yield item
+
+
+def pass_token() -> None:
+    """Let the other cores run, and wait for the token."""
+    print(_WAITS, flush=True)
+    sys.stdin.readline()
 
 
 # ---- the table ----------------------------------------------------------------
 
 
-def run_cell(core: str, cell: tuple[int, int, int]) -> dict[str, float]:
-    """Measure one cell in a child process."""
-    command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
-    environment = {**os.environ, **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
-    if core == "ours":
-        del environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"]
-    result = subprocess.run(
-        [*command, "--cell", *map(str, cell)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
+class Child:
+    """A process that measures one core in one cell while it has the token."""
+
+    def __init__(self, core: str, cell: tuple[int, int, int]) -> None:
+        command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
+        environment = {**os.environ, **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
+        if core == "ours":
+            del environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"]
+        self._process = subprocess.Popen(
+            [*command, "--cell", *map(str, cell)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._wait()  # imports and allocations are over
+
+    def run(self) -> dict[str, float] | None:
+        """Give it the token, until it comes back; the result if that was the last time."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return self._wait()
+
+    def _wait(self) -> dict[str, float] | None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.rstrip() == _WAITS:
+                return None
+            if line.startswith("{"):
+                self._process.wait()
+                return json.loads(line)
+        raise RuntimeError(f"a process ended early: {self._process.args}")
+
+    def end(self) -> None:
+        """End the process, if it has not ended."""
+        self._process.kill()
+        self._process.wait()
+
+
+def run_cell(cores: Sequence[str], cell: tuple[int, int, int]) -> dict[str, dict[str, float]]:
+    """Measure one cell with each core, in processes that run in turns."""
+    results: dict[str, dict[str, float]] = {}
+    with contextlib.ExitStack() as stack:
+        children = {}
+        for core in cores:
+            children[core] = Child(core, cell)
+            stack.callback(children[core].end)
+        while children:
+            for core, child in list(children.items()):
+                result = child.run()
+                if result is not None:
+                    results[core] = result
+                    del children[core]
+    return results
 
 
 def processes(core: str, pages: int) -> int:
@@ -303,14 +362,16 @@ def processes(core: str, pages: int) -> int:
 
 def compare_cell(cores: Sequence[str], cell: tuple[int, int, int]) -> dict[str, dict[str, float]]:
     """Medians of one cell, by core and operation."""
-    results: dict[str, list[dict[str, float]]] = {}
-    for turn in range(PROCESSES):
-        for core in cores:
-            if turn < processes(core, cell[1]):
-                results.setdefault(core, []).append(run_cell(core, cell))
+    runs = [
+        run_cell([core for core in cores if turn < processes(core, cell[1])], cell)
+        for turn in range(PROCESSES)
+    ]
     return {
-        core: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        for core, runs in results.items()
+        core: {
+            name: statistics.median(run[core][name] for run in runs if core in run)
+            for name in runs[0][core]
+        }
+        for core in runs[0]
     }
 
 
@@ -329,7 +390,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Parent: run every cell with every core. Child: run one and print it."""
+    """Parent: run every cell with every core. Child: measure one when it has the token."""
     args = parse_args()
     if args.core:
         print(json.dumps(measure(args.core, *args.cell)))
