@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
 
 logger = logging.getLogger(__name__)
-_INT64 = np.dtype(np.int64)
 
 
 def _request_number(rid: str) -> int:
@@ -87,6 +86,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
+        self._page_type = np.dtype((np.int64, (self._page_tokens,)))
         self._admission = admission
         window = index.geometry.window_pages * self._page_tokens
         self._surely_admitted = admission.surely_up_to(window)
@@ -203,8 +203,11 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         return np.array_equal(self.index.table.device.slots[rows], full[: len(rows)])
 
     def _key(self, key: "RadixKey") -> tuple[Pages, Hashable]:
-        length = len(key)
-        return self._pages(key.token_ids, length), (key.extra_key, key.cache_salt)
+        token_ids = key.token_ids
+        # asking the key itself takes as long as finding nothing in the table
+        plain = key.limit is None and not key.is_bigram
+        length = len(token_ids) if plain else len(key)
+        return self._pages(token_ids, length), (key.extra_key, key.cache_salt)
 
     def _pages(self, token_ids: Any, length: int) -> Pages:
         """The whole pages of the first ``length`` tokens; a view where possible."""
@@ -212,7 +215,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         count = length // page
         if count == 0:
             return np.empty((0, page), dtype=np.int64)
-        return np.frombuffer(token_ids, _INT64, count * page).reshape(count, page)
+        return np.frombuffer(token_ids, self._page_type, count)
 
     def _prefix(self, rows: Rows) -> Prefix:
         if len(rows) == 0:

@@ -27,6 +27,7 @@ _POLICIES: dict[Rank, int] = {
 }
 _BUCKETS_PER_ROW = 2
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
 
 
 class CompiledTable(PathTable):
@@ -69,7 +70,7 @@ class CompiledTable(PathTable):
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
-            return PrefixMatch(_NO_ROWS, 0, 0)
+            return _NOTHING
         rows = np.empty(len(pages), dtype=np.int64)
         known, best, ready, to_pin = loops.match(
             self._arrays, pages, root, self._seed(root), self._window, rows
@@ -80,12 +81,14 @@ class CompiledTable(PathTable):
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
-            return PrefixMatch(_NO_ROWS, 0, 0)
+            return _NOTHING
         rows = np.empty(len(pages), dtype=np.int64)
         tick = self.tick + 1
         known, best, ready, to_pin = loops.match_and_use(
             self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
         )
+        if known == 0:
+            return _NOTHING
         if best:
             self.tick = tick
         return PrefixMatch(rows[:best], ready, to_pin, known - best)
