@@ -3,10 +3,11 @@
 All three run on the same allocator of SGLang, with the same keys, through the calls
 that the scheduler makes: ``match_prefix``, insert of computed slots, lock and unlock,
 ``evict``. Every prompt comes in turns, so a path has as many nodes in stock's tree. Each core
-runs in a process of its own. All of a cell's are up at once and pass a token around: one runs,
-for a fraction of a second as a rule, while the others wait, so what the machine does otherwise
-hits all of them. Medians over processes of medians, in microseconds. Evictions are what it costs
-to free 1,024 tokens: stock takes whole nodes, so most of its calls find the work done.
+runs in a process of its own. All of a cell's are up at once, on the same CPU, and pass a token
+around: one runs, for a fraction of a second as a rule, while the others wait, so what the machine
+does otherwise hits all of them. Medians over processes of medians, in microseconds. Evictions are
+what it costs to free 1,024 tokens: stock takes whole nodes, so most of its calls find the work
+done.
 
     python -m launch.bench_core --out out/core.json
 """
@@ -62,6 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cores", nargs="+", choices=CORES, default=CORES, help="to measure")
     parser.add_argument("--core", choices=CORES, help=argparse.SUPPRESS)
     parser.add_argument("--cell", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -237,11 +239,13 @@ def timed(operation: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def measure(core: str, page: int, pages: int, length: int) -> dict[str, float]:
+def measure(core: str, cpu: int, page: int, pages: int, length: int) -> dict[str, float]:
     """Median microseconds of each operation in one cell."""
     import numpy as np
 
     rig = Rig(core, page, pages)
+    # two CPUs of a virtual machine can differ by a factor of two, and a process stays on one
+    os.sched_setaffinity(0, {cpu})
     rng = np.random.default_rng(1)
 
     def prompt() -> array:
@@ -300,27 +304,27 @@ def pass_token() -> None:
 class Child:
     """A process that measures one core in one cell while it has the token."""
 
-    def __init__(self, core: str, cell: tuple[int, int, int]) -> None:
+    def __init__(self, core: str, cell: tuple[int, int, int], cpu: int) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
         environment = {**os.environ, **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
         if core == "ours":
             del environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"]
         self._process = subprocess.Popen(
-            [*command, "--cell", *map(str, cell)],
+            [*command, "--cell", *map(str, cell), "--cpu", str(cpu)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._wait()  # imports and allocations are over
 
     def run(self) -> dict[str, float] | None:
         """Give it the token, until it comes back; the result if that was the last time."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
-        return self._wait()
+        return self.wait()
 
-    def _wait(self) -> dict[str, float] | None:
+    def wait(self) -> dict[str, float] | None:
+        """Until it has the token no more; at start, until it could take it."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.rstrip() == _WAITS:
@@ -336,14 +340,18 @@ class Child:
         self._process.wait()
 
 
-def run_cell(cores: Sequence[str], cell: tuple[int, int, int]) -> dict[str, dict[str, float]]:
-    """Measure one cell with each core, in processes that run in turns."""
+def run_cell(
+    cores: Sequence[str], cell: tuple[int, int, int], cpu: int
+) -> dict[str, dict[str, float]]:
+    """Measure one cell with each core, in processes that run in turns on one CPU."""
     results: dict[str, dict[str, float]] = {}
     with contextlib.ExitStack() as stack:
         children = {}
         for core in cores:
-            children[core] = Child(core, cell)
+            children[core] = Child(core, cell, cpu)
             stack.callback(children[core].end)
+        for child in children.values():
+            child.wait()
         while children:
             for core, child in list(children.items()):
                 result = child.run()
@@ -362,8 +370,13 @@ def processes(core: str, pages: int) -> int:
 
 def compare_cell(cores: Sequence[str], cell: tuple[int, int, int]) -> dict[str, dict[str, float]]:
     """Medians of one cell, by core and operation."""
+    cpus = sorted(os.sched_getaffinity(0))
     runs = [
-        run_cell([core for core in cores if turn < processes(core, cell[1])], cell)
+        run_cell(
+            [core for core in cores if turn < processes(core, cell[1])],
+            cell,
+            cpus[turn % len(cpus)],
+        )
         for turn in range(PROCESSES)
     ]
     return {
@@ -393,7 +406,7 @@ def main() -> None:
     """Parent: run every cell with every core. Child: measure one when it has the token."""
     args = parse_args()
     if args.core:
-        print(json.dumps(measure(args.core, *args.cell)))
+        print(json.dumps(measure(args.core, args.cpu, *args.cell)))
         return
     versions = {name: importlib.metadata.version(name) for name in ("sglang", "numpy", "torch")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
