@@ -1,11 +1,13 @@
 """Catalogue 2C: the life of a load."""
 
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.core.geometry import Geometry
@@ -182,18 +184,6 @@ def test_a_load_evicts_windows_that_stand_in_its_way() -> None:
     check_all(engine, idle=True)
 
 
-class Key:
-    """What the cache reads of the engine's radix key."""
-
-    extra_key = cache_salt = None
-
-    def __init__(self, tokens: Tokens) -> None:
-        self.token_ids = tokens
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-
 def test_the_engine_is_told_of_device_pages_only_as_device_prefix() -> None:
     """C8: a prefix that is half on the host, half on the device."""
     engine = engine_with(checkpoint_pages=2)
@@ -206,7 +196,8 @@ def test_the_engine_is_told_of_device_pages_only_as_device_prefix() -> None:
     assert engine.index.evict_device(2, 0) == (2, 2)
     params = SimpleNamespace(req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=1)
     cache: Any = SwaHiCache(params, engine.index, engine.device, ROOMY)  # type: ignore[arg-type]
-    result = cache.match_prefix(MatchPrefixParams(key=Key(tokens[:-1])))  # type: ignore[arg-type]
+    key = RadixKey(array("q", tokens[:-1].tobytes()))
+    result = cache.match_prefix(MatchPrefixParams(key=key))
     assert result.device_prefix_len == 4 * PAGE
     assert result.host_hit_length == result.swa_host_hit_length == 2 * PAGE
     assert len(result.last_device_node.rows) == 4
