@@ -204,7 +204,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def _key(self, key: "RadixKey") -> tuple[Pages, Hashable]:
         token_ids = key.token_ids
-        # asking the key itself takes as long as finding nothing in the table
+        # a match of a short prompt is mostly calls; the length of a key is two of them
         plain = key.limit is None and not key.is_bigram
         length = len(token_ids) if plain else len(key)
         return self._pages(token_ids, length), (key.extra_key, key.cache_salt)
