@@ -178,4 +178,5 @@ class EngineDevicePool:
         return self._indices.tokens(slots).to(self._device)
 
     def _page_ids(self, slots: Slots) -> torch.Tensor:
-        return self._indices.page_ids(slots).to(self._device)
+        ids = self._indices.page_ids(slots)
+        return ids if self._on_cpu else ids.to(self._device)

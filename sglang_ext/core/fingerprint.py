@@ -1,8 +1,10 @@
 """One number for the whole state of a table, to compare ranks."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import TransferKind
@@ -22,6 +24,7 @@ def fingerprint(index: CacheIndex) -> int:
     for column in columns:
         scalars += [column.n_present, column.n_locked]
     state.update(np.array(scalars, dtype=np.int64).tobytes())
+    array: NDArray[Any]
     for array in (table.parent, table.depth, table.digest, table.tokens, table.generation):
         state.update(array.tobytes())
     for array in (table.age, table.swa_age, table.hits, table.children, table.resume):

@@ -7,7 +7,7 @@ import numpy as np
 
 from sglang_ext.core.arena import Arena, ArenaPool
 from sglang_ext.core.checkpoints import Checkpoints
-from sglang_ext.core.columns import Rows
+from sglang_ext.core.columns import Rows, resident_zeros
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.eviction import NO_SPARE, Spare
@@ -169,7 +169,7 @@ class IndexState:
         # (last row, its generation) of paths that wait until storage takes them
         self._to_persist: deque[tuple[int, int]] = deque()
         # backups that pin a page on the device, and how many pages have any
-        self._pins = np.zeros(self._capacity, dtype=np.int16)
+        self._pins = resident_zeros(self._capacity, np.int16)
         self._pinned_pages = 0
         self._pinned_window_pages = 0
         # room before the next scan, as of the last one, and what has happened to it since
@@ -226,8 +226,8 @@ class IndexState:
     def _drop_device_windows(self, rows: Rows) -> int:
         table = self.table
         if len(rows):
-            lost = ~table.swa_host.present[rows]
-            self.counters.dropped_window_pages += int(np.count_nonzero(lost))
+            on_host = int(np.count_nonzero(table.swa_host.present[rows]))
+            self.counters.dropped_window_pages += len(rows) - on_host
             swa = table.swa_device.take(rows)
             self.device_pool.release_window(table.device.slots[rows], swa)
         return len(rows)

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.columns import Rows, SlotColumn, resident_zeros
 from sglang_ext.core.digest import PageHasher, Pages
 from sglang_ext.core.eviction_policy import MOST_USES, Rank, Uses, expected_uses, lru
 from sglang_ext.core.geometry import Geometry
@@ -71,22 +71,22 @@ class PageTable:
         self.geometry = geometry
         self.capacity = capacity
         self.parent: NDArray[np.int32] = np.full(capacity, FREE, dtype=np.int32)
-        self.depth = np.zeros(capacity, dtype=np.int32)
-        self.digest = np.zeros(capacity, dtype=np.uint64)
-        self.tokens: Pages = np.zeros((capacity, geometry.page_tokens), dtype=np.int64)
-        self.children = np.zeros(capacity, dtype=np.int32)
-        self.generation = np.zeros(capacity, dtype=np.int32)
-        self.age = np.zeros(capacity, dtype=np.int64)
-        self.swa_age = np.zeros(capacity, dtype=np.int64)
-        self.hits = np.zeros(capacity, dtype=np.int32)
-        self.forks = np.zeros(capacity, dtype=np.int32)
-        self.priority = np.zeros(capacity, dtype=np.int32)
-        self.resume = np.zeros(capacity, dtype=bool)
-        self.stored = np.zeros(capacity, dtype=np.int8)
-        self.window_stored = np.zeros(capacity, dtype=np.int8)
-        self.keyed = np.zeros(capacity, dtype=bool)
+        self.depth = resident_zeros(capacity, np.int32)
+        self.digest = resident_zeros(capacity, np.uint64)
+        self.tokens: Pages = resident_zeros((capacity, geometry.page_tokens), np.int64)
+        self.children = resident_zeros(capacity, np.int32)
+        self.generation = resident_zeros(capacity, np.int32)
+        self.age = resident_zeros(capacity, np.int64)
+        self.swa_age = resident_zeros(capacity, np.int64)
+        self.hits = resident_zeros(capacity, np.int32)
+        self.forks = resident_zeros(capacity, np.int32)
+        self.priority = resident_zeros(capacity, np.int32)
+        self.resume = resident_zeros(capacity, np.bool_)
+        self.stored = resident_zeros(capacity, np.int8)
+        self.window_stored = resident_zeros(capacity, np.int8)
+        self.keyed = resident_zeros(capacity, np.bool_)
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
-        self._last_request = np.zeros(capacity, dtype=np.int64)
+        self._last_request = resident_zeros(capacity, np.int64)
         slots = geometry.slots_per_page
         self.device = self.column_type(capacity, slots)
         self.host = self.column_type(capacity, slots)
@@ -102,7 +102,7 @@ class PageTable:
         self._root_rows: dict[int, int] = {}
         self._next_root = 0
         self._cursor = 0
-        self._mark = np.zeros(capacity, dtype=bool)
+        self._mark = resident_zeros(capacity, np.bool_)
         self._ascending = consecutive(0, capacity + 1)
 
     # ---- lookup --------------------------------------------------------------

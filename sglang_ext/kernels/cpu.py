@@ -9,6 +9,9 @@ import numpy as np
 from sglang_ext.kernels.cpu_loops import VECTOR, copy_pages
 from sglang_ext.kernels.plane import Pages, Plane, Strides
 
+_PARTS = 8
+"""Parts of a copy for each thread."""
+
 
 class _BoundPlane:
     """A plane as numbers for the compiled loop. The plane keeps its memory alive."""
@@ -70,15 +73,18 @@ class CpuPageCopier:
         if self._others is None:
             plane.copy(host, device, layers, to_host=to_host)
             return
-        share = max(-(-len(host) // self._threads), 1)
-        parts = [slice(start, start + share) for start in range(share, len(host), share)]
-        futures = [
-            self._others.submit(plane.copy, host[part], device[part], layers, to_host=to_host)
-            for part in parts
-        ]
-        plane.copy(host[:share], device[:share], layers, to_host=to_host)
-        for future in futures:
-            future.result()
+        # in small parts, to whoever is free: threads are not equally fast
+        share = max(-(-len(host) // (self._threads * _PARTS)), 1)
+        parts = iter([slice(start, start + share) for start in range(0, len(host), share)])
+
+        def work() -> None:
+            for part in parts:
+                plane.copy(host[part], device[part], layers, to_host=to_host)
+
+        others = [self._others.submit(work) for _ in range(self._threads - 1)]
+        work()
+        for other in others:
+            other.result()
 
     def close(self) -> None:
         """Release the threads."""

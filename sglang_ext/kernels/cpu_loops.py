@@ -70,6 +70,15 @@ def _fence(typing):
     return types.void(), build
 
 
+@compiled(types.void(*[types.int64] * 4, types.boolean), nogil=True)
+def _move(target, source, size, ahead, streams):
+    """One chunk."""
+    if streams:
+        _stream(target, source, size, ahead)
+    else:
+        _copy(target, source, size)
+
+
 _Numbers = types.Array(types.int64, 1, "C", readonly=True)
 
 
@@ -80,7 +89,7 @@ _Numbers = types.Array(types.int64, 1, "C", readonly=True)
 def copy_pages(strides, host, layers, host_pages, device_pages, to_host, streams):
     """Copy ``device_pages[i]`` of every layer to or from ``host_pages[i]``.
 
-    In the order of the host's memory: one side is then read or written in one sweep.
+    In the order in which lies what is read: on the device by layer, on the host as it comes.
 
     Args:
         strides: the numbers of ``Strides``, in its order.
@@ -106,19 +115,32 @@ def copy_pages(strides, host, layers, host_pages, device_pages, to_host, streams
                 run += 1
         host_start = host + host_pages[first] * host_page
         device_start = device_pages[first] * device_page
-        for head in range(heads):
-            for token in range(tokens):
-                on_host = host_start + head * host_head + token * host_token
-                on_device = device_start + head * device_head + token * device_token
-                for layer in range(len(layers)):
-                    source = on_host + layer * host_layer
-                    target = layers[layer] + on_device
-                    if to_host:
-                        source, target = target, source
-                    if streams:
-                        _stream(target, source, run * chunk, ahead)
-                    else:
-                        _copy(target, source, run * chunk)
+        if to_host:
+            for layer in range(len(layers)):
+                source = layers[layer] + device_start
+                target = host_start + layer * host_layer
+                for token in range(tokens):
+                    for head in range(heads):
+                        _move(
+                            target + token * host_token + head * host_head,
+                            source + token * device_token + head * device_head,
+                            run * chunk,
+                            ahead,
+                            streams,
+                        )
+        else:
+            for head in range(heads):
+                for token in range(tokens):
+                    source = host_start + token * host_token + head * host_head
+                    target = device_start + token * device_token + head * device_head
+                    for layer in range(len(layers)):
+                        _move(
+                            layers[layer] + target,
+                            source + layer * host_layer,
+                            run * chunk,
+                            ahead,
+                            streams,
+                        )
         first += run
     if streams:
         _fence()
