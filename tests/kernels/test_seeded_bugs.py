@@ -72,10 +72,18 @@ def test_runs_of_one_side_alone_are_found(side: str, monkeypatch: pytest.MonkeyP
     assert found(cpu.CpuPageCopier)
 
 
-def test_a_thread_that_does_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_takes_parts_and_does_nothing_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def submit(work: Callable[[], None]) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(cpu._BoundPlane, "copy", lambda *_, **__: None)
+            work()
+        return _Done()
+
     def make(components: Sequence[Sequence[Plane]]) -> cpu.CpuPageCopier:
         copier = cpu.CpuPageCopier(components, threads=2)
-        monkeypatch.setattr(copier._others, "submit", lambda *_, **__: _Done())
+        monkeypatch.setattr(copier._others, "submit", submit)
         return copier
 
     class _Done:
