@@ -2,12 +2,12 @@
 
 All three run on the same allocator of SGLang, with the same keys, through the calls
 that the scheduler makes: ``match_prefix``, insert of computed slots, lock and unlock,
-``evict``. Every prompt comes in turns, so a path has as many nodes in stock's tree. Each core
-runs in a process of its own. All of a cell's are up at once, on the same CPU, and pass a token
-around: one runs, for a fraction of a second as a rule, while the others wait, so what the machine
-does otherwise hits all of them. Medians over processes of medians, in microseconds. Evictions are
-what it costs to free 1,024 tokens: stock takes whole nodes, so most of its calls find the work
-done.
+``evict``. The cache is full, and every prompt comes in turns, so a path has as many nodes in
+stock's tree. Each core runs in a process of its own. All that are compared are up at once, on the
+same CPU, and pass a token around: one runs, for a fraction of a second as a rule, while the others
+wait, so what the machine does otherwise hits all of them. Medians over processes of medians, in
+microseconds. Evictions are what it costs to free 1,024 tokens: stock takes whole nodes, so most of
+its calls find the work done. Growth is the time with a million pages beside that with ten thousand.
 
     python -m launch.bench_core --out out/core.json
 """
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ from tqdm import tqdm
 from launch.server import CPU
 
 CORES = ("ours", "rust", "python")
+PARTS = ("table", "growth")
+Cell = tuple[int, int, int]
+"""Page size, pages, prompt tokens."""
+Times = dict[str, float]
+"""Median microseconds of each operation."""
 PAGE_SIZES = (64, 1)
 PAGES = (1_000, 10_000, 100_000, 1_000_000)
 PROMPTS = (2_048, 32_768, 131_072)
@@ -51,6 +56,8 @@ MOST_PAGES = {"python": 100_000}
 """Cells with more pages are left out,"""
 ONCE_ABOVE = {"ours": 100_000, "rust": 100_000, "python": 1_000}
 """or measured in one process: minutes pass until so many pages are there."""
+GROWTH = (10_000, 1_000_000)
+GROWTH_PROCESSES = {"ours": PROCESSES, "rust": 1}
 _UNLIMITED = 1 << 30
 _WAITS = "waits for the token"
 
@@ -61,14 +68,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("out/core.json"))
     parser.add_argument("--quick", action="store_true", help="the smallest cell only")
     parser.add_argument("--cores", nargs="+", choices=CORES, default=CORES, help="to measure")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="to measure")
     parser.add_argument("--core", choices=CORES, help=argparse.SUPPRESS)
     parser.add_argument("--cell", type=int, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def cells(*, quick: bool) -> list[tuple[int, int, int]]:
-    """(page size, pages, prompt tokens): at least four prompts fit."""
+def cells(*, quick: bool) -> list[Cell]:
+    """Those in which at least four prompts fit."""
     every = [
         (page, pages, prompt)
         for pages in PAGES
@@ -239,7 +247,7 @@ def timed(operation: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e6
 
 
-def measure(core: str, cpu: int, page: int, pages: int, length: int) -> dict[str, float]:
+def measure(core: str, cpu: int, page: int, pages: int, length: int) -> Times:
     """Median microseconds of each operation in one cell."""
     import numpy as np
 
@@ -251,7 +259,7 @@ def measure(core: str, cpu: int, page: int, pages: int, length: int) -> dict[str
     def prompt() -> array:
         return array("q", rng.integers(2, 100_000, length).tobytes())
 
-    count = max(2, int(0.9 * page * pages) // length)
+    count = page * pages // length
     pass_token()
     for _ in range(count - REPEATS):
         rig.insert_in_turns(prompt())
@@ -304,7 +312,7 @@ def pass_token() -> None:
 class Child:
     """A process that measures one core in one cell while it has the token."""
 
-    def __init__(self, core: str, cell: tuple[int, int, int], cpu: int) -> None:
+    def __init__(self, core: str, cell: Cell, cpu: int) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
         environment = {**os.environ, **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
         if core == "ours":
@@ -317,13 +325,13 @@ class Child:
             text=True,
         )
 
-    def run(self) -> dict[str, float] | None:
+    def run(self) -> Times | None:
         """Give it the token, until it comes back; the result if that was the last time."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return self.wait()
 
-    def wait(self) -> dict[str, float] | None:
+    def wait(self) -> Times | None:
         """Until it has the token no more; at start, until it could take it."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -340,24 +348,24 @@ class Child:
         self._process.wait()
 
 
-def run_cell(
-    cores: Sequence[str], cell: tuple[int, int, int], cpu: int
-) -> dict[str, dict[str, float]]:
-    """Measure one cell with each core, in processes that run in turns on one CPU."""
-    results: dict[str, dict[str, float]] = {}
+def run_in_turns(
+    contestants: Iterable[tuple[str, Cell]], cpu: int
+) -> dict[tuple[str, Cell], Times]:
+    """Measure cores in cells, each in a process of its own, in turns on one CPU."""
+    results: dict[tuple[str, Cell], Times] = {}
     with contextlib.ExitStack() as stack:
         children = {}
-        for core in cores:
-            children[core] = Child(core, cell, cpu)
-            stack.callback(children[core].end)
+        for core, cell in contestants:
+            child = children[core, cell] = Child(core, cell, cpu)
+            stack.callback(child.end)
         for child in children.values():
             child.wait()
         while children:
-            for core, child in list(children.items()):
+            for contestant, child in list(children.items()):
                 result = child.run()
                 if result is not None:
-                    results[core] = result
-                    del children[core]
+                    results[contestant] = result
+                    del children[contestant]
     return results
 
 
@@ -368,24 +376,63 @@ def processes(core: str, pages: int) -> int:
     return 1 if pages > ONCE_ABOVE[core] else PROCESSES
 
 
-def compare_cell(cores: Sequence[str], cell: tuple[int, int, int]) -> dict[str, dict[str, float]]:
-    """Medians of one cell, by core and operation."""
+def compare(
+    processes_of: Mapping[str, int], page: int, sizes: Sequence[int], prompt: int
+) -> dict[tuple[str, int], Times]:
+    """Medians over so many processes of each core with caches of so many pages, all of them side
+    by side; by core and pages."""
     cpus = sorted(os.sched_getaffinity(0))
-    runs = [
-        run_cell(
-            [core for core in cores if turn < processes(core, cell[1])],
-            cell,
-            cpus[turn % len(cpus)],
-        )
-        for turn in range(PROCESSES)
-    ]
+    runs: dict[tuple[str, int], list[Times]] = {}
+    for turn in range(max(processes_of.values())):
+        contestants = [
+            (core, (page, pages, prompt))
+            for core, count in processes_of.items()
+            if turn < count
+            for pages in sizes
+        ]
+        for (core, cell), times in run_in_turns(contestants, cpus[turn % len(cpus)]).items():
+            runs.setdefault((core, cell[1]), []).append(times)
     return {
-        core: {
-            name: statistics.median(run[core][name] for run in runs if core in run)
-            for name in runs[0][core]
-        }
-        for core in runs[0]
+        contestant: {name: statistics.median(run[name] for run in some) for name in some[0]}
+        for contestant, some in runs.items()
     }
+
+
+def table_rows(cores: Sequence[str], page: int, pages: int, prompt: int) -> list[dict[str, Any]]:
+    """Rows of the table: the operations in one cell."""
+    counts = {core: processes(core, pages) for core in cores if processes(core, pages)}
+    times = compare(counts, page, [pages], prompt)
+    return [
+        {
+            "page": page,
+            "pages": pages,
+            "prompt": prompt,
+            "operation": operation,
+            "us": {core: times[core, pages][operation] for core in counts},
+            "processes": counts,
+        }
+        for operation in times[cores[0], pages]
+    ]
+
+
+def growth_rows(cores: Sequence[str], page: int, prompt: int) -> list[dict[str, Any]]:
+    """What the operations cost with many pages beside what they cost with few."""
+    counts = {core: GROWTH_PROCESSES[core] for core in cores if core in GROWTH_PROCESSES}
+    times = compare(counts, page, GROWTH, prompt)
+    few, many = GROWTH
+    return [
+        {
+            "page": page,
+            "prompt": prompt,
+            "operation": operation,
+            "us": {core: [times[core, pages][operation] for pages in GROWTH] for core in counts},
+            "growth": {
+                core: times[core, many][operation] / times[core, few][operation] for core in counts
+            },
+            "processes": counts,
+        }
+        for operation in times[cores[0], few]
+    ]
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -402,6 +449,17 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(cell + times + ratios)
 
 
+def print_growth(rows: list[dict[str, Any]]) -> None:
+    """Microseconds with few and with many pages, and their ratio."""
+    print(f"growth from {GROWTH[0]} to {GROWTH[1]} pages")
+    for row in rows:
+        cores = "".join(
+            f"  {core} {few:8.0f} {many:8.0f} {row['growth'][core]:6.2f}"
+            for core, (few, many) in row["us"].items()
+        )
+        print(f"{row['page']:>5}{row['prompt']:>8}  {row['operation']:14}{cores}")
+
+
 def main() -> None:
     """Parent: run every cell with every core. Child: measure one when it has the token."""
     args = parse_args()
@@ -410,23 +468,18 @@ def main() -> None:
         return
     versions = {name: importlib.metadata.version(name) for name in ("sglang", "numpy", "torch")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for cell in tqdm(cells(quick=args.quick), desc="cells"):
-        by_core = compare_cell(args.cores, cell)
-        rows += [
-            {
-                "page": cell[0],
-                "pages": cell[1],
-                "prompt": cell[2],
-                "operation": operation,
-                "us": {core: times[operation] for core, times in by_core.items()},
-                "processes": {core: processes(core, cell[1]) for core in by_core},
-            }
-            for operation in by_core["ours"]
-        ]
+    report: dict[str, Any] = {"versions": versions, "rows": [], "growth": []}
+    every = cells(quick=args.quick)
+    for page, pages, prompt in tqdm(every, desc="cells"):
+        if "table" in args.parts:
+            report["rows"] += table_rows(args.cores, page, pages, prompt)
+        if "growth" in args.parts and pages == GROWTH[0]:
+            report["growth"] += growth_rows(args.cores, page, prompt)
         # after every cell: an interrupted run keeps what it has measured
-        args.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1))
-    print_table(rows)
+        args.out.write_text(json.dumps(report, indent=1))
+    if report["rows"]:
+        print_table(report["rows"])
+    print_growth(report["growth"])
     print(f"written: {args.out}")
 
 

@@ -129,6 +129,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--conversations", type=int, default=SOAK.conversations)
     parser.add_argument("--seed", type=int, default=1, help="order of requests and aborts")
     parser.add_argument("--cores", default=None, help="run on these only, as 0,2-3")
+    parser.add_argument("--option", action="append", default=[], help="for every server")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak.json")
     args = parser.parse_args(argv)
     overrides = [item.partition("=") for item in args.minutes_for]
@@ -329,12 +330,14 @@ def server_arguments(window: int, options: Sequence[str]) -> list[str]:
     return ["--model-path", str(ready_made(window)), *COMMON, *options]
 
 
-def reference(window: int, traffic: Traffic, environment: dict[str, str]) -> Pool:
+def reference(
+    window: int, traffic: Traffic, more: Sequence[str], environment: dict[str, str]
+) -> Pool:
     """Requests and the answers of a server without prefix cache; kept between runs."""
     path = pool_path(FOLDER, window, traffic, ready_made(window))
     if not path.exists():
         print(f"computing {path}", flush=True)
-        options = ["--disable-radix-cache", "--max-total-tokens", "32768"]
+        options = ["--disable-radix-cache", "--max-total-tokens", "32768", *more]
         log = FOLDER / f"reference-{window}.log"
         with running(
             server_arguments(window, options), log, {**CPU, **STRICT_CHECKS, **environment}
@@ -349,8 +352,8 @@ def soak(
     """One configuration on a fresh server."""
     chosen = MATRIX[name]
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
-    pool = reference(chosen.window, traffic, environment)
-    options = [*(() if args.stock else OURS), *chosen.options]
+    pool = reference(chosen.window, traffic, args.option, environment)
+    options = [*(() if args.stock else OURS), *chosen.options, *args.option]
     log = args.out.with_suffix("") / f"{'stock-' if args.stock else ''}{name}.log"
     result: dict[str, Any] = {
         "name": name,

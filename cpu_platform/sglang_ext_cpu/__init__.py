@@ -5,8 +5,9 @@ general plugin that makes the parts of the engine work that assume CUDA or an
 equal index space of the full and sliding-window pools.
 
 ``EXT_CPU_DEVICE=cuda`` puts the tensors of the same platform on an NVIDIA GPU:
-the engine's scheduler, CUDA streams and pinned memory, without its CUDA kernels.
-A variable, since SGLang skips the fixes of a distribution with a second platform.
+the engine's scheduler, CUDA streams and pinned memory, and of its CUDA kernels the
+copies that it compiles. A variable, since SGLang skips the fixes of a distribution
+with a second platform.
 """
 
 import os
@@ -60,11 +61,10 @@ def install_fixes() -> None:
     if not selected():
         return
     try:
-        from sglang_ext_cpu import attention, host_copies, step_times
+        from sglang_ext_cpu import attention, gpu_copies, host_copies, step_times
 
         attention.install()
-        if not on_gpu():
-            host_copies.install()
+        (gpu_copies if on_gpu() else host_copies).install()
         step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error

@@ -60,10 +60,11 @@ class ExtCpuPlatform(SRTPlatform):
 
 class ExtGpuPlatform(ExtCpuPlatform):
     """The same engine with its tensors on an NVIDIA GPU: PyTorch instead of the engine's kernels,
-    but its streams, its overlapped scheduling and its pinned memory."""
+    but its streams, its overlapped scheduling, its pinned memory and the copies it compiles."""
 
     device_name = "cuda"
     device_type = "cuda"
+    capabilities = PlatformCapabilities(hicache_device_kernels=True)
 
     def get_device_total_memory(self, device_id: int = 0) -> int:
         """Memory of the GPU in bytes."""

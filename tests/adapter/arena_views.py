@@ -3,7 +3,8 @@
 What the engine's copies write there the kernels read, and the other way round.
 
 Prints a line for each case. The engine keeps process-wide state, so this does not run
-inside the tests.
+inside the tests. With ``EXT_CPU_DEVICE=cuda`` its device is a GPU, and the copies are those that
+it compiles there (see ``sglang_ext_cpu.gpu_copies``).
 """
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 
-import sglang_ext_cpu.host_copies
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage, tensors_from
 from sglang_ext.adapter.host_pools import page_bytes, size_to_ask_for
@@ -19,9 +19,14 @@ from sglang_ext.adapter.page_copies import page_copies
 from sglang_ext.core.arena import shape_for
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.transfer.job import Part
+from sglang_ext_cpu import gpu_copies, host_copies, on_gpu
 
 SOURCES, TARGETS = 8, 64
 """Device pages that are backed up, and behind them those that are loaded into."""
+DEVICE = torch.device("cuda" if on_gpu() else "cpu")
+# of full-attention and sliding-window layers
+LAYERS = (2, 3)
+HEADS = (2, 4) if on_gpu() else (2, 1)
 # device page, layout, io backend, K width, V width
 CASES = (
     (16, "page_first", "kernel", 8, 8),
@@ -32,6 +37,13 @@ CASES = (
     (64, "page_first_direct", "direct", 12, 8),
     (16, "page_first", "kernel", 12, 8),
 )
+# rows are multiples of 128 bytes; those of 1 KiB in pages of 64 go through Hopper's bulk copies
+CASES_OF_GPU = (
+    (16, "page_first", "kernel", 16, 16),
+    (64, "page_first", "kernel", 64, 64),
+    (1, "page_first", "kernel", 64, 64),
+    (64, "page_first", "kernel", 128, 128),
+)
 
 
 def device_pool(
@@ -39,8 +51,9 @@ def device_pool(
 ) -> MHATokenToKVPool:
     """A pool with random contents."""
     pool = MHATokenToKVPool(
-        tokens, page, torch.float32, heads, widths[0], layers, "cpu", False, v_head_dim=widths[1]
-    )
+        tokens, page, torch.float32, heads, widths[0], layers, str(DEVICE), False,
+        v_head_dim=widths[1],
+    )  # fmt: skip
     for buffer in buffers(pool):
         buffer.copy_(torch.randn(buffer.shape))
     return pool
@@ -72,7 +85,7 @@ class Component:
             size_to_ask_for(shape, self.number, geometry),
             geometry.device_page,
             layout,
-            pin_memory=False,
+            pin_memory=on_gpu(),
             device_capacity_tokens=source.size,
             start_layer=source.start_layer,
             end_layer=source.end_layer,
@@ -81,7 +94,7 @@ class Component:
         assert host.page_num == slots, "the engine made a pool of another size"
         pools = [(host, source)]
         self.backups, self.loads = (
-            page_copies(kind, pools, self.indices, backend, torch.device("cpu"))
+            page_copies(kind, pools, self.indices, backend, DEVICE)
             for kind in (("engine", "kernels") if self.number else ("kernels", "engine"))
         )
 
@@ -92,6 +105,8 @@ class Component:
         assert pages is not None
         sources = torch.randint(SOURCES, (len(pages),)).numpy()
         self.backups.prepare(self.part(pages, sources)).backup()
+        if on_gpu():
+            torch.cuda.synchronize()  # pages are moved by the CPU
         self.held.update(zip(pages.tolist(), sources.tolist(), strict=True))
 
     def forget(self, step: int) -> None:
@@ -141,10 +156,13 @@ def share(page: int, layout: str, backend: str, *widths: int) -> None:
     pages were moved, and the memory is no larger than it was said to be."""
     geometry = Geometry(page, 100)
     tokens = (SOURCES + TARGETS) * geometry.page_tokens
-    pools = [device_pool(tokens, page, layers, heads, widths) for layers, heads in ((2, 2), (3, 1))]
+    pools = [
+        device_pool(tokens, page, layers, heads, widths)
+        for layers, heads in zip(LAYERS, HEADS, strict=True)
+    ]
     sizes = tuple(page_bytes(pool, geometry) for pool in pools)
     budget = 40 * sum(sizes[0])
-    memory = ArenaMemory(shape_for(budget, sizes, geometry.slots_per_page), pin=False)
+    memory = ArenaMemory(shape_for(budget, sizes, geometry.slots_per_page), pin=on_gpu())
     assert sum(memory.arena.shape.plane_bytes) <= budget
     usage = HostUsage(memory.arena, geometry.page_tokens)
     components = [Component(memory, number, pool, geometry) for number, pool in enumerate(pools)]
@@ -161,12 +179,13 @@ def share(page: int, layout: str, backend: str, *widths: int) -> None:
         for component in components:
             component.check()
     assert moved, "nothing was ever moved"
+    memory.close()
 
 
 def main() -> None:
     """Every case, and what came of it."""
-    sglang_ext_cpu.host_copies.install()
-    for case in CASES:
+    (gpu_copies if on_gpu() else host_copies).install()
+    for case in CASES_OF_GPU if on_gpu() else CASES:
         try:
             share(*case)
         except (AssertionError, IndexError, RuntimeError, ValueError) as error:
