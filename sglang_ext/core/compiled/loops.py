@@ -22,12 +22,11 @@ from numba.core.types import (
     int64,
     uint64,
     void,
-    voidptr,
 )
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
+from sglang_ext.core.compiled.memory import pointer, prefetch
 from sglang_ext.core.digest import BASE
 from sglang_ext.core.table import (
     FREE,
@@ -95,16 +94,6 @@ def table_of(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
         assert numba.typeof(arrays[name]) == type_, f"{name} is not {type_}"
     sizes = *arrays["tokens"].shape, len(arrays["buckets"])
     return np.array([*sizes, *(arrays[name].ctypes.data for name in FIELDS)], dtype=np.int64)
-
-
-@intrinsic
-def pointer(_context, _address):
-    """An address as a pointer."""
-
-    def build(context, builder, _signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(voidptr))
-
-    return voidptr(int64), build
 
 
 @compiled(COLUMNS(TABLE))
@@ -432,6 +421,22 @@ def record(table, rows, request, priority, tick, policy, window, interval):
 # ---- rows ---------------------------------------------------------------------------
 
 
+@compiled(void(COLUMNS, PAGES, uint64, int64, DIGESTS))
+def digest_ahead(c, pages, digest, depth, out):
+    """Digests of pages below ``digest``. What a search for each of them reads is on its way to
+    the cache afterwards: one after the other, they would wait for memory where a table is large."""
+    factor = power(uint64(depth))
+    for i in range(out.size):
+        digest += page_digest(pages, i, c.weights) * factor
+        factor *= uint64(BASE)
+        out[i] = digest
+        prefetch(c.buckets.ctypes.data + bucket_of(c.buckets, digest) * c.buckets.itemsize)
+    for i in range(out.size):
+        row = c.buckets[bucket_of(c.buckets, out[i])]
+        if row >= 0:
+            prefetch(c.digest.ctypes.data + row * c.digest.itemsize)
+
+
 @compiled(Tuple((int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
 def append(table, pages, parent, digest, depth, tick, cursor, out):
     """See ``PageTable.add_rows``; writes the rows to ``out`` and returns how many they are and
@@ -439,11 +444,10 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
     c = columns(table)
     count, scanned = 0, 0
     capacity = c.parent.size
-    factor = power(uint64(depth))
+    digests = np.empty(pages.shape[0], dtype=np.uint64)
+    digest_ahead(c, pages, digest, depth, digests)
     for i in range(pages.shape[0]):
-        digest += page_digest(pages, i, c.weights) * factor
-        factor *= uint64(BASE)
-        if find(c.buckets, c.digest, digest) >= 0:
+        if find(c.buckets, c.digest, digests[i]) >= 0:
             break
         row = cursor
         while scanned < capacity and c.parent[row] != _FREE:
@@ -456,11 +460,19 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         scanned += 1
         cursor = row + 1 if row + 1 < capacity else 0
         c.parent[row] = parent if i == 0 else out[i - 1]
-        c.depth[row] = depth + i
-        c.digest[row] = digest
+        c.digest[row] = digests[i]
         remember(c.buckets, c.digest, row)
-        c.tokens[row, :] = pages[i, :]
-        c.children[row] = 0
+        out[i] = row
+        count += 1
+    if count == 0:
+        return count, cursor
+    # in a loop of their own, since they are much longer than what the others write
+    for i in range(count):
+        c.tokens[out[i], :] = pages[i, :]
+    for i in range(count):
+        row = out[i]
+        c.depth[row] = depth + i
+        c.children[row] = i + 1 < count
         c.swa_age[row] = UNUSED_BAND + age_of(c, row, tick)
         c.hits[row] = 0
         c.forks[row] = 0
@@ -470,13 +482,9 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         c.window_stored[row] = 0
         c.keyed[row] = False
         c.last_request[row] = NO_REQUEST
-        if i > 0:
-            c.children[out[i - 1]] = 1
-        elif parent >= 0:
-            c.forks[parent] += c.hits[parent] > 1 or c.children[parent] > 0
-            c.children[parent] += 1
-        out[i] = row
-        count += 1
+    if parent >= 0:
+        c.forks[parent] += c.hits[parent] > 1 or c.children[parent] > 0
+        c.children[parent] += 1
     return count, cursor
 
 
