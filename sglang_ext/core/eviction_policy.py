@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 MOST = 255
 """Largest rank."""
-_MIDDLE = 128
+MIDDLE = 128
 """Rank of priority 0."""
 
 Numbers = NDArray[np.int32]
@@ -51,7 +51,7 @@ def slru(uses: Uses, protected: int = 2) -> NDArray[np.int64]:
 
 def priority(uses: Uses) -> NDArray[np.int64]:
     """Of requests of the lowest priority first; -128 to 127 are told apart."""
-    return np.clip(uses.priority.astype(np.int64) + _MIDDLE, 0, MOST)
+    return np.clip(uses.priority.astype(np.int64) + MIDDLE, 0, MOST)
 
 
 MOST_USES = 256.0

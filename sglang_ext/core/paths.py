@@ -13,7 +13,7 @@ from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table import PageTable
 from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
 
-_LEFT_THE_PATH = 2
+LEFT_THE_PATH = 2
 """Requests fewer on the next page that make a page a place where prefixes diverge."""
 
 
@@ -88,5 +88,5 @@ class PathTable(PageTable):
         branches: NDArray[np.bool_] = self.children[rows] > 1
         # one request fewer went on: it ended there; two fewer: one of them went elsewhere
         hits = self.hits[rows]
-        branches[:-1] |= hits[:-1] - hits[1:] >= _LEFT_THE_PATH
+        branches[:-1] |= hits[:-1] - hits[1:] >= LEFT_THE_PATH
         return branches

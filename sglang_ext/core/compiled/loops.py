@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.memory import pointer, prefetch
 from sglang_ext.core.digest import BASE
+from sglang_ext.core.eviction_policy import MIDDLE, MOST
+from sglang_ext.core.paths import LEFT_THE_PATH
 from sglang_ext.core.table import (
     FREE,
     INSIDE_BAND,
@@ -51,7 +53,6 @@ _NO_PRIORITY = -(1 << 31)
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
 _MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _FREE = int(FREE)
-_LEFT_THE_PATH = 2
 
 
 FIELDS = {
@@ -298,11 +299,11 @@ def age_of(c, row, tick):
 def rank_of(c, row, policy):
     """See ``eviction_policy``."""
     if policy == LFU:
-        return int64(min(c.hits[row], 255))
+        return int64(min(c.hits[row], MOST))
     if policy == SLRU:
         return int64(c.hits[row] >= 2)
     if policy == PRIORITY:
-        return min(max(int64(c.priority[row]) + 128, int64(0)), int64(255))
+        return min(max(int64(c.priority[row]) + MIDDLE, int64(0)), int64(MOST))
     return int64(0)
 
 
@@ -378,7 +379,7 @@ def mark_resume_points(c, rows, window, interval):
             missing = i
         complete[i] = i - missing >= window or missing < 0
         branches = c.children[row] > 1
-        if i + 1 < n and c.hits[row] - c.hits[rows[i + 1]] >= _LEFT_THE_PATH:
+        if i + 1 < n and c.hits[row] - c.hits[rows[i + 1]] >= LEFT_THE_PATH:
             branches = True
         keep[i] = branches and complete[i]
         if c.resume[row] and complete[i]:
