@@ -43,12 +43,14 @@ PROMPTS = (2_048, 32_768, 131_072)
 TURNS = 8
 WINDOW = 127
 EVICTED_TOKENS = 1_024
+EVICTIONS = 25
 EVICTION_ROUNDS = 5
 EVICTION_SHARE = 8
 EVICTION_SECONDS = 0.5
 REPEATS = 15
 LOOKUPS = 105
-"""Matches and locks; with few, an interpreter that has not warmed up is measured."""
+"""Matches and locks; with few of them or of ``EVICTIONS``, an interpreter that has not warmed up
+is measured."""
 IN_A_ROW = 5
 """Inserts or lookups before the token goes on."""
 PROCESSES = 5
@@ -57,7 +59,6 @@ MOST_PAGES = {"python": 100_000}
 ONCE_ABOVE = {"ours": 100_000, "rust": 100_000, "python": 1_000}
 """or measured in one process: minutes pass until so many pages are there."""
 GROWTH = (10_000, 1_000_000)
-GROWTH_PROCESSES = {"ours": PROCESSES, "rust": 1}
 _UNLIMITED = 1 << 30
 _WAITS = "waits for the token"
 
@@ -284,9 +285,10 @@ def measure(core: str, cpu: int, page: int, pages: int, length: int) -> Times:
     again = prompt()
     rig.insert(again)
     times["insert again"] = [rig.insert(again) for _ in in_turns(range(REPEATS))]
+    rounds = max(EVICTION_ROUNDS, EVICTIONS * EVICTED_TOKENS * EVICTION_SHARE // (page * pages))
     for name in ("evict swa", "evict full"):
         times[name] = []
-        for _ in range(EVICTION_ROUNDS):
+        for _ in range(rounds):
             pass_token()
             rig.fill(length, prompt)
             times[name].append(rig.cost_of_eviction(swa=name == "evict swa"))
@@ -416,23 +418,19 @@ def table_rows(cores: Sequence[str], page: int, pages: int, prompt: int) -> list
     ]
 
 
-def growth_rows(cores: Sequence[str], page: int, prompt: int) -> list[dict[str, Any]]:
-    """What the operations cost with many pages beside what they cost with few."""
-    counts = {core: GROWTH_PROCESSES[core] for core in cores if core in GROWTH_PROCESSES}
-    times = compare(counts, page, GROWTH, prompt)
-    few, many = GROWTH
+def growth_rows(page: int, prompt: int) -> list[dict[str, Any]]:
+    """What our operations cost with many pages beside what they cost with few."""
+    times = compare({"ours": PROCESSES}, page, GROWTH, prompt)
+    few, many = (times["ours", pages] for pages in GROWTH)
     return [
         {
             "page": page,
             "prompt": prompt,
             "operation": operation,
-            "us": {core: [times[core, pages][operation] for pages in GROWTH] for core in counts},
-            "growth": {
-                core: times[core, many][operation] / times[core, few][operation] for core in counts
-            },
-            "processes": counts,
+            "us": [few[operation], many[operation]],
+            "growth": many[operation] / few[operation],
         }
-        for operation in times[cores[0], few]
+        for operation in few
     ]
 
 
@@ -454,11 +452,9 @@ def print_growth(rows: list[dict[str, Any]]) -> None:
     """Microseconds with few and with many pages, and their ratio."""
     print(f"growth from {GROWTH[0]} to {GROWTH[1]} pages")
     for row in rows:
-        cores = "".join(
-            f"  {core} {few:8.0f} {many:8.0f} {row['growth'][core]:6.2f}"
-            for core, (few, many) in row["us"].items()
-        )
-        print(f"{row['page']:>5}{row['prompt']:>8}  {row['operation']:14}{cores}")
+        few, many = row["us"]
+        cell = f"{row['page']:>5}{row['prompt']:>8}  {row['operation']:14}"
+        print(f"{cell}{few:>10.0f}{many:>10.0f}{row['growth']:>9.2f}")
 
 
 def main() -> None:
@@ -475,7 +471,7 @@ def main() -> None:
         if "table" in args.parts:
             report["rows"] += table_rows(args.cores, page, pages, prompt)
         if "growth" in args.parts and pages == GROWTH[0]:
-            report["growth"] += growth_rows(args.cores, page, prompt)
+            report["growth"] += growth_rows(page, prompt)
         # after every cell: an interrupted run keeps what it has measured
         args.out.write_text(json.dumps(report, indent=1))
     if report["rows"]:

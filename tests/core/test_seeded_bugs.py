@@ -430,7 +430,8 @@ def a_compiled_search_leaves_gaps(patch: Patch) -> None:
     def remove(arrays: Any, rows: Any, roots: Any) -> bool:
         table = next(t for t in tables if t._arrays is arrays)
         buckets = table._buckets.copy()
-        buckets[np.isin(buckets, rows)] = -1
+        held = (buckets & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        buckets[np.isin(held, rows)] = loops.EMPTY
         done = original(arrays, rows, roots)
         table._buckets[:] = buckets
         return bool(done)

@@ -53,6 +53,9 @@ _NO_PRIORITY = -(1 << 31)
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
 _MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _FREE = int(FREE)
+EMPTY = (1 << 64) - 1
+"""A bucket without a row."""
+_HALF = (1 << 32) - 1
 
 
 FIELDS = {
@@ -76,7 +79,7 @@ FIELDS = {
     "swa_device": FLAGS,
     "swa_locks": INTS,
     "swa_host_ready": FLAGS,
-    "buckets": INTS,
+    "buckets": DIGESTS,
     "weights": LONGS,
 }
 """The arrays of a table, in the order in which ``TABLE`` has their addresses."""
@@ -123,7 +126,7 @@ def columns(table):
         carray(pointer(at[17]), rows, np.bool_),
         carray(pointer(at[18]), rows, np.int32),
         carray(pointer(at[19]), rows, np.bool_),
-        carray(pointer(at[20]), buckets, np.int32),
+        carray(pointer(at[20]), buckets, np.uint64),
         carray(pointer(at[21]), width, np.int64),
     )
 
@@ -161,50 +164,59 @@ def page_digest(pages, number, weights):
     return mix(uint64(total))
 
 
-@compiled(int64(INTS, uint64))
-def bucket_of(buckets, digest):
-    """Where the search for a digest begins."""
-    return int64((digest ^ (digest >> uint64(32))) & uint64(buckets.size - 1))
+# A bucket is half a digest and a row: a search looks at digests, which are all over the memory,
+# only where that half is the same.
 
 
-@compiled(int64(INTS, DIGESTS, uint64))
+@compiled(uint64(uint64))
+def half(digest):
+    """What a bucket keeps of a digest, and where the search for it begins."""
+    return (digest ^ (digest >> uint64(32))) & uint64(_HALF)
+
+
+@compiled(int64(DIGESTS, DIGESTS, uint64))
 def find(buckets, digests, digest):
     """Row with a digest, -1 if none."""
-    i = bucket_of(buckets, digest)
-    while buckets[i] >= 0:
-        if digests[buckets[i]] == digest:
-            return int64(buckets[i])
-        i = (i + 1) & (buckets.size - 1)
+    mask = uint64(buckets.size - 1)
+    wanted = half(digest)
+    i = wanted & mask
+    while buckets[i] != uint64(EMPTY):
+        if buckets[i] >> uint64(32) == wanted:
+            row = int64(buckets[i] & uint64(_HALF))
+            if digests[row] == digest:
+                return row
+        i = (i + uint64(1)) & mask
     return int64(-1)
 
 
-@compiled(void(INTS, DIGESTS, int64))
-def remember(buckets, digests, row):
-    """Add a row, whose digest no other row has."""
-    i = bucket_of(buckets, digests[row])
-    while buckets[i] >= 0:
-        i = (i + 1) & (buckets.size - 1)
-    buckets[i] = row
+@compiled(void(DIGESTS, uint64, int64))
+def remember(buckets, digest, row):
+    """Add a row with a digest that no other row has."""
+    mask = uint64(buckets.size - 1)
+    i = half(digest) & mask
+    while buckets[i] != uint64(EMPTY):
+        i = (i + uint64(1)) & mask
+    buckets[i] = (half(digest) << uint64(32)) | uint64(row)
 
 
-@compiled(void(INTS, DIGESTS, int64))
-def forget(buckets, digests, row):
+@compiled(void(DIGESTS, uint64, int64))
+def forget(buckets, digest, row):
     """Take a row out, and close the gap."""
-    mask = buckets.size - 1
-    i = bucket_of(buckets, digests[row])
-    while buckets[i] != row:
-        i = (i + 1) & mask
+    mask = uint64(buckets.size - 1)
+    i = half(digest) & mask
+    while int64(buckets[i] & uint64(_HALF)) != row:
+        i = (i + uint64(1)) & mask
     j = i
     while True:
-        j = (j + 1) & mask
-        if buckets[j] < 0:
+        j = (j + uint64(1)) & mask
+        if buckets[j] == uint64(EMPTY):
             break
-        home = bucket_of(buckets, digests[buckets[j]])
+        home = (buckets[j] >> uint64(32)) & mask
         # what lies at j may move to i if its search passes i
         if ((j - home) & mask) >= ((j - i) & mask):
             buckets[i] = buckets[j]
             i = j
-    buckets[i] = -1
+    buckets[i] = uint64(EMPTY)
 
 
 # ---- paths ------------------------------------------------------------------------
@@ -431,11 +443,8 @@ def digest_ahead(c, pages, digest, depth, out):
         digest += page_digest(pages, i, c.weights) * factor
         factor *= uint64(BASE)
         out[i] = digest
-        prefetch(c.buckets.ctypes.data + bucket_of(c.buckets, digest) * c.buckets.itemsize)
-    for i in range(out.size):
-        row = c.buckets[bucket_of(c.buckets, out[i])]
-        if row >= 0:
-            prefetch(c.digest.ctypes.data + row * c.digest.itemsize)
+        home = int64(half(digest) & uint64(c.buckets.size - 1))
+        prefetch(c.buckets.ctypes.data + home * c.buckets.itemsize)
 
 
 @compiled(Tuple((int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
@@ -462,7 +471,7 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         cursor = row + 1 if row + 1 < capacity else 0
         c.parent[row] = parent if i == 0 else out[i - 1]
         c.digest[row] = digests[i]
-        remember(c.buckets, c.digest, row)
+        remember(c.buckets, digests[i], row)
         out[i] = row
         count += 1
     if count == 0:
@@ -496,7 +505,7 @@ def remove(table, rows, roots):
     c = columns(table)
     for i in range(rows.size):
         row = rows[i]
-        forget(c.buckets, c.digest, row)
+        forget(c.buckets, c.digest[row], row)
         parent = c.parent[row]
         if parent >= 0:
             c.children[parent] -= 1

@@ -40,7 +40,7 @@ class CompiledTable(PathTable):
     def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
         super().__init__(geometry, capacity, rank)
         buckets = 1 << max(1, (_BUCKETS_PER_ROW * capacity - 1).bit_length())
-        self._buckets = np.full(buckets, -1, dtype=np.int32)
+        self._buckets = np.full(buckets, loops.EMPTY, dtype=np.uint64)
         self._policy = _POLICIES[rank]
         self._window = geometry.window_pages
         self._seeds: dict[int, int] = {}
@@ -100,7 +100,7 @@ class CompiledTable(PathTable):
 
     def n_indexed(self) -> int:
         """See PageTable."""
-        return int(np.count_nonzero(self._buckets >= 0))
+        return int(np.count_nonzero(self._buckets != loops.EMPTY))
 
     def _seed(self, root: int) -> int:
         seed = self._seeds.get(root)
