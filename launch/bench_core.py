@@ -43,14 +43,14 @@ PROMPTS = (2_048, 32_768, 131_072)
 TURNS = 8
 WINDOW = 127
 EVICTED_TOKENS = 1_024
-EVICTIONS = 25
 EVICTION_ROUNDS = 5
+ROUNDS_IN_SMALL = 25
+"""Up to ``GROWTH[0]`` pages: a round is a few calls there."""
 EVICTION_SHARE = 8
 EVICTION_SECONDS = 0.5
 REPEATS = 15
 LOOKUPS = 105
-"""Matches and locks; with few of them or of ``EVICTIONS``, an interpreter that has not warmed up
-is measured."""
+"""Matches and locks; with few, an interpreter that has not warmed up is measured."""
 IN_A_ROW = 5
 """Inserts or lookups before the token goes on."""
 PROCESSES = 5
@@ -70,6 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the smallest cell only")
     parser.add_argument("--cores", nargs="+", choices=CORES, default=CORES, help="to measure")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="to measure")
+    parser.add_argument(
+        "--pages", nargs="+", type=int, choices=PAGES, default=PAGES, help="of a cache"
+    )
     parser.add_argument("--core", choices=CORES, help=argparse.SUPPRESS)
     parser.add_argument("--cell", type=int, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
@@ -285,7 +288,7 @@ def measure(core: str, cpu: int, page: int, pages: int, length: int) -> Times:
     again = prompt()
     rig.insert(again)
     times["insert again"] = [rig.insert(again) for _ in in_turns(range(REPEATS))]
-    rounds = max(EVICTION_ROUNDS, EVICTIONS * EVICTED_TOKENS * EVICTION_SHARE // (page * pages))
+    rounds = ROUNDS_IN_SMALL if pages <= GROWTH[0] else EVICTION_ROUNDS
     for name in ("evict swa", "evict full"):
         times[name] = []
         for _ in range(rounds):
@@ -466,7 +469,7 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ("sglang", "numpy", "torch")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"versions": versions, "rows": [], "growth": []}
-    every = cells(quick=args.quick)
+    every = [cell for cell in cells(quick=args.quick) if cell[1] in args.pages]
     for page, pages, prompt in tqdm(every, desc="cells"):
         if "table" in args.parts:
             report["rows"] += table_rows(args.cores, page, pages, prompt)
