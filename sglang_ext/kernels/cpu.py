@@ -11,6 +11,8 @@ from sglang_ext.kernels.plane import Pages, Plane, Strides
 
 _PARTS = 8
 """Parts of a copy for each thread."""
+_SMALLEST_PART = 1 << 20
+"""Bytes; to wake a thread for less takes longer than to copy it. Measured."""
 
 
 class _BoundPlane:
@@ -21,6 +23,8 @@ class _BoundPlane:
         self.num_layers = len(plane.layers)
         strides = Strides.of(plane)
         self._strides = np.array(dataclasses.astuple(strides), dtype=np.int64)
+        self.layer_bytes = strides.tokens * strides.heads * strides.chunk
+        """What a page has of a layer."""
         self._host_layer = strides.host_layer
         self._host = plane.host.data_ptr()
         self._layers = np.array([layer.data_ptr() for layer in plane.layers], dtype=np.int64)
@@ -39,11 +43,18 @@ class CpuPageCopier:
     Args:
         components: the planes of each component.
         threads: so many share the pages of one copy.
+        smallest_part: bytes; a copy of less is not shared.
     """
 
-    def __init__(self, components: Sequence[Sequence[Plane]], threads: int = 1) -> None:
+    def __init__(
+        self,
+        components: Sequence[Sequence[Plane]],
+        threads: int = 1,
+        smallest_part: int = _SMALLEST_PART,
+    ) -> None:
         self._components = [[_BoundPlane(plane) for plane in planes] for planes in components]
         self._threads = threads
+        self._smallest_part = smallest_part
         self._others = ThreadPoolExecutor(threads - 1, "page-copy") if threads > 1 else None
 
     def prepare(self, pairs: Sequence[tuple[Pages, Pages]]) -> list[tuple[Pages, Pages]]:
@@ -74,17 +85,21 @@ class CpuPageCopier:
             plane.copy(host, device, layers, to_host=to_host)
             return
         # in small parts, to whoever is free: threads are not equally fast
-        share = max(-(-len(host) // (self._threads * _PARTS)), 1)
-        parts = iter([slice(start, start + share) for start in range(0, len(host), share)])
+        smallest = max(self._smallest_part // (plane.layer_bytes * len(layers)), 1)
+        share = max(-(-len(host) // (self._threads * _PARTS)), smallest)
+        parts = [slice(start, start + share) for start in range(0, len(host), share)]
+        left = iter(parts)
 
         def work() -> None:
-            for part in parts:
+            for part in left:
                 plane.copy(host[part], device[part], layers, to_host=to_host)
 
-        others = [self._others.submit(work) for _ in range(self._threads - 1)]
+        others = [self._others.submit(work) for _ in range(min(self._threads, len(parts)) - 1)]
         work()
         for other in others:
-            other.result()
+            # one that has not woken up by now has nothing left to do
+            if not other.cancel():
+                other.result()
 
     def close(self) -> None:
         """Release the threads."""

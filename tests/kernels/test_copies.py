@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_cpu_kernel_is_the_reference(threads: int) -> None:
     def make(components: list[list[Plane]]) -> CpuPageCopier:
-        return CpuPageCopier(components, threads)
+        return CpuPageCopier(components, threads, smallest_part=1)
 
     cases = list(check.cases())
     assert [line for case in cases for line in check.differences(case, CPU, make)] == []

@@ -1,6 +1,8 @@
 """The test of the tests for copies: each bug seeded here must be found by the comparison."""
 
 import dataclasses
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,12 +84,46 @@ def test_a_thread_that_takes_parts_and_does_nothing_is_found(
         return _Done()
 
     def make(components: Sequence[Sequence[Plane]]) -> cpu.CpuPageCopier:
-        copier = cpu.CpuPageCopier(components, threads=2)
+        copier = cpu.CpuPageCopier(components, threads=2, smallest_part=1)
         monkeypatch.setattr(copier._others, "submit", submit)
         return copier
 
-    class _Done:
-        def result(self) -> None:
-            pass
-
     assert found(make)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_copy_that_does_not_wait_for_its_threads_is_found(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Event()
+
+    def copy(self: Any, *args: Any, **options: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert late.wait(60), "the other thread has a part"
+        else:
+            late.set()
+            time.sleep(0.05)
+        right(self, *args, **options)
+
+    def make(components: Sequence[Sequence[Plane]]) -> cpu.CpuPageCopier:
+        late.clear()
+        copier = cpu.CpuPageCopier(components, threads=2, smallest_part=1)
+        submit = copier._others.submit  # type: ignore[union-attr]
+        if not waits:
+            monkeypatch.setattr(copier._others, "submit", lambda work: submit(work) and _Done())
+        return copier
+
+    right = cpu._BoundPlane.copy
+    monkeypatch.setattr(cpu._BoundPlane, "copy", copy)
+    differences = check.differences(CASES[0], torch.device("cpu"), make)
+    assert bool(differences) != waits
+
+
+class _Done:
+    """A future that is not waited for."""
+
+    def cancel(self) -> bool:
+        return False
+
+    def result(self) -> None:
+        pass
