@@ -9,10 +9,11 @@ import torch.distributed as dist
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.copy_trial import try_copies
 from sglang_ext.adapter.device_pool import EngineDevicePool, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
-from sglang_ext.adapter.page_copies import Pool, page_copies
+from sglang_ext.adapter.page_copies import Pool, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.step_trace import StepTrace
@@ -23,7 +24,7 @@ from sglang_ext.adapter.window_only import (
     WindowOnlyDevicePool,
     numbers,
 )
-from sglang_ext.config import BACKEND, REPORT_DELAY, SLOWDOWN, from_environment
+from sglang_ext.config import BACKEND, COPIES, REPORT_DELAY, SLOWDOWN, from_environment
 from sglang_ext.core.arena import Arena, ArenaPool
 from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
@@ -194,7 +195,10 @@ def _controller(
     config = from_environment()
     indices = SlotIndices(index.geometry)
     io_backend = get_memory().hicache_io_backend
-    copies = page_copies(config.copies, _pools(group), indices, io_backend, device)
+    pools = _pools(group)
+    copies = page_copies(config.copies, pools, indices, io_backend, device)
+    chosen = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or ''}"
+    try_copies(copies, [planes(pool) for pool in pools], chosen)
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
