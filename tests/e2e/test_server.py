@@ -149,11 +149,11 @@ def test_an_unsupported_start_exits_with_a_message(
     server.stop()
 
 
-def test_copies_that_fail_here_stop_the_start(model, tmp_path) -> None:  # noqa: ANN001
+def test_copies_that_fail_here_stop_the_start(model, tmp_path, zygote) -> None:  # noqa: ANN001
     """The engine has none of this io backend for pages that lie together."""
     options = ["--max-total-tokens", "3072", "--hicache-io-backend", "kernel_ascend"]
     arguments = ["--model-path", str(model(128)), *OURS, *HOST, *options]
-    server = start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_COPIES": "engine"})
+    server = zygote.start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_COPIES": "engine"})
     assert server.process.wait(timeout=120) != 0
     said = "sglang-ext: --hicache-io-backend kernel_ascend, SGLANG_EXT_COPIES=engine: these copies"
     assert said in server.log.read_text()
