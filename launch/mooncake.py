@@ -83,8 +83,9 @@ class MooncakeStore:
         deadline = time.monotonic() + _START_S
         while "ready" not in self._log.read_text(errors="replace").splitlines():
             if time.monotonic() > deadline or any(p.poll() is not None for p in self._processes):
-                self.kill()
-                raise RuntimeError(f"the store did not start:\n{self._log.read_text()[-2000:]}")
+                said = self._log.read_text(errors="replace")[-2000:]
+                self.kill()  # and with it what it said
+                raise RuntimeError(f"the store did not start:\n{said}")
             time.sleep(0.1)
 
     def kill(self) -> None:

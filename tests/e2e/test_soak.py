@@ -13,7 +13,7 @@ def test_a_tight_server_serves_every_request_and_every_token(tmp_path: Path) -> 
     out = tmp_path / "soak.json"
     # on one core the server does not compete with the OpenMP threads of its own
     core = min(os.sched_getaffinity(0))
-    options = ["--only", "tight-late", "--minutes", "0.5", "--conversations", "12"]
+    options = ["--only", "tight-late", "--minutes", "0.75", "--conversations", "12"]
     options += ["--clients", "16", "--cores", str(core), "--out", str(out)]
     run = subprocess.run([sys.executable, "-m", "launch.soak", *options], cwd=ROOT, check=False)
     (result,) = json.loads(out.read_text())["configurations"]
