@@ -197,7 +197,7 @@ def _controller(
     io_backend = get_memory().hicache_io_backend
     pools = _pools(group)
     copies = page_copies(config.copies, pools, indices, io_backend, device)
-    chosen = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or ''}"
+    chosen = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
     try_copies(copies, [planes(pool) for pool in pools], chosen)
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
