@@ -168,7 +168,7 @@ class ModelledIndex(CacheIndex):
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
         """See CacheIndex."""
         pages = [self.pages[self._key(row)] for row in rows.tolist()]
-        expected = any([page.count(request, priority) for page in pages])
+        expected = sum(page.count(request, priority) for page in pages) > 0
         counted = super().count_request(rows, request, priority)
         _require(counted == expected, f"a request was counted: {counted}, expected {expected}")
         return counted
