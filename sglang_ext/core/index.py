@@ -105,9 +105,10 @@ class CacheIndex(Prefetches):
         """
         table = self.table
         window = self.window_of(rows[:pages])
-        if len(window) == 0 or not (
-            table.swa_device.present[window] | table.swa_host.ready[window]
-        ).all():
+        if (
+            len(window) == 0
+            or not (table.swa_device.present[window] | table.swa_host.ready[window]).all()
+        ):
             return
         table.resume_if_room[window[-1]] = True
         if len(rows) - pages <= 1:

@@ -83,9 +83,7 @@ def victims_up_to(age, present, locks, horizon, out):
 
 
 @compiled(void(INTS, FLAGS, FLAGS, FLAGS, FLAGS, FLAGS, int64, LONGS, FLAGS))
-def windows_to_save(
-    parent, worth, kept, swa_ready, swa_present, host_present, size, end_of, lost
-):
+def windows_to_save(parent, worth, kept, swa_ready, swa_present, host_present, size, end_of, lost):
     """See ``Demotion.windows_to_save``; writes to ``end_of``, which is -1 everywhere, and to
     ``lost``, which is False everywhere."""
     ends = np.empty(parent.size, dtype=np.int64)
