@@ -40,6 +40,7 @@ class DeviceRoom(Backups):
                 more = self._evict_unlocked(pages - freed, window_pages - freed_windows)
                 freed, freed_windows = freed + more[0], freed_windows + more[1]
         self._evicted += freed
+        self._evicted_in_step += freed
         self._evicted_windows += freed_windows
         return freed, freed_windows
 

@@ -26,8 +26,12 @@ _PINNED_SHARE = 2
 _LOW_SHARE = 4
 """Pages are copied ahead of eviction up to one in this many device pages."""
 _AHEAD_SHARE = 12
-"""And not more than one in this many host pages."""
+"""And not more than one in this many host pages,"""
+_MOST_AHEAD_SHARE = 4
+"""or in this many where single steps take more."""
 
+_MOST_LATE = 1024
+"""Paths whose copy was put off; beyond, the oldest one waits until its eviction is near."""
 _MOST_WAITING = 4096
 """Paths that wait for storage; beyond, the oldest one is forgotten until it grows."""
 FIRST_PAUSE_MS = 100
@@ -68,11 +72,13 @@ class BackupPolicy:
     Attributes:
         write: when a page is copied to the host.
         checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
-        pinned_pages: device pages that pending backups may pin.
+        pinned_pages: device pages that pending backups may copy. The paths that lead to these
+            are held as well, until the copies have been made.
         pinned_window_pages: the same for sliding-window copies.
         low_pages: device pages, free ones included, that eviction shall be able to free
             before it meets one without a host copy; made good when a third of them are used.
         low_window_pages: the same for sliding-window copies.
+        most_low_pages: where single steps take more than that, they are as many as this.
     """
 
     write: WritePolicy
@@ -81,6 +87,7 @@ class BackupPolicy:
     pinned_window_pages: int
     low_pages: int
     low_window_pages: int
+    most_low_pages: int = 0
 
     @classmethod
     def for_device(
@@ -105,6 +112,7 @@ class BackupPolicy:
             pinned_window_pages=window_pages // _PINNED_SHARE,
             low_pages=min(pages // _LOW_SHARE, ahead),
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
+            most_low_pages=min(pages // _PINNED_SHARE, host_pages // _MOST_AHEAD_SHARE),
         )
 
 
@@ -168,9 +176,9 @@ class IndexState:
         self._prefetched_pages = self._persisted_pages = 0
         # (last row, its generation) of paths that wait until storage takes them
         self._to_persist: deque[tuple[int, int]] = deque()
-        # backups that pin a page on the device, and how many pages have any
+        # backups that pin a page on the device, and how many pages are being copied
         self._pins = resident_zeros(self._capacity, np.int16)
-        self._pinned_pages = 0
+        self._copied_pages = 0
         self._pinned_window_pages = 0
         # room before the next scan, as of the last one, and what has happened to it since
         self._scan_is_due = True
@@ -179,6 +187,13 @@ class IndexState:
         self._free_at_scan = self._free_windows_at_scan = 0
         self._evicted = self._evicted_windows = self._held = 0
         self._pause = 0
+        # free pages of the device at the last step, and the most that a step has taken of late
+        self._free_at_step = self._evicted_in_step = 0
+        self._step_share = 0
+        # (last row, its generation) of paths whose copy was due while others were being made
+        self._late: deque[tuple[int, int]] = deque(maxlen=_MOST_LATE)
+        # pages that were being copied when one of them was last refused
+        self._refused_at = 1 << 62
         self._sampling = Sampling()
 
     @property
@@ -280,6 +295,7 @@ class IndexState:
         storage = [self._next_persist, self._next_prefetch, self._storage_paused_until]
         storage += [self._prefetched_pages, self._persisted_pages, len(self._to_persist)]
         room = [self._pause, self._room_left, self._window_room_left, self._held]
+        room += [len(self._late), self._free_at_step, self._step_share]
         return [*room, self._sampling.lost, *detached, *storage]
 
     # ---- storage -------------------------------------------------------------
