@@ -124,6 +124,8 @@ def _fork(arguments: list[str], log: str, environment: dict[str, str]) -> int:
     sys.argv = ["launch_server", *arguments]
     try:
         runpy.run_module("sglang.launch_server", run_name="__main__")
+    except SystemExit as end:  # as the interpreter does
+        print(end.code, file=sys.stderr, flush=True)
     finally:
         os._exit(1)
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import random
 import threading
 import time
@@ -157,6 +158,22 @@ def test_copies_that_fail_here_stop_the_start(model, tmp_path, zygote) -> None: 
     assert server.process.wait(timeout=120) != 0
     said = "sglang-ext: --hicache-io-backend kernel_ascend, SGLANG_EXT_COPIES=engine: these copies"
     assert said in server.log.read_text()
+    server.stop()
+
+
+def test_text_only_llama_4_is_refused_by_name(tmp_path, zygote) -> None:  # noqa: ANN001
+    """The engine keeps no pool of windows for it; said before any weights are read."""
+    shape = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}
+    model = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", **shape}
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    options = ["--skip-tokenizer-init", "--attention-backend", "triton"]
+    arguments = ["--model-path", str(tmp_path), *OURS, *HOST, *options]
+    server = zygote.start(arguments, tmp_path / "log", CPU)
+    assert server.process.wait(timeout=120) != 0
+    log = server.log.read_text()
+    assert "sglang-ext: --radix-cache-backend swa_hicache does not serve Llama4ForCausalLM" in log
+    assert "Load weight begin" not in log
     server.stop()
 
 
