@@ -205,7 +205,7 @@ def _controller(
     if faults != CopyFaults() and device.type != "cpu":
         raise StartupError(f"{REPORT_DELAY} and {SLOWDOWN} are for the CPU platform only")
     if device.type == "cuda":
-        engine = CudaTransferEngine(copies, layers)
+        engine = CudaTransferEngine(copies, layers, timed=ctx.params.enable_metrics)
     elif device.type == "cpu":
         engine = CpuTransferEngine(copies, layers, faults)
     else:
@@ -232,15 +232,22 @@ def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
 
 
 def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
-    from sglang.srt.layers.dp_attention import is_dp_attention_enabled
-    from sglang.srt.observability.metrics_collector import radix_cache_metric_labels
-    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.observability import metrics_collector as engine
 
+    from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
     from sglang_ext.adapter.metrics import IndexMetrics
 
     cache.init_metrics_collector()
-    labels = radix_cache_metric_labels(
-        type(cache).__name__, get_parallel(), is_dp_attention_enabled()
-    )
-    cache.metrics = IndexMetrics(cache.index, labels, cache.metrics_collector, arena)
-    cache.count_files()
+    collector, index = cache.metrics_collector, cache.index
+    assert collector is not None
+    cache.metrics = metrics = IndexMetrics(index, collector.labels, arena)
+    if arena is not None:
+        assert cache.cache_controller is not None
+        page = index.geometry.page_tokens
+        take = cache.cache_controller.take_durations
+        metrics.host = HostTierFeed(collector, arena, page, index.policy.write, take)
+        make = engine.resolve_collector_class(
+            engine.STAT_LOGGER_ROLE_STORAGE, engine.StorageMetricsCollector
+        )
+        metrics.storage = StorageFeed(page, make)
+    cache.export_storage()

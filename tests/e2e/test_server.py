@@ -51,6 +51,16 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert "sglang_ext:host_sampling" in metrics
         for name in ("hicache_backup_bytes_total", "load_back_bytes_total"):
             assert metric(metrics, f"sglang:{name}") > 0
+        for name in ("evicted_tokens_total", "eviction_duration_seconds_count"):
+            assert metric(metrics, f"sglang:{name}") > 0
+        for name in ("hicache_backup_duration_seconds", "load_back_duration_seconds"):
+            copies, seconds = (metric(metrics, f"sglang:{name}_{of}") for of in ("count", "sum"))
+            assert copies > 0
+            assert 0 < seconds < 60
+        # sixteen prompts of 300 tokens beside the first one, on a device of 3,072
+        assert 1000 < metric(metrics, "sglang:evicted_tokens_total") < 10_000
+        reason = 'reason="write_through_unbacked_eviction"'
+        assert f'pool="kv",pp_rank="0",{reason}' in metrics or reason in metrics
         time.sleep(1.0)
         server.post("/flush_cache", {})
         empty = generate(server, prompt(1), 8)
