@@ -41,6 +41,7 @@ class StorageSetup:
         metrics: whether the engine exports metrics.
 
     Attributes:
+        opened: the backend that was opened last, for a reader; None before.
         labels: of the engine's metrics of the backend that was opened last.
         take_stats: what its batches did since the last call.
     """
@@ -59,6 +60,7 @@ class StorageSetup:
         self._group = group
         self._memory = memory
         self._metrics = metrics
+        self.opened: str | None = None
         self.labels: dict[str, Any] = {}
         self.take_stats: Callable[[], StorageMetrics | None] = lambda: None
 
@@ -117,7 +119,8 @@ class StorageSetup:
             ),
             Patience(policy, base_s * 1000.0, per_1024_tokens_s * 1000.0),
         )
-        logger.info("sglang-ext: storage %s attached, pages of %s", name, own.hex())
+        self.opened = f"{name}, prefetch policy {policy}, pages of {own.hex()}"
+        logger.info("sglang-ext: storage %s", self.opened)
         return tier, backend
 
     def _store(

@@ -68,6 +68,11 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert empty["output_ids"] == first["output_ids"]
         assert cached(generate(server, prompt(1), 8))["device"] == 288
         assert_idle_and_alive(server)
+        log = server.log.read_text()
+        # windows of 128 tokens in a ratio of 2 to pools of 3,072 tokens and fewer
+        assert log.count("of host memory a rank (--hicache-ratio 2), one memory for both") == 1
+        assert "write policy write_through, eviction slru; copies: kernels; storage: none" in log
+        assert "Allocating" not in log, "the engine's own lines count the memory twice"
 
 
 def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
@@ -118,6 +123,8 @@ def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     with serve(128, *OURS, *HOST, *options, tokens=2048, **ranks) as server:
         answers = converse(server, traffic)
         assert_idle_and_alive(server)
+        log = server.log.read_text()
+        assert log.count("GB on all 2 ranks") == 1, "one line, of one rank"
     assert not differences(reference(128, traffic), answers)
     assert sum(a.host_tokens for a in answers) > 0
 
