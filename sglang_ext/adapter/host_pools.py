@@ -78,7 +78,7 @@ def build_host_group(
     if budget > available:
         raise StartupError(
             f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
-            f"{available / 1e9:.2f} GB are available to this rank"
+            f"{max(0, available) / 1e9:.2f} GB are available to this rank"
         )
     memory = ArenaMemory(shape, source, pin=torch.device(pool.device).type == "cuda")
     build = _both_components if full_layers else _windows_alone

@@ -58,17 +58,20 @@ class HostPlan:
 
     def describe(self, ranks: int) -> str:
         """For a reader; the ranks have as much each."""
-        gigabytes = self.bytes / 1e9
-        in_all = f", {ranks * gigabytes:.2f} GB on all {ranks} ranks" if ranks > 1 else ""
+        in_all = f", {_size(ranks * self.bytes)} on all {ranks} ranks" if ranks > 1 else ""
         fits = [f"{self.tokens:,} tokens of full attention"] if self.tokens else []
         fits.append(f"{self.windows:,} windows of {self.window_tokens:,} tokens")
         if self.spaced_tokens:
             fits.append(f"{self.spaced_tokens:,} tokens with a window every {self.interval:,}")
         inside = f"a window every {self.interval:,} tokens" if self.interval else "none"
         return (
-            f"{gigabytes:.2f} GB of host memory a rank ({self.source}){in_all}, one memory for "
+            f"{_size(self.bytes)} of host memory a rank ({self.source}){in_all}, one memory for "
             f"both kinds of layers: room for {' or '.join(fits)}; kept inside prompts: {inside}"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def test_what_fits_follows_from_the_bytes() -> None:
     assert plan.spaced_tokens == pytest.approx(BUDGET / (256 * 2000 + 8 * 1000) * 4096, rel=0.06)
     assert plan.spaced_tokens < plan.tokens
     assert plan.bytes == BUDGET
+    assert plan.describe(1).startswith("10.00 MB of host memory a rank (--hicache-size 0.01), one")
 
 
 def test_without_windows_inside_and_without_full_attention() -> None:

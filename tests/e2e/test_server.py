@@ -124,7 +124,7 @@ def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
         answers = converse(server, traffic)
         assert_idle_and_alive(server)
         log = server.log.read_text()
-        assert log.count("GB on all 2 ranks") == 1, "one line, of one rank"
+        assert log.count("MB on all 2 ranks") == 1, "one line, of one rank"
     assert not differences(reference(128, traffic), answers)
     assert sum(a.host_tokens for a in answers) > 0
 
