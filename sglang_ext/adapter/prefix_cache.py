@@ -289,13 +289,20 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Free device slots; the numbers are shortfalls in tokens."""
+        start = time.perf_counter()
         pages = -(-params.num_tokens // self._page_tokens)
         windows = -(-params.swa_num_tokens // self._page_tokens)
         freed, freed_windows = self.index.evict_device(pages, windows, abandon_backups=True)
+        slots = self._kv_slots(freed, freed_windows) * self._page_tokens
+        self.update_eviction_metrics(slots, start)
         return EvictResult(
             num_tokens_evicted=freed * self._page_tokens,
             swa_num_tokens_evicted=freed_windows * self._page_tokens,
         )
+
+    def _kv_slots(self, pages: int, window_pages: int) -> int:
+        """Pages that the engine counts as evicted."""
+        return pages
 
     def full_evictable_size(self) -> int:
         """Tokens of full-attention KV that ``evict`` can free."""

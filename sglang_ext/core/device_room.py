@@ -93,6 +93,7 @@ class DeviceRoom(Backups):
             extra, extra_windows = self._remove(rows)
             return len(rows) + extra, windows + extra_windows
         on_host = table.host.present[rows]
+        self.counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
         extra, extra_windows = self._remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there
         rest = rows[on_host & (table.parent[rows] != FREE)]

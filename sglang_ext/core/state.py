@@ -263,6 +263,7 @@ class IndexState:
         if len(device):
             self.device_pool.release(table.device.take(device))
         if self.host_tier is not None:
+            self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
             # storage may still read them: it holds their slots, see ``HostSpace.pin``
             table.host.break_locks(rows)
             table.swa_host.break_locks(rows)

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
+from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
@@ -263,13 +264,18 @@ def _run_cell(job: tuple[int, str, WritePolicy, int, int]) -> tuple[str, int, se
     return name, run(Cell, steps, first_seed), Cell.seen
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--steps", type=whole(1), default=100_000, help="rule steps in all")
+    parser.add_argument("--processes", type=whole(1), default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
 def main() -> None:
     """Run the grid."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--steps", type=int, default=100_000, help="rule steps in all")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse_args()
     grid = list(itertools.product(DEVICE_PAGES, WINDOWS, WritePolicy))
     share = -(-args.steps // len(grid))
     jobs = [(*cell, share, args.seed) for cell in grid]

@@ -11,11 +11,12 @@ import argparse
 import multiprocessing
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
@@ -299,16 +300,21 @@ def _run_seed(job: tuple[int, int, int, bool]) -> tuple[set[str], Counter[str]]:
     return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="how many")
+    parser.add_argument("--steps", type=whole(1), default=20_000)
+    parser.add_argument("--ranks", type=whole(1), default=1)
+    parser.add_argument("--processes", type=whole(1), default=1)
+    parser.add_argument("--storage", action="store_true", help="with a storage tier")
+    return parser.parse_args(argv)
+
+
 def main() -> None:
     """Run one seed, or many."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seed", type=int, default=0, help="the first one")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--storage", action="store_true", help="with a storage tier")
-    args = parser.parse_args()
+    args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
     jobs = [(seed, args.steps, args.ranks, args.storage) for seed in seeds]
     seen: set[str] = set()
