@@ -59,7 +59,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
         return default_radix_cache_factory(ctx)
-    from sglang.srt.runtime_context import get_memory
+    from sglang.srt.runtime_context import get_memory, get_schedule
 
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
@@ -109,7 +109,13 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
-    cache = (WindowOnlyCache if window_only else SwaHiCache)(params, index, device_pool, admission)
+    cache = (WindowOnlyCache if window_only else SwaHiCache)(
+        params,
+        index,
+        device_pool,
+        admission,
+        low_values_first=get_schedule().schedule_low_priority_values_first,
+    )
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:

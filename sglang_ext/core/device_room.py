@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.backups import Backups
 from sglang_ext.core.columns import Rows
+from sglang_ext.core.compiled.constants import FREE, INSIDE_BAND
 from sglang_ext.core.plan import Transfer, TransferKind
-from sglang_ext.core.table import FREE, INSIDE_BAND
 
 Flags = NDArray[np.bool_]
 

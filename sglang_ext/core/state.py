@@ -19,6 +19,7 @@ from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
 from sglang_ext.core.sampling import Sampling
 from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
+from sglang_ext.core.table import NO_LESS, AgeLimits
 from sglang_ext.core.write_policy import WritePolicy
 
 _PINNED_SHARE = 2
@@ -135,6 +136,7 @@ class IndexState:
         policy: BackupPolicy | None = None,
         rank: Rank = lru,
         spare: Spare = NO_SPARE,
+        limits: AgeLimits = NO_LESS,
     ) -> None:
         self.geometry = geometry
         self.spare = spare
@@ -148,7 +150,7 @@ class IndexState:
         self._next_persist = self._next_prefetch = 0
         self._storage_pause_ms, self._storage_paused_until = FIRST_PAUSE_MS, 0
         self._capacity = capacity
-        self._rank = rank
+        self._rank, self._limits = rank, limits
         # operation numbers go on across a reset: they identify transfers for good
         self._next_op = dict.fromkeys(TransferKind, 0)
         self.reset()
@@ -158,7 +160,8 @@ class IndexState:
 
         No transfer may be in flight.
         """
-        self.table = table = self.table_type(self.geometry, self._capacity, self._rank)
+        table = self.table_type(self.geometry, self._capacity, self._rank, self._limits)
+        self.table = table
         self._device_victims = table.victims(table.device, table.age)
         self._swa_device_victims = table.victims(table.swa_device, table.swa_age)
         self.checkpoints = Checkpoints(table, self.geometry.window_pages)

@@ -23,7 +23,7 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
+from sglang_ext.testing.engine import PRIORITIES, DeviceFullError, SimEngine, Sizes
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
 from sglang_ext.testing.storage import StorageFaults
@@ -64,6 +64,7 @@ class Simulation:
         self, seed: int, ranks: int = 1, *, modelled: bool = False, storage: bool = False
     ) -> None:
         self.rng = rng = random.Random(seed)
+        self.dice = random.Random(~seed)
         # contents are known by table page, keys in storage by device page: the same there
         device_page = rng.choice([16, 16, 32] if storage else [1, 2, 16, 32])
         geometry = Geometry(device_page, rng.choice([1, 16, 31, 40, 70]))
@@ -87,6 +88,7 @@ class Simulation:
             storage_stop=rng.randint(1, 4) if storage else 1,
             spare=Spare(seed % 5, seed % 4),
             storage_share=rng.choice([1, 1, 4]) if storage else 1,
+            more_ticks=(0, 2, 50)[seed // 2 % 3],
         )
         layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])
         pace = Pace(layer=layer, fails=rng.choice([0.0, 0.05]))
@@ -188,7 +190,7 @@ class Simulation:
         bits = [rng.randint(0, 1)] * tail if rng.random() < 0.7 else rng.choices((0, 1), k=tail)
         tokens = np.concatenate((old[:keep], np.array(bits, dtype=np.int64)))[:_MAX_PROMPT]
         namespace = rng.choice([None, None, None, ("lora", None)])
-        priority = rng.randint(-1, 1)
+        priority = self.dice.choice(rng.choice(PRIORITIES))
         for engine in self.engines:
             if engine.storage and len(engine.waiting) < _MAX_WAITING:
                 engine.arrive(tokens, namespace, priority)

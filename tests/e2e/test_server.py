@@ -29,6 +29,22 @@ def cached(result: dict) -> dict[str, int]:
     return result["meta_info"]["cached_tokens_details"] or {"device": 0, "host": 0}
 
 
+def test_who_is_scheduled_first_stays_longest(serve) -> None:  # noqa: ANN001
+    """Low priority values first, by the scheduler and in the cache; requests without a priority
+    have the largest value there is."""
+    options = ["--enable-priority-scheduling", "--schedule-low-priority-values-first"]
+    options += ["--radix-eviction-policy", "priority", "--page-size", "16"]
+    asked = {1: {"priority": 1}, 2: {"priority": 3_000_000_000}, 3: {}}
+    with serve(128, *OURS, *options) as server:
+        for seed, priority in asked.items():
+            generate(server, prompt(seed), 4, **priority)
+        for seed in range(10, 18):  # more than there is room for beside the first ones
+            generate(server, prompt(seed), 4, priority=2)
+        found = {seed: cached(generate(server, prompt(seed), 4, **asked[seed])) for seed in asked}
+        assert {seed: tiers["device"] for seed, tiers in found.items()} == {1: 288, 2: 0, 3: 0}
+        assert_idle_and_alive(server)
+
+
 def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
     """One server: metrics on, dfs-weight order, slru, flush, and the cache works again."""
     options = ["--enable-metrics", "--schedule-policy", "dfs-weight", "--page-size", "16"]
