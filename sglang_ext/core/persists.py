@@ -116,11 +116,14 @@ class Persists(Loads):
             return None
         keys = table.storage_keys(above)
         first = int(table.depth[full[0]]) if len(full) else len(above)
+        used = np.union1d(window, self._in_windows(above, stops[-1:]))
         persist = Persist(
             op=self._next_persist,
             full=self._objects(table.host, full, keys),
             window=self._objects(table.swa_host, window, keys),
-            above=keys[: first * self.geometry.slots_per_page],
+            keys=keys,
+            first=first * self.geometry.slots_per_page,
+            windows=frozenset(self._places(used)),
             path=self._note(above),
             full_rows=self._note(full),
             window_rows=self._note(window),
@@ -138,9 +141,15 @@ class Persists(Loads):
         return persist
 
     def _objects(self, column: SlotColumn, rows: Rows, keys: list[bytes]) -> Objects:
+        return Objects([keys[place] for place in self._places(rows)], column.slots[rows])
+
+    def _places(self, rows: Rows) -> list[int]:
+        """Places of their keys among those of their path."""
         per_page = self.geometry.slots_per_page
-        places = (self.table.depth[rows, None] * per_page + np.arange(per_page)).reshape(-1)
-        return Objects([keys[place] for place in places.tolist()], column.slots[rows])
+        places: list[int] = (
+            (self.table.depth[rows, None] * per_page + np.arange(per_page)).reshape(-1).tolist()
+        )
+        return places
 
     def _note(self, rows: Rows) -> Held:
         return Held(rows, self.table.generation[rows])

@@ -59,6 +59,7 @@ class Prefetches(Persists):
             known=len(rows),
             resume=resume,
             first=first,
+            above=known[: first * per_page],
             keys=keys,
             limit=limit,
         )
