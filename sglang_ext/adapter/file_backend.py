@@ -188,12 +188,13 @@ class FileBackend(HiCacheStorage):
             return []
         addresses, sizes = pool.get_page_buffer_meta(indices)
         parts = len(addresses) // len(keys)
-        results = []
         for number, key in enumerate(keys):
             own = slice(number * parts, (number + 1) * parts)
             buffers = [_memory(a, n) for a, n in zip(addresses[own], sizes[own], strict=True)]
-            results.append(bool(copy(_name(key, pool_name), buffers)))
-        return results
+            if not copy(_name(key, pool_name), buffers):
+                # what follows is of no use without it
+                return [True] * number + [False] * (len(keys) - number)
+        return [True] * len(keys)
 
     # ---- pages by value ------------------------------------------------------
 

@@ -82,8 +82,8 @@ class Persist:
         op: number of the operation; they end in this order.
         keys: of all pages from the first one of the prompt on.
         first: so many keys are in front of the first page to write.
-        windows: places in ``keys`` of the window pages to write, and of all of the last window:
-            without one of them the others are worth nothing.
+        windows: places in ``keys`` of the window pages to write, and of those that are used
+            with the path.
         path: all pages from the first one of the prompt on.
     """
 

@@ -35,7 +35,7 @@ _LOOK_SHARE = 16
 """A process looks again when it has written one in so many bytes of the bound."""
 _DOWN_TO = 0.9
 _DEFAULT_SHARE = 0.8
-"""Of what the filesystem has free at start, if no bound is given."""
+"""Of what the filesystem has free, if no bound is given."""
 _KEPT_SHARE = 0.5
 """Of what was held, so much is kept when others fill the disk."""
 
@@ -55,8 +55,8 @@ class Eviction:
 
     Args:
         share: what is bounded.
-        most_bytes: the bound over all shares; None for 80 % of what is free at start, the
-            pages that are there included.
+        most_bytes: the bound over all shares; None for 80 % of the most that was free when
+            somebody looked, the pages that are there included.
         free_bytes: what the filesystem of a directory has free.
     """
 
@@ -95,13 +95,17 @@ class Eviction:
                         if size == 0 and now - directory.stat().st_mtime > _ABANDONED_AFTER_S:
                             remove_if_empty(directory)
             self._peak = self.held
-            ranks = self._share.ranks
-            if self._asked is None:
-                room = self._free_bytes(self._share.base) // ranks
-                # what is there stays, also when others have filled the disk meanwhile
-                self.most = max(self.held, int((room + self.held) * _DEFAULT_SHARE))
-            else:
-                self.most = self._asked // ranks
+            # what is there stays, also when others have filled the disk meanwhile
+            self.most = self.held
+            self._choose_bound(self.held)
+
+    def _choose_bound(self, held: int) -> None:
+        ranks = self._share.ranks
+        if self._asked is None:
+            room = self._free_bytes(self._share.base) // ranks
+            self.most = max(self.most, int((room + held) * _DEFAULT_SHARE))
+        else:
+            self.most = self._asked // ranks
 
     def make_room(self, size: int, stamp: int) -> bool:
         """Whether a file of so many bytes may be written; others are removed for it.
@@ -163,6 +167,7 @@ class Eviction:
                 page_files(self._share.directories()), key=lambda entry: entry[1].st_mtime_ns
             )
             held = sum(stat.st_size for _, stat in files)
+            self._choose_bound(held)
             most = max(0, target(held))
             for path, stat in files if alone else []:
                 if held <= most or stat.st_mtime_ns >= stamp:

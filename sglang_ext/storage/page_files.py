@@ -124,9 +124,13 @@ class PageFiles:
         header = bytearray(_HEADER.size)
         size = sum(len(buffer) for buffer in buffers)
         try:
-            with path.open("rb", buffering=0) as file:
-                read = os.readv(file.fileno(), [header, *buffers])
-                found = os.fstat(file.fileno())
+            # a pipe in its place must not hold up anybody
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                read = os.readv(file, [header, *buffers])
+                found = os.fstat(file)
+            finally:
+                os.close(file)
         except FileNotFoundError:
             self.counters.missing += 1
             return False

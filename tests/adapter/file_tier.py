@@ -80,7 +80,9 @@ class Rank:
         self.tier = StorageTier(self.engine.index, self.storage, limits, patience)
 
     def serve(self, prompt: np.ndarray) -> None:
-        """One request, until all of it is written, or storage has refused it."""
+        """One request, until all of it is written, or storage has refused it; whatever it has
+        refused before is tried again."""
+        self.engine.index._storage_paused_until = 0
         request = self.engine.start(prompt)
         while not request.done:
             self.engine.compute(request, 5 * PAGE)
