@@ -201,10 +201,10 @@ class PageFiles:
         Raises:
             OSError: one of them cannot be removed; the others are.
         """
-        make_directories(self._root)
         problems: list[OSError] = []
         for directory in page_directories(self._root):
             try:
+                directory.mkdir(parents=True, exist_ok=True)
                 with os.scandir(directory) as entries:
                     for entry in entries:
                         _remove_any(Path(entry.path))

@@ -182,7 +182,7 @@ class Disk:
         self._held += written
         return written
 
-    def unlink(self, path: Path, missing_ok: bool) -> None:  # noqa: FBT001
+    def unlink(self, path: Path, missing_ok: bool) -> None:
         """See Path."""
         size = path.stat().st_size if path.exists() else 0
         self._unlink(path, missing_ok=missing_ok)
@@ -327,7 +327,7 @@ def test_a_directory_that_may_not_be_written_stops_the_start(
     monkeypatch.setenv("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR", str(tmp_path))
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(Path, "open", lambda path, *_, **__: refuse(path, os.O_WRONLY))
-    with pytest.raises(StartupError, match="SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR.*denied"):
+    with pytest.raises(StartupError, match=r"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR.*denied"):
         backend(tmp_path, max_size="1G")
 
 
@@ -367,7 +367,7 @@ def test_what_cannot_be_read_is_a_miss_and_is_replaced(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Path], None],
-    removable: bool,  # noqa: FBT001
+    removable: bool,
 ) -> None:
     files = backend(tmp_path, max_size="1G")
     Rank(files).serve(tokens(20))

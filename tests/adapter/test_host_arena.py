@@ -65,7 +65,7 @@ def test_no_page_straddles_two_registrations(
         registrations(shape, max(shape.extent_bytes) - 1)
 
 
-@pytest.mark.parametrize("widths", [(192, 128), (128, 192), (128, 128)])
+@pytest.mark.parametrize("widths", [(192, 128), (144, 128), (80, 128), (128, 128)])
 def test_the_memory_is_registered_and_unregistered_in_such_spans(
     monkeypatch: pytest.MonkeyPatch, widths: tuple[int, int]
 ) -> None:
