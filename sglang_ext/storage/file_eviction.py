@@ -133,8 +133,8 @@ class Eviction:
             self._peak = max(self._peak, self.held + self._unseen)
 
     def disk_is_full(self, stamp: int) -> None:
-        """The filesystem has no room for a file: less is held, but not less than half of what
-        it was. Others may take what is given up, and would have all of it in the end.
+        """The filesystem has no room for a file: less is held, but not less than half of the most
+        that was held since the start. Others may take what is given up, and would have all of it in the end.
 
         Args:
             stamp: see ``make_room``.
