@@ -134,7 +134,8 @@ class Eviction:
 
     def disk_is_full(self, stamp: int) -> None:
         """The filesystem has no room for a file: less is held, but not less than half of the most
-        that was held since the start. Others may take what is given up, and would have all of it in the end.
+        that was held since the start. Others may take what is given up, and would have all of it
+        in the end.
 
         Args:
             stamp: see ``make_room``.
