@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 
+from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.errors import StartupError
 from sglang_ext.storage import file_eviction
 from tests.adapter.file_tier import FILE_BYTES, PAGE, WINDOW_PAGES, Rank, age, backend, keys
@@ -286,6 +288,22 @@ def test_clear_says_when_something_was_not_removed(
     assert len(pages_in(tmp_path)) < 20, "the others are still there"
     assert rank.tier.clear()
     assert pages_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_clear_is_one_if_every_rank_has_done_it(tmp_path: Path, elsewhere: bool) -> None:
+    rank = Rank(backend(tmp_path, max_size="1G"))
+    rank.serve(tokens(20))
+    cache = StorageCalls()
+    assert cache.clear_storage_backend(), "there is nothing to forget"
+    cache.storage = rank.tier
+    cache.cache_controller = types.SimpleNamespace(all_ranks=lambda done: done and elsewhere)  # type: ignore[assignment]
+    assert cache.clear_storage_backend() == elsewhere
+    assert pages_in(tmp_path) == []
+    place = rank.files.files.path("ab" * 32).parent
+    place.rmdir()
+    place.write_text("in the way")
+    assert not cache.clear_storage_backend()
 
 
 def no_directory(base: Path) -> None:
