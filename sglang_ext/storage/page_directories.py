@@ -86,8 +86,10 @@ def make_directories(directory: Path) -> None:
     Raises:
         OSError: they cannot be made.
     """
+    there = {entry.name for entry in _entries(directory) if entry.is_dir()}
     for place in page_directories(directory):
-        place.mkdir(parents=True, exist_ok=True)
+        if place.name not in there:
+            place.mkdir(parents=True, exist_ok=True)
 
 
 def page_directories(directory: Path) -> Iterator[Path]:
