@@ -4,8 +4,14 @@ import sys
 
 from sglang_ext import gpu_check, verify
 from sglang_ext.sizing import cli as size
+from sglang_ext.storage import cli as storage
 
-COMMANDS = {"gpu-check": gpu_check.main, "size": size.main, "verify": verify.main}
+COMMANDS = {
+    "gpu-check": gpu_check.main,
+    "size": size.main,
+    "storage": storage.main,
+    "verify": verify.main,
+}
 
 
 def main() -> int:

@@ -93,6 +93,7 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost.set_from_flat_data_page": (
         "self index data_page"
     ),
+    "sglang.srt.managers.scheduler.Scheduler.clear_hicache_storage_wrapped": "self recv_req",
     "sglang.srt.managers.tp_worker.TpModelWorker.register_hicache_layer_transfer_counter": (
         "self counter"
     ),

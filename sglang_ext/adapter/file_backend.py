@@ -8,9 +8,10 @@ one can stand in its place under the engine's own cache too, as a ``dynamic`` ba
 
 import ctypes
 import dataclasses
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.file_eviction import Eviction
+from sglang_ext.storage.page_directories import Share
 from sglang_ext.storage.page_files import PageFiles
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
         PoolTransfer,
     )
 
+logger = logging.getLogger(__name__)
+
+_SETTINGS = "--hicache-storage-backend-extra-config"
+_DIRECTORY_VARIABLE = "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR"
 _DEFAULT_DIRECTORY = "/tmp/hicache"
 """As in stock."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -43,11 +49,14 @@ class FileBackend(HiCacheStorage):
     """A directory of pages. Settings (``--hicache-storage-backend-extra-config``):
 
     ``file_storage_path`` (or SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR), ``max_size`` (or
-    SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE; bytes or "200G", for all ranks of one model together;
-    80 % of what is free otherwise), and ``fsync`` (false).
+    SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE; bytes or "200G", for all that is in the directory, of
+    all ranks and models; 80 % of what is free otherwise), and ``fsync`` (false).
 
     Args:
         identity: of the model and the layout; pages of another one are not seen.
+
+    Raises:
+        StartupError: a setting is wrong, or nothing can be written to the directory.
     """
 
     def __init__(
@@ -58,20 +67,34 @@ class FileBackend(HiCacheStorage):
         identity: bytes = b"",
     ) -> None:
         extra = config.extra_config or {}
-        root = Path(
-            os.environ.get("SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR")
-            or extra.get("file_storage_path")
-            or _DEFAULT_DIRECTORY
-        )
+        given = os.environ.get(_DIRECTORY_VARIABLE)
+        setting = _DIRECTORY_VARIABLE if given else f"{_SETTINGS} file_storage_path"
+        base = Path(given or extra.get("file_storage_path") or _DEFAULT_DIRECTORY)
         bound = extra.get("max_size", os.environ.get("SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE"))
         model = re.sub(r"[^A-Za-z0-9._-]", "-", config.model_name or "model").strip("-")[-80:]
-        rank = f"{config.tp_rank}-of-{config.tp_size}"
-        name = f"{model}-{identity.hex()[:16]}" if identity else model
-        self.files = PageFiles(
-            root / name / rank,
-            identity + rank.encode(),
-            Eviction(_bytes(bound), shares=config.tp_size),
-            fsync=bool(extra.get("fsync", False)),
+        share = Share(base, config.tp_rank, config.tp_size)
+        eviction = Eviction(share, _bytes(bound))
+        own = base / (f"{model}-{identity.hex()[:16]}" if identity else model) / share.own_rank
+        try:
+            self.files = PageFiles(
+                own,
+                identity + share.own_rank.encode(),
+                eviction,
+                fsync=bool(extra.get("fsync", False)),
+            )
+        except OSError as error:
+            raise StartupError(
+                f"{setting} {str(base)!r} cannot be used: {error}; "
+                "allowed: a directory in which this user may write"
+            ) from error
+        logger.info(
+            "sglang-ext: pages in %s: at most %.2f GB, %.2f GB are there; %.2f GB more of other "
+            "models or layouts below %s, which count and go first if they are older",
+            own,
+            eviction.most / 1e9,
+            (eviction.held - eviction.others) / 1e9,
+            eviction.others / 1e9,
+            base,
         )
 
     # ---- what is there -------------------------------------------------------
@@ -89,7 +112,7 @@ class FileBackend(HiCacheStorage):
         """See HiCacheStorage."""
         reach = self.batch_exists(keys)
         hits = {PoolName.KV: reach} if reach else {}
-        stops = range(1, reach + 1)
+        stops = set(range(1, reach + 1))
         for transfer in pool_transfers or []:
             has = [self.files.exists(_name(key, transfer.name)) for key in keys[:reach]]
             if transfer.hit_policy == PoolHitPolicy.TRAILING_PAGES:
@@ -103,12 +126,17 @@ class FileBackend(HiCacheStorage):
                 whole = list(range(1, (has.index(False) if False in has else reach) + 1))
             if whole:
                 hits[transfer.name] = whole[-1]
-            stops = [stop for stop in stops if stop in set(whole)]  # type: ignore[assignment]
-        return PoolTransferResult(stops[-1] if stops else 0, hits, list(stops))
+            stops.intersection_update(whole)
+        return PoolTransferResult(max(stops, default=0), hits, sorted(stops))
 
-    def use(self, keys: Sequence[str]) -> None:
-        """Pages are used: the last ones to be dropped."""
-        self.files.use([_name(key, PoolName.KV) for key in keys])
+    def use(self, keys: Sequence[str], windows: Collection[int]) -> None:
+        """Pages of a path are used; see PageStore."""
+        names = []
+        for place, key in enumerate(keys):
+            names.append(_name(key, PoolName.KV))
+            if place in windows:
+                names.append(_name(key, PoolName.SWA))
+        self.files.use(names)
 
     # ---- pages by host index -------------------------------------------------
 
@@ -160,12 +188,13 @@ class FileBackend(HiCacheStorage):
             return []
         addresses, sizes = pool.get_page_buffer_meta(indices)
         parts = len(addresses) // len(keys)
-        results = []
         for number, key in enumerate(keys):
             own = slice(number * parts, (number + 1) * parts)
             buffers = [_memory(a, n) for a, n in zip(addresses[own], sizes[own], strict=True)]
-            results.append(bool(copy(_name(key, pool_name), buffers)))
-        return results
+            if not copy(_name(key, pool_name), buffers):
+                # what follows is of no use without it
+                return [True] * number + [False] * (len(keys) - number)
+        return [True] * len(keys)
 
     # ---- pages by value ------------------------------------------------------
 
@@ -228,7 +257,7 @@ def _bytes(value: Any) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(value).strip().lower())
     if match is None or match[2] == "i":
         raise StartupError(
-            f"--hicache-storage-backend-extra-config max_size {value!r} is not allowed; "
+            f"{_SETTINGS} max_size {value!r} is not allowed; "
             "use bytes, or a number with K, M, G, T or Ki, Mi, Gi, Ti"
         )
     return int(float(match[1]) * {**_UNITS, **_BINARY}[match[2]])

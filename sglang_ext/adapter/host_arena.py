@@ -14,6 +14,7 @@ import torch
 
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import Slots
+from sglang_ext.errors import StartupError
 
 _REGISTERED = "_sglang_cuda_host_registered_ranges"
 """Attribute in which the engine keeps what it has to unregister of a host tensor."""
@@ -39,9 +40,22 @@ class ArenaMemory:
         self.arena = Arena(shape)
         size = sum(shape.plane_bytes)
         self._bytes = common.HostTensorAllocator().allocate((size,), torch.uint8, "cpu")
-        self._pinned = pin
+        self._pinned: list[torch.Tensor] = []
         if pin:
-            common._cuda_host_register(self._bytes, sum(shape.extent_bytes))
+            most = max(1, common.envs.SGLANG_HICACHE_HOST_REGISTER_CHUNK_GB.get()) * 1024**3
+            self._pin(registrations(shape, most))
+
+    def _pin(self, spans: list[tuple[int, int]]) -> None:
+        from sglang.srt.mem_cache.pool_host.common import _cuda_host_register
+
+        try:
+            for start, stop in spans:
+                span = self._bytes[start:stop]
+                _cuda_host_register(span)
+                self._pinned.append(span)
+        except Exception:
+            self.close()
+            raise
 
     def plane(self, number: int, dims: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A contiguous tensor over the beginning of a plane."""
@@ -76,11 +90,42 @@ class ArenaMemory:
 
     def close(self) -> None:
         """Unregister the memory."""
-        if self._pinned:
-            from sglang.srt.mem_cache.pool_host.common import _cuda_host_unregister
+        from sglang.srt.mem_cache.pool_host.common import _cuda_host_unregister
 
-            _cuda_host_unregister(self._bytes)
-            self._pinned = False
+        while self._pinned:
+            _cuda_host_unregister(self._pinned.pop())
+
+
+def registrations(shape: ArenaShape, most_bytes: int) -> list[tuple[int, int]]:
+    """Spans of bytes in which the memory of an arena is registered: as few as possible, none
+    larger than ``most_bytes``, and none ends inside a page. Copies must not go across two.
+
+    Raises:
+        StartupError: an extent is larger than that.
+    """
+    if max(shape.extent_bytes) > most_bytes:
+        raise StartupError(
+            f"SGLANG_HICACHE_HOST_REGISTER_CHUNK_GB {most_bytes / 1024**3:g} is too little; "
+            f"at least {-(-max(shape.extent_bytes) // 1024**3)} is needed for this model"
+        )
+    # a page lies in one extent, and extents of a plane one behind the other
+    planes = shape.plane_bytes
+    total, start, spans = sum(planes), 0, []
+    while start < total:
+        stop = _last_end(shape, min(start + most_bytes, total))
+        spans.append((start, stop))
+        start = stop
+    return spans
+
+
+def _last_end(shape: ArenaShape, limit: int) -> int:
+    """The last end of an extent up to ``limit``, in any plane."""
+    before = 0
+    for plane, extent in zip(shape.plane_bytes, shape.extent_bytes, strict=True):
+        if limit <= before + plane:
+            return before + (limit - before) // extent * extent
+        before += plane
+    return before
 
 
 class _Allocator:

@@ -6,7 +6,7 @@ where a backend has it, windows through ``_v2``.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
@@ -95,10 +95,10 @@ class EnginePageStore:
             results = [bool(self.backend.batch_set(names, pages))] * len(names)
         return _whole_pages(results, objects)
 
-    def use(self, keys: Sequence[Key]) -> None:
+    def use(self, keys: Sequence[Key], windows: Collection[int]) -> None:
         """See PageStore; only our own backend knows what that is."""
         if (use := getattr(self.backend, "use", None)) is not None:
-            use(_names(keys))
+            use(_names(keys), windows)
 
     def clear(self) -> None:
         """See PageStore."""

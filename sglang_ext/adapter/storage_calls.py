@@ -193,8 +193,10 @@ class StorageCalls:
         return True, "storage is detached"
 
     def clear_storage_backend(self) -> bool:
-        """Forget everything that is stored."""
-        done = self.storage is not None and self.storage.clear()
+        """Forget everything that is stored; whether all of it has gone, on every rank."""
+        if self.storage is None or self.cache_controller is None:
+            return True
+        done = self.cache_controller.all_ranks(self.storage.clear())
         if not done:
-            logger.warning("sglang-ext: the storage was not cleared")
+            logger.warning("sglang-ext: the storage was not cleared, or not all of it")
         return done

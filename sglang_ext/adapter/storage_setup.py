@@ -104,6 +104,8 @@ class StorageSetup:
         config = storage_config(shared_name, extra, anchor, self._metrics)
         try:
             backend = create_backend(name, config, pools, own)
+        except StartupError:
+            raise  # it names the setting
         except Exception as error:
             raise StartupError(
                 f"--hicache-storage-backend {name} did not start: {error!r}"

@@ -120,7 +120,9 @@ class Persists(Loads):
             op=self._next_persist,
             full=self._objects(table.host, full, keys),
             window=self._objects(table.swa_host, window, keys),
-            above=keys[: first * self.geometry.slots_per_page],
+            keys=keys,
+            first=first * self.geometry.slots_per_page,
+            windows=frozenset(self._places(self._windows_in_use(above, stops, window))),
             path=self._note(above),
             full_rows=self._note(full),
             window_rows=self._note(window),
@@ -137,10 +139,30 @@ class Persists(Loads):
         self.persists[persist.op] = persist
         return persist
 
+    def _windows_in_use(self, path: Rows, stops: tuple[int, ...], window: Rows) -> Rows:
+        """Pages of windows that storage is to keep as long as their path: those that are worth
+        keeping on the host, too, and the last one. Each is used as a whole, whoever wrote a
+        part of it.
+
+        Args:
+            stops: ends of the windows that the host has.
+            window: pages that are written now.
+        """
+        table = self.table
+        worth = (*(np.flatnonzero(table.resume[path]) + 1).tolist(), *stops[-1:])
+        pages = self._in_windows(path, worth)
+        return np.union1d(pages[table.window_stored[pages] > 0], window)
+
     def _objects(self, column: SlotColumn, rows: Rows, keys: list[bytes]) -> Objects:
+        return Objects([keys[place] for place in self._places(rows)], column.slots[rows])
+
+    def _places(self, rows: Rows) -> list[int]:
+        """Places of their keys among those of their path."""
         per_page = self.geometry.slots_per_page
-        places = (self.table.depth[rows, None] * per_page + np.arange(per_page)).reshape(-1)
-        return Objects([keys[place] for place in places.tolist()], column.slots[rows])
+        places: list[int] = (
+            (self.table.depth[rows, None] * per_page + np.arange(per_page)).reshape(-1).tolist()
+        )
+        return places
 
     def _note(self, rows: Rows) -> Held:
         return Held(rows, self.table.generation[rows])

@@ -4,6 +4,7 @@ Nothing of a prefetch is in the table before it is whole up to a resume point, s
 hold on the prefix that it continues: if that has gone meanwhile, so has the prefetch.
 """
 
+import bisect
 from collections.abc import Hashable
 
 import numpy as np
@@ -60,6 +61,7 @@ class Prefetches(Persists):
             known=len(rows),
             resume=resume,
             first=first,
+            above=known[: first * per_page],
             keys=keys,
             limit=limit,
         )
@@ -81,8 +83,8 @@ class Prefetches(Persists):
         """
         assert self.storage is not None
         least = prefetch.resume + self.storage.threshold_pages
-        possible = [stop for stop in found if least <= stop <= min(bound, prefetch.limit)]
-        return possible[-1] if possible else 0
+        number = bisect.bisect_right(found, min(bound, prefetch.limit))
+        return found[number - 1] if number and found[number - 1] >= least else 0
 
     def stops_up_to(self, prefetch: Prefetch, found: list[int], target: int) -> tuple[int, ...]:
         """Resume points to bring along, ascending; the last one is ``target``."""

@@ -80,17 +80,27 @@ class Persist:
 
     Attributes:
         op: number of the operation; they end in this order.
-        above: keys of the pages in front of the first one; the last of them must be in storage.
+        keys: of all pages from the first one of the prompt on.
+        first: so many keys are in front of the first page to write.
+        windows: places in ``keys`` of the window pages to write, and of those that are used
+            with the path.
         path: all pages from the first one of the prompt on.
     """
 
     op: int
     full: Objects
     window: Objects
-    above: list[Key]
+    keys: list[Key]
+    first: int
+    windows: frozenset[int]
     path: Held
     full_rows: Held
     window_rows: Held
+
+    @property
+    def before(self) -> Key | None:
+        """Key of the page in front of the first one, which must be in storage; None: none is."""
+        return self.keys[self.first - 1] if self.first else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +123,7 @@ class Prefetch:
         known: pages ``[0, known)`` of the prompt were in the table.
         resume: the prompt could be resumed here without storage.
         first: keys begin with this page.
+        above: keys of the device pages of pages ``[0, first)``.
         keys: of the device pages of pages ``[first, limit)``.
         limit: there is no host room for pages beyond.
         stops: resume points that are read, ascending.
@@ -128,6 +139,7 @@ class Prefetch:
     known: int
     resume: int
     first: int
+    above: list[Key]
     keys: list[Key]
     limit: int
     stops: tuple[int, ...] = ()
@@ -135,6 +147,10 @@ class Prefetch:
     published: int = 0
     cancelled: bool = False
     failed_here: bool = False
+
+    def keys_up_to(self, stop: int, per_page: int) -> list[Key]:
+        """Keys of the device pages of pages ``[0, stop)``, ``per_page`` for each."""
+        return self.above + self.keys[: (stop - self.first) * per_page]
 
     @property
     def end(self) -> int:

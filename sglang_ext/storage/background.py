@@ -113,11 +113,17 @@ class BackgroundStorage:
         self._reports.put(lambda ledger: ledger.found(prefetch.op, stops))
 
     def _read(self, prefetch: Prefetch) -> None:
+        stop = 0
         for number, stage in enumerate(prefetch.stages):
             if not self._read_stage(prefetch, stage):
                 break
+            stop = prefetch.stops[number]
             self._reports.put(partial(_tell_read, prefetch.op, number + 1))
         self._reports.put(lambda ledger: ledger.over(prefetch.op))
+        if stop:
+            keys = prefetch.keys_up_to(stop, self._per_page)
+            begin = max(0, stop - self._window_pages) * self._per_page
+            self._guard(lambda: self._store.use(keys, range(begin, len(keys))), None)
 
     def _read_stage(self, prefetch: Prefetch, stage: Stage) -> bool:
         for component, objects in ((FULL, stage.full), (WINDOW, stage.window)):
@@ -131,9 +137,11 @@ class BackgroundStorage:
 
     def _write(self, persist: Persist) -> None:
         stored = 0
-        if not persist.above or self._guard(lambda: self._store.has(persist.above[-1]), False):
+        before = persist.before
+        if before is None or self._guard(lambda: self._store.has(before), False):
+            # first: what is in front of a page must not give way to it
+            self._guard(lambda: self._store.use(persist.keys, persist.windows), None)
             stored = self._write_all(persist)
-            self._guard(lambda: self._store.use(persist.above), None)
         self._reports.put(lambda ledger: ledger.persisted(persist.op, stored))
 
     def _write_all(self, persist: Persist) -> int:

@@ -4,7 +4,7 @@ Keys name contents (see ``core.storage_keys``), so to write a page that is there
 changes nothing, and a page that cannot be read whole is a page that is not there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from sglang_ext.core.storage_keys import Key
@@ -43,8 +43,16 @@ class PageStore(Protocol):
         stored."""
         ...
 
-    def use(self, keys: Sequence[Key]) -> None:
-        """Full-attention pages that others were written after: the last ones to be dropped."""
+    def use(self, keys: Sequence[Key], windows: Collection[int]) -> None:
+        """A prompt's pages were read, or are written next as far as they are not there.
+
+        What is dropped is the least recently used, and of pages that are used together the
+        last ones first: a page without those in front of it is of no use.
+
+        Args:
+            keys: of its full-attention pages, from the first one on.
+            windows: which of them are used with their sliding-window page.
+        """
         ...
 
     def clear(self) -> None:

@@ -215,7 +215,7 @@ class SimStorage:
 
     def _persist(self, persist: Persist) -> int:
         """Pages stored from the first one on."""
-        if persist.above and (0, persist.above[-1]) not in self.store.pages:
+        if persist.before and (0, persist.before) not in self.store.pages:
             self.seen.add("persist after a page that is gone")
             return 0
         stored = 0

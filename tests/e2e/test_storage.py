@@ -4,11 +4,15 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import time
+import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from launch.bench import metric
 from launch.server import OURS, Server
@@ -219,6 +223,18 @@ def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None: 
         server.post("/hicache/storage-backend/clear", {})
         flush(server)
         assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0, "storage": 0}
+        place = next(tmp_path.glob("*/0-of-1/ff"))
+        shutil.rmtree(place)
+        place.write_text("in the way")
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            server.post("/hicache/storage-backend/clear", {})
+        place.unlink()
+        server.post("/hicache/storage-backend/clear", {})
+        shutil.rmtree(tmp_path)
+        generate(server, prompt(3), 8)
+        flush(server)
+        assert cached(generate(server, prompt(3), 8))["storage"] > 0, "it has not healed"
+        generate(server, prompt(1), 8)
         wait_until_idle(server)
         server.post("/hicache/storage-backend", {}, method="DELETE")
         flush(server)
@@ -228,6 +244,23 @@ def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None: 
         flush(server)
         assert cached(generate(server, prompt(1), 8))["storage"] > 0
         assert_idle_and_alive(server)
+
+
+def test_a_prompt_that_gives_way_keeps_its_beginning(serve, tmp_path: Path) -> None:  # noqa: ANN001
+    """A bound that a long prompt and a short one do not fit into together."""
+    long, short = prompt(1, 1600), prompt(2, 400)
+    checkpoints = {"SGLANG_EXT_CHECKPOINT_TOKENS": "256"}
+    options = [*stored_in(tmp_path, max_size="1000K"), "--page-size", str(PAGE)]
+    with serve(128, *options, tokens=8192, **checkpoints) as server:
+        first = generate(server, long, 8)
+        flush(server)
+        generate(server, short, 8)
+        flush(server)
+        again = generate(server, long, 8)
+        assert again["output_ids"] == first["output_ids"]
+        assert cached(again)["storage"] >= 800
+        assert_idle_and_alive(server)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 1000_000
 
 
 def attach(server: Server, directory: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ext.storage.file_eviction import TEMPORARY, Eviction
+from sglang_ext.storage.file_eviction import Eviction
+from sglang_ext.storage.page_directories import TEMPORARY, Share
 from sglang_ext.storage.page_files import PageFiles
 
 SIZE = 3000
@@ -27,7 +28,7 @@ def content(number: int, size: int = SIZE) -> bytes:
 
 def files(root: Path, most: int | None = None, identity: bytes = b"me") -> PageFiles:
     """A directory of pages."""
-    return PageFiles(root, identity, Eviction(most))
+    return PageFiles(root / "model" / "0-of-1", identity, Eviction(Share(root), most))
 
 
 def put(pages: PageFiles, number: int, size: int = SIZE) -> bool:

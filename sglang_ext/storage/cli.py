@@ -1,0 +1,113 @@
+"""``python -m sglang_ext storage``: what lies in a directory of pages, and how to get rid of it.
+
+It may run beside servers: a page that is removed is computed again, a directory made again.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sglang_ext.storage.page_directories import page_files, rank_directories, remove_if_empty
+
+_UNITS = {"h": 3600.0, "d": 86400.0}
+
+
+@dataclasses.dataclass(slots=True)
+class _Model:
+    """What a model and layout has left: files, bytes, when the last one was used."""
+
+    files: int = 0
+    size: int = 0
+    used: float = 0.0
+
+    def add(self, stat: os.stat_result) -> None:
+        self.files += 1
+        self.size += stat.st_size
+        self.used = max(self.used, stat.st_mtime)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tool; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sglang_ext storage", description=__doc__.partition("\n\n")[2]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    what = {
+        "ls": "list models and layouts, the most recently used first",
+        "gc": "remove what was not used for a while, and directories without pages",
+    }
+    for name, text in what.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("directory", type=_directory, help="file_storage_path of the servers")
+    command.add_argument(
+        "--unused-for", type=_seconds, required=True, metavar="TIME", help="such as 12h or 7d"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    given = parser.parse_args(arguments)
+    if given.command == "ls":
+        return _list(given.directory)
+    return _collect(given.directory, given.unused_for, dry_run=given.dry_run)
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a directory")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} may not be read by this user")
+    return path
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours or days: 12h, 7d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _list(base: Path) -> int:
+    models: dict[str, _Model] = collections.defaultdict(_Model)
+    for directory in rank_directories(base):
+        model = models[directory.parent.name]
+        for _, stat in page_files([directory]):
+            model.add(stat)
+    now = time.time()
+    print(f"{'GB':>10} {'pages':>9} {'unused for':>10}  model and layout")
+    for name, model in sorted(models.items(), key=lambda entry: -entry[1].used):
+        unused = f"{(now - model.used) / 3600:.1f}h" if model.files else "-"
+        print(f"{model.size / 1e9:10.3f} {model.files:9} {unused:>10}  {name}")
+    size, files = (sum(getattr(m, what) for m in models.values()) for what in ("size", "files"))
+    print(f"{size / 1e9:10.3f} {files:9} {'':>10}  in all")
+    return 0
+
+
+def _collect(base: Path, unused_for_s: float, *, dry_run: bool) -> int:
+    before = time.time() - unused_for_s
+    gone, failed = _Model(), 0
+    for directory in rank_directories(base):
+        for path, stat in page_files([directory], temporary=True):
+            if stat.st_mtime >= before:
+                continue
+            try:
+                if not dry_run:
+                    path.unlink(missing_ok=True)
+                gone.add(stat)
+            except OSError as error:
+                failed += 1
+                if failed == 1:
+                    print(f"{path} was not removed: {error.strerror}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            if not dry_run and directory.stat().st_mtime < before:
+                remove_if_empty(directory)
+    verb = "would be removed" if dry_run else "removed"
+    print(f"{gone.files} pages, {gone.size / 1e9:.3f} GB {verb}")
+    if failed:
+        print(f"{failed} pages were not removed", file=sys.stderr)
+    return int(failed > 0)
