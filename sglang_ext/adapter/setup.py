@@ -62,8 +62,10 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         raise StartupError(problem)
     verify_hook()
 
+    from sglang_ext.adapter import weight_updates
     from sglang_ext.adapter.factory import build_tree_cache
 
+    weight_updates.install()
     return build_tree_cache(ctx)
 
 

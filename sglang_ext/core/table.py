@@ -5,7 +5,7 @@ for the row's life. That is why a lock, a transfer or a request may keep row
 numbers across any number of inserts.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,7 @@ class PageTable:
         resume: (rows,) bool, the window that ends with this page is worth keeping.
         stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
         keys: (rows, slots_per_page, 32) uint8, keys in storage, where ``keyed``.
+        seed: what the keys of a namespace begin with.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
     """
@@ -86,6 +87,7 @@ class PageTable:
         self.window_stored = resident_zeros(capacity, np.int8)
         self.keyed = resident_zeros(capacity, np.bool_)
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
+        self.seed: Callable[[Hashable], Key] = namespace_seed
         self._last_request = resident_zeros(capacity, np.int64)
         slots = geometry.slots_per_page
         self.device = self.column_type(capacity, slots)
@@ -192,7 +194,7 @@ class PageTable:
         known = int(np.count_nonzero(self.keyed[path]))
         if known < len(path):
             # a page has its key only if the one before it has: rows[known:] have none
-            before = namespace_seed(self.namespace(path))
+            before = self.seed(self.namespace(path))
             if known:
                 before = self.keys[path[known - 1], -1].tobytes()
             per_page = self.geometry.slots_per_page
