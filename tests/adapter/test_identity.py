@@ -1,4 +1,4 @@
-"""Whose KV it is: everything that changes what is computed changes the identity, and nothing else."""
+"""Whose KV it is: what changes what is computed changes the identity, and nothing else does."""
 
 import json
 import os
@@ -408,11 +408,11 @@ class Ranks:
         number = len(own)
         own.append(list(values))
         if number >= len(other):
-            raise _Waits
+            raise _WaitsError
         return [min(pair) for pair in zip(values, other[number], strict=True)]
 
 
-class _Waits(Exception):
+class _WaitsError(Exception):
     """The other rank has not asked yet."""
 
 
@@ -429,7 +429,7 @@ def agreed(roots: Sequence[Path | None]) -> list[bytes]:
                 patch.setattr(os, "urandom", lambda _, it=drawn[ranks.rank]: next(it))
                 try:
                     found.append(one.digest())
-                except _Waits:
+                except _WaitsError:
                     continue
         if len(found) == 2:
             return found
