@@ -1,13 +1,15 @@
 """Weights and adapters that change, with a storage that outlives them, on real servers."""
 
 import base64
+import json
+import shutil
 import urllib.error
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from launch import weights_under_load
 from launch.server import Server
@@ -128,3 +130,57 @@ def test_weights_that_change_under_load(
     assert sum(reply.from_storage for reply in outcome.replies) > 0
     assert outcome.afterwards == expected[0]
     assert outcome.afterwards_from_storage > 0
+
+
+# ---- adapters ----------------------------------------------------------------
+
+
+def write_adapter(root: Path, seed: int) -> Path:
+    """A LoRA adapter of the attention of the tiny model."""
+    root.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    widths = {"q_proj": (64, 64), "k_proj": (64, 32), "v_proj": (64, 32), "o_proj": (64, 64)}
+    tensors = {}
+    for layer in range(4):
+        for name, (narrow, wide) in widths.items():
+            path = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            for part, shape in (("A", (8, narrow)), ("B", (wide, 8))):
+                values = torch.randn(shape, generator=generator) / 8
+                tensors[f"{path}.lora_{part}.weight"] = values
+    save_file(tensors, root / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": sorted(widths)}
+    (root / "adapter_config.json").write_text(json.dumps(config))
+    return root
+
+
+def ask_adapter(server: Server, name: str | None) -> tuple[list[int], int]:
+    """(answer, tokens from storage) of the first prompt."""
+    fields = {"lora_path": name} if name else {}
+    result = generate(server, ASKED[0], weights_under_load.ANSWER, **fields)
+    return result["output_ids"], cached(result)["storage"]
+
+
+def test_adapters_in_storage_go_by_their_contents(serve, tmp_path: Path) -> None:  # noqa: ANN001
+    """An adapter is replaced under its name and path; then the old one is loaded under another
+    name while the server runs."""
+    one, two = write_adapter(tmp_path / "one", 1), write_adapter(tmp_path / "two", 2)
+    place = tmp_path / "place"
+    lora = ("--lora-backend", "torch_native", "--disable-overlap-schedule", *PAGE)
+    both = ("--lora-paths", f"one={one}", f"two={two}")
+    with serve(128, "--disable-radix-cache", *lora, *both, tokens=16384) as server:
+        base, first, second = (ask_adapter(server, name)[0] for name in (None, "one", "two"))
+    assert len({tuple(answer) for answer in (base, first, second)}) == 3
+    options = [*stored_in(tmp_path / "pages"), *lora, "--lora-paths", f"a={place}"]
+    shutil.copytree(one, place)
+    with serve(128, *options, tokens=8192) as server:
+        assert ask_adapter(server, "a") == (first, 0)
+        assert ask_adapter(server, None) == (base, 0)
+        assert_idle_and_alive(server)
+        stop_gracefully(server)
+    write_adapter(place, 2)
+    with serve(128, *options, tokens=8192) as server:
+        assert ask_adapter(server, "a") == (second, 0)
+        assert ask_adapter(server, None) == (base, 800)
+        server.post("/load_lora_adapter", {"lora_name": "b", "lora_path": str(one)})
+        assert ask_adapter(server, "b") == (first, 800)
+        assert_idle_and_alive(server)
