@@ -399,8 +399,10 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def release_host_resources(self) -> None:
         """At shutdown: end transfers, unpin host memory."""
         if self.cache_controller is not None:
-            self.cache_controller.save_everything()
+            if self._opened is None or self._opened.remove is None:
+                self.cache_controller.save_everything()
             self.cache_controller.close()
+            self.remove_nobodys(self._opened)
         if self._host_group is not None:
             self._host_group.destroy()
         if self._host_memory is not None:

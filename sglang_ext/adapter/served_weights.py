@@ -49,6 +49,7 @@ class ServedWeights:
     Attributes:
         configuration: digest of the model's configuration at start; updates leave it.
         architecture: what the model is called.
+        is_nobodys: whether ``digest`` was drawn at random.
 
     Args:
         root: checkpoint that was loaded at start, None if it is not on this machine.
@@ -59,6 +60,7 @@ class ServedWeights:
         self._smallest = smallest
         self._source = Source.at(root)
         self._digest: bytes | None = None
+        self.is_nobodys = False
         self.configuration, self.architecture = b"", "model"
         self._tensors: frozenset[str] | None = None
         if self._source is not None:
@@ -76,7 +78,8 @@ class ServedWeights:
             words = _words(own or bytes(_BYTES))
             agreed = self._smallest([int(own is not None), *words, *(-word for word in words)])
             low, high = agreed[1 : 1 + len(words)], [-word for word in agreed[1 + len(words) :]]
-            if not agreed[0] or low != high:
+            self.is_nobodys = not agreed[0] or low != high
+            if self.is_nobodys:
                 # a word of each rank's choice is as good as one of a single rank's
                 low = self._smallest(_words(os.urandom(_BYTES)))
             self._digest = b"".join(word.to_bytes(_WORD, "little") for word in low)

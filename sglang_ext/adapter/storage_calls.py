@@ -11,7 +11,7 @@ from sglang_ext.config import BACKEND
 from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from sglang_ext.adapter.controller import HostTierController
     from sglang_ext.adapter.metrics import IndexMetrics
@@ -25,12 +25,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Opened:
-    """How the storage was opened, and whose pages it has."""
+    """How the storage was opened, and whose pages it has.
+
+    Attributes:
+        remove: removes them, if nobody else can ever look for them.
+    """
 
     name: str
     settings: str | None
     model_name: str | None
     identity: bytes
+    remove: "Callable[[], None] | None"
 
 
 class StorageCalls:
@@ -179,7 +184,9 @@ class StorageCalls:
         own = self.storage_setup.identity()
         self.storage, backend = self.storage_setup.open(name, settings, policy, own)
         self.cache_controller.attach_storage(self.storage, name, backend)
-        self._opened = _Opened(name, settings, model_name, own)
+        nobodys = self.storage_setup.weights.is_nobodys
+        remove = getattr(backend, "remove", None) if nobodys and name == "file" else None
+        self._opened = _Opened(name, settings, model_name, own, remove)
         if self._weights_change or self._is_stale:
             self.storage.suspend()
         self.enable_storage = True
@@ -227,11 +234,18 @@ class StorageCalls:
             return
         opened, policy = self._opened, self.storage.patience.policy
         self.detach_storage_backend()
+        self.remove_nobodys(opened)
         done, problem = self.attach_storage_backend(
             opened.name, opened.settings, opened.model_name, policy
         )
         if not done:
             logger.warning("sglang-ext: no storage for the new weights: %s", problem)
+
+    def remove_nobodys(self, opened: "_Opened | None") -> None:
+        """Weights that come from a trainer change a thousand times: pages that nobody can find
+        any more must not pile up."""
+        if opened is not None and opened.remove is not None:
+            opened.remove()
 
     def count_files(self) -> None:
         """Export what happens to files, if storage is a directory of them."""

@@ -118,6 +118,9 @@ def part_of_session(original: "Call", updater: "Updater", request: Any) -> Any:
     """What a session writes."""
     if updater._session is None:
         return original(updater, request)  # is refused
+    cache = cache_of(updater)
+    if cache.cache_controller is not None:
+        _settle(cache)  # requests may have run since it began
     with _flushed_alike(updater, request) as result:
         answer = original(updater, request)
         result.set(answer.success, True)

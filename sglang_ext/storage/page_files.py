@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import shutil
 import struct
 import time
 from collections.abc import Sequence
@@ -155,6 +156,13 @@ class PageFiles:
                     path.unlink(missing_ok=True)
         self._used.clear()
         self._eviction.start(self._root)
+
+    def remove(self) -> None:
+        """Remove the directory with all that is in it; the one above it as well, if it is empty
+        then."""
+        shutil.rmtree(self._root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._root.parent.rmdir()
 
     def _write_whole(self, path: Path, buffers: list[Buffer], size: int) -> None:
         with path.open("xb", buffering=0) as file:

@@ -36,6 +36,7 @@ class Setup:
 
     def __init__(self, index: Any, root: Path) -> None:
         self.opened: list[bytes] = []
+        self.removed: list[bytes] = []
         self.weights = ServedWeights(root, same)
         self._index = index
 
@@ -45,7 +46,8 @@ class Setup:
     def open(self, name: str, extra: str | None, policy: str, own: bytes) -> Any:
         self.opened.append(own)
         patience = Patience(policy, 1.0, 1.0)
-        return StorageTier(self._index, Background(), LIMITS, patience), object()  # type: ignore[arg-type]
+        backend = SimpleNamespace(remove=lambda: self.removed.append(own))
+        return StorageTier(self._index, Background(), LIMITS, patience), backend  # type: ignore[arg-type]
 
 
 class Controller:
@@ -215,6 +217,17 @@ def test_weights_that_nobody_can_name_share_nothing(
     assert engine.cache.is_used
     first, second = engine.cache.opened
     assert second not in {first, *known}
+
+
+def test_pages_of_weights_that_nobody_can_name_do_not_pile_up(
+    engine: Engine, models: list[Path]
+) -> None:
+    """A trainer changes the weights a thousand times."""
+    for _ in range(3):
+        engine.session()
+    from_disk(engine, models[1])
+    setup = engine.cache.storage_setup
+    assert setup.removed == engine.cache.opened[1:4]  # type: ignore[union-attr,attr-defined]
 
 
 @pytest.mark.parametrize("hook", ["disk", "tensors"])
