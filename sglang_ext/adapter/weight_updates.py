@@ -55,6 +55,10 @@ def install() -> None:
         (_LOADER, note_load, HookType.BEFORE),
     ]
     for target, function, kind in hooks:
+        if any(known is function for _, known, _ in HookRegistry._hooks[target]):
+            continue
+        if target in HookRegistry._patched:  # the registry would leave ours out without a word
+            raise StartupError(f"{target} has been hooked by another plugin already")
         HookRegistry.register(target, function, kind)
     HookRegistry.apply_hooks()
     for target, _, _ in hooks:
