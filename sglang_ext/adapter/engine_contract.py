@@ -94,6 +94,26 @@ SIGNATURES: dict[str, str] = {
         "self index data_page"
     ),
     "sglang.srt.managers.scheduler.Scheduler.clear_hicache_storage_wrapped": "self recv_req",
+    # what changes weights, and what is asked of the options; see weight_updates and identity
+    **{
+        "sglang.srt.managers.scheduler_components.weight_updater."
+        f"SchedulerWeightUpdaterManager.{name}": "self recv_req"
+        for name in (
+            "update_weights_from_disk",
+            "update_weights_from_ipc",
+            "update_weights_from_tensor",
+            "update_weights_from_distributed",
+            "begin_weight_update",
+            "end_weight_update",
+            "check_weights",
+        )
+    },
+    "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
+    "_assert_weight_cache_inactive": "self op",
+    "sglang.srt.model_loader.loader.DefaultModelLoader.restore_weights_before_loading": (
+        "model target_device"
+    ),
+    "sglang.srt.runtime_context.RuntimeContext.config_leaf": "self name",
     "sglang.srt.managers.tp_worker.TpModelWorker.register_hicache_layer_transfer_counter": (
         "self counter"
     ),

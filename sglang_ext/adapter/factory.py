@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from sglang_ext.adapter import checkpoint
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
@@ -16,9 +17,11 @@ from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
 from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
+from sglang_ext.adapter.stored_names import StoredNames
 from sglang_ext.adapter.window_only import (
     ROWS_PER_WINDOW_PAGE,
     WindowOnlyCache,
@@ -170,7 +173,10 @@ def _attach_host_tier(
     kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
     ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     metrics = ctx.params.enable_metrics
-    cache.storage_setup = StorageSetup(index, kv_pool, group, memory, metrics=metrics)
+    weights = _served_weights(ctx)
+    cache.storage_setup = StorageSetup(index, kv_pool, group, memory, weights, metrics=metrics)
+    if (manager := ctx.tp_worker.model_runner.lora_manager) is not None:
+        index.name_namespaces(StoredNames(manager.loras).seed)
     options = get_memory()
     if options.hicache_storage_backend is not None:
         cache.open_storage(
@@ -179,6 +185,20 @@ def _attach_host_tier(
             options.hicache_storage_prefetch_policy,
             get_serving().served_model_name,
         )
+
+
+def _served_weights(ctx: "TreeCacheBuildContext") -> ServedWeights:
+    from sglang.srt.runtime_context import get_model
+
+    model = get_model()
+    root = None
+    if not is_elsewhere(model.load_format, model.weight_cache_mode):
+        root = checkpoint.find(model.model_path, model.revision, model.download_dir)
+    return ServedWeights(root, RankAgreement(_groups(ctx)).minimum)
+
+
+def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:
+    return ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group
 
 
 def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
@@ -242,12 +262,11 @@ def _controller(
     else:
         raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")
     counter = LayerDoneCounter(len(layers))
-    groups = (ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group)
     return HostTierController(
         index,
         engine,
         counter,
-        RankAgreement(groups),
+        RankAgreement(_groups(ctx)),
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
 

@@ -233,6 +233,10 @@ class FileBackend(HiCacheStorage):
         """See HiCacheStorage."""
         self.files.clear()
 
+    def remove(self) -> None:
+        """Leave nothing behind: nobody will look for these pages again."""
+        self.files.remove()
+
     def events(self) -> dict[str, int]:
         """What has happened to files, counted."""
         return {**dataclasses.asdict(self.files.counters), "removed": self.files.removed}

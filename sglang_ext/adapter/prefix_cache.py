@@ -81,6 +81,9 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
             engine must keep, and count in its budgets.
         cache_controller: None without a host tier.
         ongoing_write_through, ongoing_load_back: transfers in flight.
+
+    Attributes of ours:
+        resets: how often everything was dropped.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._root = root = Prefix(np.empty(0, dtype=np.int64), 0)
         self._nothing = MatchResult(0, root, root, root)
         self._checked: tuple[int, ...] | None = None
+        self.resets = 0
         # the host tier, see attach_host_tier
         self.cache_controller: HostTierController | None = None  # type: ignore[assignment]
         self.full_kv_pool_host: Any = None
@@ -406,12 +410,28 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._device_pool.reset()
         self.index.reset()
         self._locks.clear()
+        self.resets += 1
+        self.follow_weights()
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether anything is copied, looked for, read or written; the same on every rank."""
+        index = self.index
+        storage = index.lookups or index.prefetches or index.persists
+        return bool(self.ongoing_write_through or self.ongoing_load_back or storage)
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no page is in any tier but storage, no request runs, nothing is in flight."""
+        return not (self.index.table.n_rows or self._locks or self.in_flight)
 
     def release_host_resources(self) -> None:
         """At shutdown: end transfers, unpin host memory."""
         if self.cache_controller is not None:
-            self.cache_controller.save_everything()
+            if self._opened is None or self._opened.remove is None:
+                self.cache_controller.save_everything()
             self.cache_controller.close()
+            self.remove_nobodys(self._opened)
         if self._host_group is not None:
             self._host_group.destroy()
         if self._host_memory is not None:

@@ -62,10 +62,11 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         raise StartupError(problem)
     verify_hook()
 
-    from sglang_ext.adapter import clear_answer
+    from sglang_ext.adapter import clear_answer, weight_updates
     from sglang_ext.adapter.factory import build_tree_cache
 
     clear_answer.install()
+    weight_updates.install()
     return build_tree_cache(ctx)
 
 

@@ -1,5 +1,6 @@
 """What the engine calls of a tree cache with a storage tier."""
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,31 @@ from sglang_ext.config import BACKEND
 from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from sglang_ext.adapter.controller import HostTierController
     from sglang_ext.adapter.metrics import IndexMetrics
+    from sglang_ext.adapter.served_weights import Source
     from sglang_ext.adapter.storage_setup import StorageSetup
     from sglang_ext.core.digest import Pages
     from sglang_ext.core.index import CacheIndex
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    """How the storage was opened, and whose pages it has.
+
+    Attributes:
+        remove: removes them, if nobody else can ever look for them.
+    """
+
+    name: str
+    settings: str | None
+    model_name: str | None
+    identity: bytes
+    remove: "Callable[[], None] | None"
 
 
 class StorageCalls:
@@ -37,9 +54,14 @@ class StorageCalls:
     cache_controller: "HostTierController | None"
     storage: StorageTier | None = None
     storage_setup: "StorageSetup | None" = None
+    _opened: "_Opened | None" = None
+    _weights_change = _is_stale = False
     metrics: "IndexMetrics | None"
 
     if TYPE_CHECKING:
+
+        @property
+        def holds_nothing(self) -> bool: ...
 
         def _pages(self, token_ids: Any, length: int) -> "Pages": ...
 
@@ -159,8 +181,14 @@ class StorageCalls:
         """
         assert self.storage_setup is not None
         assert self.cache_controller is not None
-        self.storage, backend = self.storage_setup.open(name, settings, policy, model_name)
+        own = self.storage_setup.identity()
+        self.storage, backend = self.storage_setup.open(name, settings, policy, own)
         self.cache_controller.attach_storage(self.storage, name, backend)
+        nobodys = self.storage_setup.weights.is_nobodys
+        remove = getattr(backend, "remove", None) if nobodys and name == "file" else None
+        self._opened = _Opened(name, settings, model_name, own, remove)
+        if self._weights_change or self._is_stale:
+            self.storage.suspend()
         self.enable_storage = True
         self.export_storage()
 
@@ -178,6 +206,61 @@ class StorageCalls:
         else:
             assert self.storage_setup is not None
             metrics.storage.attach(self.storage_setup.labels, self.storage_setup.take_stats)
+
+    # ---- weights -------------------------------------------------------------
+
+    def weights_change(self) -> None:
+        """The weights are about to change: from now on nothing is stored and nothing is looked
+        for, until ``weights_have_changed``. On every rank in the same step."""
+        self._weights_change = True
+        if self.storage is not None:
+            self.storage.suspend()
+
+    def weights_have_changed(self, source: "Source | None") -> None:
+        """The weights are others now. Pages of the old ones may be left, if the engine was not
+        asked to flush or could not: they never get into storage. On every rank in the same step.
+
+        Args:
+            source: see ``ServedWeights.changed``.
+        """
+        assert self.storage_setup is not None
+        self.storage_setup.weights.changed(source)
+        self._is_stale = True
+        self.weights_are_as_they_were()
+
+    def weights_are_as_they_were(self) -> None:
+        """What was about to change them did not."""
+        self._weights_change = False
+        self.follow_weights()
+
+    def follow_weights(self) -> None:
+        """Storage goes on, under the name of the weights that there are now, as soon as
+        nothing is left of others. On every rank in the same step."""
+        if self.holds_nothing:
+            self._is_stale = False
+        if self._weights_change or self._is_stale:
+            return
+        if self.storage is None or not self.storage.is_suspended:
+            return
+        assert self.storage_setup is not None
+        assert self._opened is not None
+        if self.storage_setup.identity() == self._opened.identity:
+            self.storage.resume()
+            return
+        opened, policy = self._opened, self.storage.patience.policy
+        self.detach_storage_backend()
+        self.remove_nobodys(opened)
+        done, problem = self.attach_storage_backend(
+            opened.name, opened.settings, opened.model_name, policy
+        )
+        if not done:
+            logger.warning("sglang-ext: no storage for the new weights: %s", problem)
+
+    def remove_nobodys(self, opened: "_Opened | None") -> None:
+        """Weights that come from a trainer change a thousand times: pages that nobody can find
+        any more must not pile up."""
+        if opened is not None and opened.remove is not None:
+            opened.remove()
 
     def detach_storage_backend(self) -> tuple[bool, str]:
         """Detach the storage backend; nothing is in flight. (done, message)"""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_pools import layers_by_component, page_bytes
-from sglang_ext.adapter.identity import identity
+from sglang_ext.adapter.identity import identity, settings
+from sglang_ext.adapter.served_weights import ServedWeights
 from sglang_ext.adapter.storage_backend import (
     EnginePageStore,
     create_backend,
@@ -37,6 +38,9 @@ _SETTINGS = "--hicache-storage-backend-extra-config"
 class StorageSetup:
     """What a storage backend needs of this rank.
 
+    Attributes:
+        weights: those that the server computes with now.
+
     Args:
         metrics: whether the engine exports metrics.
 
@@ -52,9 +56,14 @@ class StorageSetup:
         kv_pool: "SWAKVPool",
         group: "HostPoolGroup",
         memory: "ArenaMemory",
+        weights: ServedWeights,
         *,
         metrics: bool,
     ) -> None:
+        from sglang.srt.runtime_context import get_context
+
+        self.weights = weights
+        self._options = settings(get_context().config_leaf)
         self._index = index
         self._kv_pool = kv_pool
         self._group = group
@@ -65,14 +74,14 @@ class StorageSetup:
         self.take_stats: Callable[[], StorageMetrics | None] = lambda: None
 
     def open(
-        self, name: str, settings: str | None, policy: str, model_name: str | None
+        self, name: str, extra_config: str | None, policy: str, own: bytes
     ) -> tuple[StorageTier, "HiCacheStorage"]:
         """Open a backend by the engine's name.
 
         Args:
-            settings: JSON, or @ and a file, as the engine takes it.
+            extra_config: JSON, or @ and a file, as the engine takes it.
             policy: how long requests wait, see Patience.
-            model_name: as the server calls its model.
+            own: see ``identity``.
 
         Raises:
             StartupError: a setting is wrong, or the backend did not start.
@@ -87,20 +96,23 @@ class StorageSetup:
                 "supported"
             )
         try:
-            parsed = HybridCacheController.parse_storage_backend_extra_config(settings)
+            parsed = HybridCacheController.parse_storage_backend_extra_config(extra_config)
         except (ValueError, OSError, AttributeError) as error:
-            raise StartupError(f"{_SETTINGS} {settings!r} is not allowed: {error}") from error
+            raise StartupError(f"{_SETTINGS} {extra_config!r} is not allowed: {error}") from error
         extra, threshold, base_s, per_1024_tokens_s, pass_prefix_keys = parsed
         if pass_prefix_keys:
             raise StartupError(
                 f"{_SETTINGS} hicache_storage_pass_prefix_keys true is not supported by "
                 f"--radix-cache-backend {BACKEND}; allowed: false"
             )
-        geometry, own = self._index.geometry, self._identity()
+        geometry = self._index.geometry
         pools = pools_for_storage(self._group, self._memory)
         anchor = self._group.entries[0].host_pool
-        # other backends know a model by its name alone
-        shared_name = model_name if name == "file" else f"{model_name}-{own.hex()[:12]}"
+        # other backends know a model by its name alone. What the server is called does not count:
+        # others call the same weights otherwise, and an update leaves the name as it was
+        shared_name = self.weights.architecture
+        if name != "file":
+            shared_name += f"-{own.hex()[:16]}"
         config = storage_config(shared_name, extra, anchor, self._metrics)
         try:
             backend = create_backend(name, config, pools, own)
@@ -139,16 +151,17 @@ class StorageSetup:
         self.labels, self.take_stats = storage_labels(name), store.take_stats
         return store
 
-    def _identity(self) -> bytes:
-        from sglang.srt.runtime_context import get_model, get_parallel
+    def identity(self) -> bytes:
+        """Of the pages that are computed now. A collective after each change of weights."""
+        from sglang.srt.runtime_context import get_parallel
 
-        model, pool, geometry = get_model(), self._kv_pool, self._index.geometry
-        said = ("revision", "dtype", "quantization", "load_format", "json_model_override_args")
+        pool, geometry = self._kv_pool, self._index.geometry
         components = (pool.full_kv_pool, pool.swa_kv_pool)
         return identity(
-            model.model_path,
+            self.weights.configuration,
+            self.weights.digest(),
             {
-                "said": {name: str(getattr(model, name, None)) for name in said},
+                "options": self._options,
                 "kv": [str(component.dtype) for component in components],
                 "page_bytes": [page_bytes(component, geometry) for component in components],
                 "layers": [sorted(layers) for layers in layers_by_component(pool)],

@@ -66,6 +66,7 @@ class StorageTier:
     ) -> None:
         self.patience = patience
         self._index = index
+        self._limits = limits
         self._storage = storage
         self._ledger = StorageLedger(index)
         self._page_tokens = index.geometry.page_tokens
@@ -175,6 +176,20 @@ class StorageTier:
         self._storage.drain(_MOST_SECONDS_TO_DRAIN)
         self._storage.poll(self._ledger)
         self._ledger.reset()
+
+    def suspend(self) -> None:
+        """Let requests go on without storage; see ``CacheIndex.suspend_storage``."""
+        self._index.suspend_storage()
+        self._probe = None
+
+    def resume(self) -> None:
+        """Go on as before; the host's pages are what storage takes them for."""
+        self._index.attach_storage(self._limits)
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether nothing is looked for and nothing is written."""
+        return self._index.storage_is_suspended
 
     def clear(self) -> bool:
         """Forget everything that is stored."""

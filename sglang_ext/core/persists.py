@@ -27,6 +27,7 @@ class Persists(Loads):
     def attach_storage(self, limits: StorageLimits) -> None:
         """There is storage from now on; what the host has is written there."""
         self.storage = limits
+        self.storage_is_suspended = False
         self._storage_pause_ms, self._storage_paused_until = FIRST_PAUSE_MS, 0
         kept = self.checkpoints
         for end in np.flatnonzero(kept.ends & (kept.below == 1)).tolist():
@@ -37,6 +38,7 @@ class Persists(Loads):
         busy = len(self.persists) + len(self.lookups) + len(self.prefetches)
         assert busy == 0, f"{busy} storage operations are in flight"
         self.storage = None
+        self.storage_is_suspended = False
         self._to_persist.clear()
         self.forget_stored()
 
@@ -79,6 +81,8 @@ class Persists(Loads):
             tried: ends of paths that were begun before; this adds to them.
         """
         table = self.table
+        if self.storage_is_suspended:
+            return []
         worth = table.resume & worth_a_copy(table, self.policy.write)
         ends = np.flatnonzero(worth & (table.window_stored != STORED))
         begun: list[Transfer] = []

@@ -16,7 +16,7 @@ from sglang_ext.core.host_room import NEEDED_NOW
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.persists import Persists
 from sglang_ext.core.plan import Declined, DeclineReason, Hold
-from sglang_ext.core.storage_keys import chain, namespace_seed
+from sglang_ext.core.storage_keys import chain
 from sglang_ext.core.storage_plan import (
     LOOKUPS_A_STEP,
     PREFETCHES,
@@ -38,7 +38,7 @@ class Prefetches(Persists):
             pages: (n, page_tokens) of the prompt.
         """
         limits = self.storage
-        if limits is None:
+        if limits is None or self.storage_is_suspended:
             return None
         table, size = self.table, self.geometry.window_pages
         rows = table.lookup(pages, namespace)
@@ -52,7 +52,7 @@ class Prefetches(Persists):
         first = max(0, resume + 1 - size)
         per_page = self.geometry.slots_per_page
         known = table.storage_keys(rows)
-        before = known[-1] if known else namespace_seed(namespace)
+        before = known[-1] if known else table.seed(namespace)
         keys = known[first * per_page :] + chain(before, pages[len(rows) : limit], per_page)
         prefetch = Prefetch(
             op=self._next_prefetch,
@@ -94,6 +94,15 @@ class Prefetches(Persists):
             if prefetch.resume < stop <= stops[-1] - self.storage.stop_pages:
                 stops.append(stop)
         return tuple(reversed(stops))
+
+    def suspend_storage(self) -> None:
+        """Look for nothing and write nothing, until storage is attached again: what is in the
+        table is not what storage would take it for. Reads in flight are of no use any more;
+        what is being written ends."""
+        self.storage_is_suspended = True
+        self._to_persist.clear()
+        for op in (*self.lookups, *self.prefetches):
+            self.cancel_prefetch(op)
 
     # ---- begin ---------------------------------------------------------------
 

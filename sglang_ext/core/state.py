@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import deque
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from sglang_ext.core.paths import PathTable
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
 from sglang_ext.core.sampling import Sampling
+from sglang_ext.core.storage_keys import Key, namespace_seed
 from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
 from sglang_ext.core.table import NO_LESS, AgeLimits
 from sglang_ext.core.write_policy import WritePolicy
@@ -123,6 +125,7 @@ class IndexState:
     Attributes:
         table_type: CompiledTable, or its reference ``PathTable``.
         spare: what evictions from the device may free beyond what is asked for.
+        storage_is_suspended: see ``Prefetches.suspend_storage``.
     """
 
     table_type: type[PathTable] = CompiledTable
@@ -147,6 +150,8 @@ class IndexState:
         )
         self.counters = Counters()
         self.storage: StorageLimits | None = None
+        self.storage_is_suspended = False
+        self._seed: Callable[[Hashable], Key] = namespace_seed
         self._next_persist = self._next_prefetch = 0
         self._storage_pause_ms, self._storage_paused_until = FIRST_PAUSE_MS, 0
         self._capacity = capacity
@@ -161,6 +166,7 @@ class IndexState:
         No transfer may be in flight.
         """
         table = self.table_type(self.geometry, self._capacity, self._rank, self._limits)
+        table.seed = self._seed
         self.table = table
         self._device_victims = table.victims(table.device, table.age)
         self._swa_device_victims = table.victims(table.swa_device, table.swa_age)
@@ -304,9 +310,13 @@ class IndexState:
 
     # ---- storage -------------------------------------------------------------
 
+    def name_namespaces(self, seed: Callable[[Hashable], Key]) -> None:
+        """Let the keys of a namespace begin with something else; before there are any."""
+        self._seed = self.table.seed = seed
+
     def queue_persist(self, path: Rows) -> None:
         """Note a path that has new pages on the host."""
-        if self.storage is None or len(path) == 0:
+        if self.storage is None or self.storage_is_suspended or len(path) == 0:
             return
         if len(self._to_persist) == _MOST_WAITING:
             self._to_persist.popleft()

@@ -88,6 +88,7 @@ class PageTable:
         resume_if_room: (rows,) bool, it is worth a copy as long as that takes nothing away.
         stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
         keys: (rows, slots_per_page, 32) uint8, keys in storage, where ``keyed``.
+        seed: what the keys of a namespace begin with.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
         tick: logical clock; goes on for ever, ages count from a later start now and then.
@@ -119,6 +120,7 @@ class PageTable:
         self.window_stored = resident_zeros(capacity, np.int8)
         self.keyed = resident_zeros(capacity, np.bool_)
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
+        self.seed: Callable[[Hashable], Key] = namespace_seed
         self._last_request = resident_zeros(capacity, np.int64)
         slots = geometry.slots_per_page
         self.device = self.column_type(capacity, slots)
@@ -228,7 +230,7 @@ class PageTable:
         known = int(np.count_nonzero(self.keyed[path]))
         if known < len(path):
             # a page has its key only if the one before it has: rows[known:] have none
-            before = namespace_seed(self.namespace(path))
+            before = self.seed(self.namespace(path))
             if known:
                 before = self.keys[path[known - 1], -1].tobytes()
             per_page = self.geometry.slots_per_page

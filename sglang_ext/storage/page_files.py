@@ -216,6 +216,13 @@ class PageFiles:
         if problems:
             raise problems[0]
 
+    def remove(self) -> None:
+        """Remove the directory with all that is in it; the one above it as well, if it is empty
+        then."""
+        shutil.rmtree(self._root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._root.parent.rmdir()
+
     def _remove(self, name: str) -> None:
         try:
             _remove_any(self.path(name))

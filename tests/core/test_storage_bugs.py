@@ -46,8 +46,7 @@ def keys_do_not_depend_on_the_prefix(patch: Patch) -> None:
 
 
 def a_namespace_is_not_in_the_key(patch: Patch) -> None:
-    patch.setattr("sglang_ext.core.table.namespace_seed", lambda namespace: b"")
-    patch.setattr(prefetches_module, "namespace_seed", lambda namespace: b"")
+    patch.setattr("sglang_ext.core.state.namespace_seed", lambda namespace: b"")
 
 
 def keys_outlive_their_row(patch: Patch) -> None:
