@@ -62,8 +62,10 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         raise StartupError(problem)
     verify_hook()
 
+    from sglang_ext.adapter import idle_calls
     from sglang_ext.adapter.factory import build_tree_cache
 
+    idle_calls.install()
     return build_tree_cache(ctx)
 
 
@@ -71,6 +73,7 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from sglang_ext.adapter.idle_calls import install_in_front
     from sglang_ext.adapter.options import refuse_unsupported
 
     def resolve(original: Any, server_args: "ServerArgs") -> None:
@@ -82,6 +85,7 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
         view = resolving_view(server_args)
         if view.radix_cache_backend == config.BACKEND and not view.disable_radix_cache:
             refuse_unsupported(view)
+            install_in_front()
 
     HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
     HookRegistry.register(MODEL_OVERRIDES, keep_swa_memory, HookType.AROUND)

@@ -81,7 +81,11 @@ class StorageSetup:
                 f"{_SETTINGS} hicache_storage_pass_prefix_keys true is not supported by "
                 f"--radix-cache-backend {BACKEND}; allowed: false"
             )
-        geometry, own = self._index.geometry, self._identity()
+        geometry = self._index.geometry
+        try:
+            own = self._identity()
+        except OSError as error:
+            raise StartupError(f"--model-path cannot be read for storage: {error}") from error
         pools = pools_for_storage(self._group, self._memory)
         anchor = self._group.entries[0].host_pool
         # other backends know a model by its name alone
@@ -89,11 +93,11 @@ class StorageSetup:
         config = storage_config(shared_name, extra, anchor, self._metrics)
         try:
             backend = create_backend(name, config, pools, own)
+            store = EnginePageStore(backend, pools, SlotIndices(geometry))
         except Exception as error:
             raise StartupError(
                 f"--hicache-storage-backend {name} did not start: {error!r}"
             ) from error
-        store = EnginePageStore(backend, pools, SlotIndices(geometry))
         tier = StorageTier(
             self._index,
             BackgroundStorage(store, geometry),
