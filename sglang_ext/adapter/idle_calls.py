@@ -89,11 +89,14 @@ def install_in_front() -> None:
 def _apply(*hooks: Hook) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    new = [hook for hook in hooks if hook[0] not in HookRegistry._patched]
-    for target, kind, function in new:
+    for target, kind, function in hooks:
+        if any(known is function for _, known, _ in HookRegistry._hooks[target]):
+            continue
+        if target in HookRegistry._patched:  # the registry would leave ours out without a word
+            raise StartupError(f"{target} has been hooked by another plugin already")
         HookRegistry.register(target, function, kind)
     HookRegistry.apply_hooks()
-    for target, _, _ in new:
+    for target, _, _ in hooks:
         if target not in HookRegistry._patched:
             raise StartupError(f"the hook on {target} did not take effect; see the log above")
 
