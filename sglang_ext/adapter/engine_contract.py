@@ -117,6 +117,12 @@ SIGNATURES: dict[str, str] = {
     "resume_memory_occupation": "self recv_req",
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
     "release_memory_occupation": "self obj request",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "start_expert_distribution_record": "self",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "stop_expert_distribution_record": "self",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "dump_expert_distribution_record": "self",
 }
 
 

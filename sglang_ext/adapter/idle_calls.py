@@ -32,6 +32,8 @@ _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler."
 _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
 _TOKENIZER = "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
 
+_COUNTS_EXPERTS = tuple(f"{verb}_expert_distribution_record" for verb in ("start", "stop", "dump"))
+
 _SECONDS_UNTIL_IDLE = 10.0
 """So long a release of memory waits for requests to end."""
 _REFUSAL = (
@@ -83,7 +85,10 @@ def install_in_front() -> None:
     """
     from sglang.srt.plugins.hook_registry import HookType
 
-    _apply((_TOKENIZER + "release_memory_occupation", HookType.REPLACE, release_or_raise))
+    _apply(
+        (_TOKENIZER + "release_memory_occupation", HookType.REPLACE, release_or_raise),
+        *((_TOKENIZER + name, HookType.AROUND, count_experts) for name in _COUNTS_EXPERTS),
+    )
 
 
 def _apply(*hooks: Hook) -> None:
@@ -238,3 +243,17 @@ async def release_or_raise(
     answers = await tokenizer.release_memory_occupation_communicator(obj)
     if refusals := [answer.rid for answer in answers if answer.rid]:
         raise RuntimeError(refusals[0])
+
+
+async def count_experts(original: Callable[..., Any], tokenizer: Any) -> None:
+    """In the process that answers HTTP: a scheduler that does not count experts dies of this.
+
+    Raises:
+        HTTPException: this one does not.
+    """
+    from fastapi import HTTPException
+    from sglang.srt.runtime_context import get_exec
+
+    if get_exec().moe.expert_distribution_recorder_mode is None:
+        raise HTTPException(400, "start with --expert-distribution-recorder-mode to count experts")
+    await original(tokenizer)

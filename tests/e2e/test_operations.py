@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from launch.server import OURS, Server
@@ -20,17 +21,36 @@ PAGE, LONG = 16, 300
 SEEDS = range(1, 5)
 
 
+class Expected(dict[int, list[int]]):
+    """Long answers to the prompts, by seed, of a server without a prefix cache.
+
+    Attributes:
+        scores: its answer to SCORE.
+    """
+
+    scores: list[list[float]]
+
+
 @pytest.fixture(scope="module")
-def expected(serve) -> dict[int, list[int]]:  # noqa: ANN001
-    """Long answers to the prompts of a server without a prefix cache."""
+def expected(serve) -> Expected:  # noqa: ANN001
+    """What a server without a prefix cache answers."""
     with serve(128, "--disable-radix-cache", tokens=8192) as server:
-        return {seed: generate(server, prompt(seed), LONG)["output_ids"] for seed in SEEDS}
+        known = Expected()
+        with ThreadPoolExecutor(len(SEEDS)) as pool:
+            known.update(
+                zip(SEEDS, pool.map(lambda s: answer(server, s, LONG), SEEDS), strict=True)
+            )
+        known.scores = server.post("/v1/score", SCORE)["scores"]
+        return known
 
 
 @pytest.fixture(scope="module")
 def late(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ANN001
     """A server whose copies are reported a second late."""
-    options = [*stored_in(tmp_path_factory.mktemp("pages")), "--page-size", str(PAGE)]
+    template = tmp_path_factory.mktemp("chat") / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    options = ["--chat-template", str(template)]
+    options += [*stored_in(tmp_path_factory.mktemp("pages")), "--page-size", str(PAGE)]
     options += ["--admin-api-key", "secret"]
     with serve(128, *options, tokens=8192, SGLANG_EXT_TEST_REPORT_DELAY_MS="1000") as server:
         server.key = "secret"
@@ -211,6 +231,153 @@ def attach(server: Server, directory: Path, **settings: Any) -> None:
         "hicache_storage_backend_extra_config_json": json.dumps(extra),
     }
     server.post("/hicache/storage-backend", body, method="PUT", timeout_s=60.0)
+
+
+# ---- the other calls ---------------------------------------------------------
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+WORDS = " ".join(f"t{token}" for token in prompt(1, 200))
+
+SCORE = {"model": "m", "query": WORDS, "items": ["t7", "t8 t9"], "label_token_ids": [5, 6]}
+CHAT = {
+    "model": "m",
+    "messages": [{"role": "user", "content": WORDS}],
+    "max_tokens": 8,
+    "temperature": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (
+            "/v1/completions",
+            {"model": "m", "prompt": WORDS, "max_tokens": 8, "temperature": 0},
+            lambda said: said["choices"][0]["text"],
+        ),
+        (
+            "/vertex_generate",
+            {
+                "instances": [{"text": WORDS}],
+                "parameters": {"sampling_params": {"temperature": 0, "max_new_tokens": 8}},
+            },
+            lambda said: said["predictions"][0]["text"],
+        ),
+        (
+            "/api/generate",
+            {
+                "model": "m",
+                "prompt": WORDS,
+                "stream": False,
+                "options": {"num_predict": 8, "temperature": 0},
+            },
+            lambda said: said["response"],
+        ),
+        ("/v1/chat/completions", CHAT, lambda said: said["choices"][0]["message"]["content"]),
+        ("/invocations", CHAT, lambda said: said["choices"][0]["message"]["content"]),
+        ("/v1/messages", CHAT, lambda said: said["content"][0]["text"]),
+        (
+            "/api/chat",
+            {**CHAT, "stream": False, "options": {"num_predict": 8, "temperature": 0}},
+            lambda said: said["message"]["content"],
+        ),
+    ],
+    ids=["completions", "vertex", "ollama", "chat", "sagemaker", "anthropic", "ollama chat"],
+)
+def test_every_way_to_ask_gives_the_same_tokens(
+    late: Server, path: str, body: dict[str, Any], words: Callable[[Any], str]
+) -> None:
+    sampling = {"temperature": 0, "max_new_tokens": 8}
+    plain = late.post("/generate", {"text": WORDS, "sampling_params": sampling})["text"]
+    assert words(late.post(path, body)).split() == plain.split()
+    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    assert words(late.post(path, body)).split() == plain.split()
+
+
+REFUSED = [
+    ("POST", "/v1/embeddings", {"model": "m", "input": "t5"}, "embedding"),
+    ("POST", "/v1/classify", {"model": "m", "input": "t5"}, "embedding"),
+    ("POST", "/v1/rerank", {"query": "t5", "documents": ["t6"]}, "embedding"),
+    ("POST", "/encode", {"text": "t5"}, "embedding"),
+    ("POST", "/classify", {"text": "t5"}, "embedding"),
+    ("POST", "/end_weight_update", {}, "no weight-update session is open"),
+    (
+        "POST",
+        "/update_weights_from_tensor",
+        {"serialized_named_tensors": ["eA=="]},
+        "must run between",
+    ),
+    (
+        "POST",
+        "/update_weights_from_distributed",
+        {"names": [], "dtypes": [], "shapes": []},
+        "must run between",
+    ),
+    ("POST", "/update_weights_from_disk", {"model_path": "/nowhere"}, "/nowhere"),
+    ("POST", "/load_lora_adapter", {"lora_name": "a", "lora_path": "/nowhere"}, "--enable-lora"),
+    ("POST", "/unload_lora_adapter", {"lora_name": "a"}, "--enable-lora"),
+    ("POST", "/add_external_corpus", {"documents": ["a"]}, "Ngram speculative decoding"),
+    ("POST", "/pd_role_switch", {"new_role": "decode"}, "--enable-pd-role-switch"),
+    (
+        "PUT",
+        "/hicache/storage-backend",
+        {"hicache_storage_backend": "file", "hicache_write_policy": "write_back"},
+        "does not change --hicache-write-policy",
+    ),
+    (
+        "PUT",
+        "/hicache/storage-backend",
+        {"hicache_storage_backend": "file", "hicache_storage_prefetch_policy": "never"},
+        "never",
+    ),
+    ("POST", "/pause_generation", {"mode": "never"}, "never"),
+    ("POST", "/update_weights_from_ipc", {"zmq_handles": {}}, "IPC weight update failed"),
+    *(
+        ("POST", f"/{verb}_expert_distribution_record", {}, "--expert-distribution-recorder-mode")
+        for verb in ("start", "stop", "dump")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "said"), REFUSED, ids=[f"{row[1]}-{row[3]}" for row in REFUSED]
+)
+def test_what_is_refused_by_name(
+    late: Server, method: str, path: str, body: dict[str, Any], said: str
+) -> None:
+    assert said in refused(lambda: late.post(path, body, 60.0, method))
+    assert late.is_alive()
+
+
+def test_scores_are_those_of_a_server_without_a_cache(late: Server, expected) -> None:  # noqa: ANN001
+    for _ in range(2):
+        assert np.array(late.post("/v1/score", SCORE)["scores"]) == pytest.approx(
+            np.array(expected.scores)
+        )
+
+
+def test_a_session_goes_on(late: Server) -> None:
+    session = late.post("/open_session", {"capacity_of_str_len": 10000})
+    sampling = {"temperature": 0, "max_new_tokens": 8}
+    body = {"input_ids": prompt(4), "sampling_params": sampling}
+    first = late.post("/generate", {**body, "session_params": {"id": session.strip('"')}})
+    asked = {"id": session.strip('"'), "rid": first["meta_info"]["id"]}
+    more = late.post("/generate", {**body, "input_ids": prompt(5, 20), "session_params": asked})
+    whole = [*prompt(4), *first["output_ids"], *prompt(5, 20)]
+    assert more["output_ids"] == generate(late, whole, 8)["output_ids"]
+    late.post("/close_session", {"session_id": session.strip('"')})
+
+
+def test_calls_that_read_or_slow_down(late: Server, expected) -> None:  # noqa: ANN001
+    running = Running(late, 1)
+    assert late.post("/weights_checker", {"action": "checksum"})["success"]
+    state = {"server_args": {"pp_max_micro_batch_size": 8}}
+    late.post("/set_internal_state", state)
+    late.post("/freeze_gc", {})
+    late.post("/slow_down", {"forward_sleep_time": 0.001})
+    late.post("/slow_down", {"forward_sleep_time": 0})
+    assert "attached" in late.get("/get_hicache_l3_cache_layout")
+    assert running.future.result() == expected[1]
 
 
 # ---- two ranks ---------------------------------------------------------------
