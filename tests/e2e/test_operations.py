@@ -17,7 +17,7 @@ from launch.traffic import generate
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.test_storage import TIERS, cached, prompt, stored_in
 
-PAGE, LONG = 16, 300
+PAGE, LONG = 16, 100
 SEEDS = range(1, 5)
 
 
