@@ -14,8 +14,9 @@ import pytest
 
 from launch.server import OURS, Server
 from launch.traffic import generate
+from tests.e2e import test_storage
 from tests.e2e.conftest import assert_idle_and_alive
-from tests.e2e.test_storage import TIERS, cached, prompt, stored_in
+from tests.e2e.test_storage import TIERS, cached, stored_in
 
 PAGE, LONG = 16, 100
 SEEDS = range(1, 5)
@@ -67,6 +68,11 @@ def ranks(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]: 
         server.key = "secret"
         yield server
         assert_idle_and_alive(server)
+
+
+def prompt(seed: int, length: int = 410) -> list[int]:
+    """A random prompt."""
+    return test_storage.prompt(seed, length)
 
 
 def refused(call: Callable[[], Any]) -> str:
