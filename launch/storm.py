@@ -237,7 +237,7 @@ class Storm:
         expected = request.answer[: len(output)] if aborted else request.answer
         details = meta.get("cached_tokens_details") or {}
         with self._lock:
-            self.tokens["prompt"] += meta["prompt_tokens"]
+            self.tokens["prompt"] += meta.get("prompt_tokens", 0)
             for tier in ("device", "host", "storage"):
                 self.tokens[tier] += details.get(tier, 0)
         self._count("aborted" if aborted else "completed", request, "")
