@@ -65,6 +65,16 @@ def install_fixes() -> None:
 
         attention.install()
         (gpu_copies if on_gpu() else host_copies).install()
+        if not on_gpu():
+            _do_not_wait_for_cuda()
         step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error
+
+
+def _do_not_wait_for_cuda() -> None:
+    """A build of PyTorch for CUDA names CUDA as its device even where there is none; the engine
+    waits for it when memory has been released."""
+    import torch
+
+    torch.cuda.synchronize = torch.cpu.synchronize

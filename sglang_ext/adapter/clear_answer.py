@@ -4,7 +4,7 @@ came of it."""
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_ext.errors import StartupError
+from sglang_ext.adapter import hooks
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import ClearHiCacheReqInput, ClearHiCacheReqOutput
@@ -19,14 +19,9 @@ def install() -> None:
     Raises:
         StartupError: the hook did not take effect.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.plugins.hook_registry import HookType
 
-    if any(known is clear for _, known, _ in HookRegistry._hooks[CLEAR]):
-        return
-    HookRegistry.register(CLEAR, clear, HookType.AROUND)
-    HookRegistry.apply_hooks()
-    if CLEAR not in HookRegistry._patched:
-        raise StartupError(f"the hook on {CLEAR} did not take effect; see the log above")
+    hooks.apply((CLEAR, HookType.AROUND, clear))
 
 
 def clear(

@@ -22,6 +22,9 @@ FULL, WINDOW = 0, 1
 """Component numbers of the transfer engine."""
 _MOST_SECONDS_TO_SAVE = 10.0
 """The engine kills a scheduler that has not ended 15 seconds after it was told to."""
+_SECONDS_TO_SETTLE = 10.0
+"""So long a call of the engine that needs an idle server waits for what is in flight."""
+_A_MOMENT = 0.001
 
 
 class HostTierController:
@@ -205,6 +208,34 @@ class HostTierController:
         )
 
     # ---- life cycle ----------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is in flight or promised to storage; the same on every rank."""
+        return any(self._index.pending.values()) or (
+            self._storage is not None and self._storage.is_busy
+        )
+
+    def settle(self, *, give_up: bool) -> None:
+        """Let what is in flight end, for a bounded time; nothing runs that would begin more.
+        Collectives, equally many on every rank.
+
+        Args:
+            give_up: what storage has not done by then is not done at all.
+        """
+        self.submit_backups()
+        self.submit_loads()
+        self._wait_until_done()
+        if give_up and self.is_busy and self._storage is not None:
+            self._storage.give_up()
+            self._wait_until_done()
+            self._storage.go_on()
+
+    def _wait_until_done(self) -> None:
+        deadline = time.monotonic() + _SECONDS_TO_SETTLE
+        while self.is_busy and self.all_ranks(time.monotonic() < deadline):
+            time.sleep(_A_MOMENT)
+            self.commit_finished()
 
     def reset(self) -> None:
         """Let transfers end and forget them; for a flush, before the index is reset."""

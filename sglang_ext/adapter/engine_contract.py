@@ -117,6 +117,33 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.managers.tp_worker.TpModelWorker.register_hicache_layer_transfer_counter": (
         "self counter"
     ),
+    # hooked or called by idle_calls
+    "sglang.srt.managers.scheduler.Scheduler.is_fully_idle": (
+        "self for_health_check ignore_waiting"
+    ),
+    "sglang.srt.managers.scheduler.Scheduler._record_scheduler_state_for_paused_engine": "self",
+    "sglang.srt.managers.scheduler.Scheduler._process_hicache_events": (
+        "self should_retry_storage_prefetch"
+    ),
+    "sglang.srt.managers.scheduler.Scheduler.flush_cache": "self empty_cache",
+    "sglang.srt.managers.scheduler.Scheduler.attach_hicache_storage_wrapped": "self recv_req",
+    "sglang.srt.managers.scheduler.Scheduler.detach_hicache_storage_wrapped": "self recv_req",
+    "sglang.srt.managers.scheduler.Scheduler.process_input_requests": "self recv_reqs",
+    "sglang.srt.managers.scheduler.Scheduler.send_control_output": "self output recv_req",
+    "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
+    "flush_cache_after_weight_update": "self recv_req success message",
+    "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
+    "release_memory_occupation": "self recv_req",
+    "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
+    "resume_memory_occupation": "self recv_req",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "release_memory_occupation": "self obj request",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "start_expert_distribution_record": "self",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "stop_expert_distribution_record": "self",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
+    "dump_expert_distribution_record": "self",
 }
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from sglang_ext.adapter.device_pool import EngineDevicePool
     from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
+    from sglang_ext.adapter.idle_calls import WaitingRelease
     from sglang_ext.adapter.metrics import IndexMetrics
     from sglang_ext.adapter.step_trace import StepTrace
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
@@ -84,6 +85,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     Attributes of ours:
         resets: how often everything was dropped.
+        waiting_release: see ``idle_calls``.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._host_memory: ArenaMemory | None = None
         self.metrics: IndexMetrics | None = None
         self.step_trace: StepTrace | None = None
+        self.waiting_release: WaitingRelease | None = None
 
     def attach_host_tier(
         self,
@@ -400,6 +403,11 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
             self.cache_controller.submit_backups()
 
     # ---- life cycle ----------------------------------------------------------
+
+    def settle(self, *, give_up: bool) -> None:
+        """Let what is in flight end; see ``HostTierController.settle``."""
+        if self.cache_controller is not None:
+            self.cache_controller.settle(give_up=give_up)
 
     def reset(self) -> None:
         """Drop everything; the engine clears its allocator right after."""

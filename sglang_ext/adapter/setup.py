@@ -62,11 +62,12 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         raise StartupError(problem)
     verify_hook()
 
-    from sglang_ext.adapter import clear_answer, weight_updates
+    from sglang_ext.adapter import clear_answer, idle_calls, weight_updates
     from sglang_ext.adapter.factory import build_tree_cache
 
     clear_answer.install()
     weight_updates.install()
+    idle_calls.install()
     return build_tree_cache(ctx)
 
 
@@ -74,6 +75,7 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from sglang_ext.adapter.idle_calls import install_in_front
     from sglang_ext.adapter.options import refuse_model, refuse_unsupported
 
     def resolve(original: Any, server_args: "ServerArgs") -> None:
@@ -88,6 +90,7 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
             # the engine has read it by now, and keeps it there
             if (model := getattr(server_args, "_model_config", None)) is not None:
                 refuse_model(model.hf_config.architectures[0], hybrid=model.is_hybrid_swa)
+            install_in_front()
 
     HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
     HookRegistry.register(MODEL_OVERRIDES, keep_swa_memory, HookType.AROUND)

@@ -153,17 +153,21 @@ class StorageCalls:
         if self.storage is not None and attached != storage_backend:
             return False, f"storage {attached} is attached; detach it first"
         if self.storage is None:
-            problem = "it did not start on another rank"
+            problem = None
             try:
                 self.open_storage(
                     storage_backend, storage_backend_extra_config_json, policy, served_model_name
                 )
             except StartupError as error:
                 problem = str(error)
+            # whatever it is, the other ranks wait in the collective below
+            except (Exception, SystemExit) as error:
+                logger.exception("sglang-ext: storage %s did not start", storage_backend)
+                problem = f"storage {storage_backend} did not start: {error!r}"
             # a rank alone would wait for the others' reports for ever
-            if not self.cache_controller.all_ranks(self.storage is not None):
-                self.detach_storage_backend()
-                return False, problem
+            if not self.cache_controller.all_ranks(problem is None):
+                self._close_storage()
+                return False, problem or "it did not start on another rank"
         assert self.storage is not None
         patience = self.storage.patience
         self.storage.patience = type(patience)(
@@ -248,7 +252,10 @@ class StorageCalls:
             self.storage.resume()
             return
         opened, policy = self._opened, self.storage.patience.policy
-        self.detach_storage_backend()
+        done, problem = self.detach_storage_backend()
+        if not done:
+            logger.warning("sglang-ext: storage stays with the old weights, unused: %s", problem)
+            return
         self.remove_nobodys(opened)
         done, problem = self.attach_storage_backend(
             opened.name, opened.settings, opened.model_name, policy
@@ -266,14 +273,22 @@ class StorageCalls:
         """Detach the storage backend; nothing is in flight. (done, message)"""
         if self.storage is None or self.cache_controller is None:
             return True, "no storage is attached"
-        self.storage.reset()
-        self.storage.close()
+        if not self.cache_controller.all_ranks(self.storage.drain()):
+            return False, "storage still reads or writes; it stays attached"
+        self._close_storage()
+        return True, "storage is detached"
+
+    def _close_storage(self) -> None:
+        """Leave this rank without storage, also if it was opened in part."""
+        assert self.cache_controller is not None
+        if self.storage is not None:
+            self.storage.reset()
+            self.storage.close()
         self.index.detach_storage()
         self.cache_controller.detach_storage()
         self.storage = None
         self.enable_storage = False
         self.export_storage()
-        return True, "storage is detached"
 
     def clear_storage_backend(self) -> bool:
         """Forget everything that is stored; whether all of it has gone, on every rank."""

@@ -40,14 +40,12 @@ class StorageSetup:
 
     Attributes:
         weights: those that the server computes with now.
-
-    Args:
-        metrics: whether the engine exports metrics.
-
-    Attributes:
         opened: the backend that was opened last, for a reader; None before.
         labels: of the engine's metrics of the backend that was opened last.
         take_stats: what its batches did since the last call.
+
+    Args:
+        metrics: whether the engine exports metrics.
     """
 
     def __init__(
@@ -116,13 +114,13 @@ class StorageSetup:
         config = storage_config(shared_name, extra, anchor, self._metrics)
         try:
             backend = create_backend(name, config, pools, own)
+            store = self._store(name, backend, pools)
         except StartupError:
             raise  # it names the setting
         except Exception as error:
             raise StartupError(
                 f"--hicache-storage-backend {name} did not start: {error!r}"
             ) from error
-        store = self._store(name, backend, pools)
         tier = StorageTier(
             self._index,
             BackgroundStorage(store, geometry),

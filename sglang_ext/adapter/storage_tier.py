@@ -165,15 +165,36 @@ class StorageTier:
         """Whether something waits to be written, by a storage that can."""
         return bool(self._index.persists) or self._index.has_to_persist
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is looked for, read or written, or waits to be written."""
+        return bool(self._index.lookups or self._index.prefetches) or self.is_writing
+
     # ---- life cycle ----------------------------------------------------------
 
+    def give_up(self) -> None:
+        """End what is in flight as soon as possible, done or not, until ``go_on``. On every rank
+        in the same step."""
+        for op in [*self._index.lookups, *self._index.prefetches]:
+            self._index.cancel_prefetch(op)
+        self._storage.writes = False
+
+    def go_on(self) -> None:
+        """Write again."""
+        self._storage.writes = True
+
+    def drain(self) -> bool:
+        """Let reads and writes end here; False: they hang."""
+        return self._storage.drain(_MOST_SECONDS_TO_DRAIN)
+
     def reset(self) -> None:
-        """Let everything end, and forget it; for a flush, before the index is reset."""
+        """Forget everything; for a flush, before the index is reset. Nothing is in flight, so
+        nothing is waited for."""
         for waiting in self._waiting.values():
             waiting.plan.cancelled = True
         self._waiting.clear()
         self._probe = None
-        self._storage.drain(_MOST_SECONDS_TO_DRAIN)
+        assert self.drain(), "storage reads or writes host memory that a flush hands out again"
         self._storage.poll(self._ledger)
         self._ledger.reset()
 

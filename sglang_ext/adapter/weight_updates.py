@@ -8,14 +8,12 @@ them if the call says ``flush_cache`` and nothing runs, and keeps them otherwise
 
 import contextlib
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sglang_ext.adapter import checkpoint
+from sglang_ext.adapter import checkpoint, hooks
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.served_weights import Source
-from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler_components.weight_updater import (
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 _UPDATER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
 _LOADER = "sglang.srt.model_loader.loader.DefaultModelLoader.restore_weights_before_loading"
-_SECONDS_TO_SETTLE = 10.0
-_A_MOMENT = 0.001
 
 _loads = 0
 """How often weights of this process were about to be written by a loader."""
@@ -41,29 +37,20 @@ def install() -> None:
     Raises:
         StartupError: a hook did not take effect.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.plugins.hook_registry import HookType
 
-    hooks = [
-        (_UPDATER + "update_weights_from_disk", from_disk, HookType.AROUND),
-        (_UPDATER + "update_weights_from_ipc", from_processes, HookType.AROUND),
-        (_UPDATER + "update_weights_from_tensor", part_of_session, HookType.AROUND),
-        (_UPDATER + "update_weights_from_distributed", part_of_session, HookType.AROUND),
-        (_UPDATER + "begin_weight_update", session_begins, HookType.AROUND),
-        (_UPDATER + "end_weight_update", session_ends, HookType.AROUND),
-        (_UPDATER + "check_weights", check, HookType.AROUND),
-        (_UPDATER + "_assert_weight_cache_inactive", memory_comes_or_goes, HookType.BEFORE),
-        (_LOADER, note_load, HookType.BEFORE),
-    ]
-    for target, function, kind in hooks:
-        if any(known is function for _, known, _ in HookRegistry._hooks[target]):
-            continue
-        if target in HookRegistry._patched:  # the registry would leave ours out without a word
-            raise StartupError(f"{target} has been hooked by another plugin already")
-        HookRegistry.register(target, function, kind)
-    HookRegistry.apply_hooks()
-    for target, _, _ in hooks:
-        if target not in HookRegistry._patched:
-            raise StartupError(f"the hook on {target} did not take effect; see the log above")
+    around, before = HookType.AROUND, HookType.BEFORE
+    hooks.apply(
+        (_UPDATER + "update_weights_from_disk", around, from_disk),
+        (_UPDATER + "update_weights_from_ipc", around, from_processes),
+        (_UPDATER + "update_weights_from_tensor", around, part_of_session),
+        (_UPDATER + "update_weights_from_distributed", around, part_of_session),
+        (_UPDATER + "begin_weight_update", around, session_begins),
+        (_UPDATER + "end_weight_update", around, session_ends),
+        (_UPDATER + "check_weights", around, check),
+        (_UPDATER + "_assert_weight_cache_inactive", before, memory_comes_or_goes),
+        (_LOADER, before, note_load),
+    )
 
 
 # ---- the engine's calls ------------------------------------------------------
@@ -124,7 +111,7 @@ def part_of_session(original: "Call", updater: "Updater", request: Any) -> Any:
         return original(updater, request)  # is refused
     cache = cache_of(updater)
     if cache.cache_controller is not None:
-        _settle(cache)  # requests may have run since it began
+        cache.settle(give_up=False)  # requests may have run since it began
     with _flushed_alike(updater, request) as result:
         answer = original(updater, request)
         result.set(answer.success, True)
@@ -186,7 +173,8 @@ def cache_of(updater: "Updater") -> "SwaHiCache":
 def _begin(cache: "SwaHiCache") -> None:
     if cache.cache_controller is not None:
         cache.weights_change()
-        _settle(cache)
+        # what is being written still gets the name of the old weights
+        cache.settle(give_up=False)
 
 
 def _end(cache: "SwaHiCache", changed: bool, source: Source | None) -> None:
@@ -196,18 +184,6 @@ def _end(cache: "SwaHiCache", changed: bool, source: Source | None) -> None:
         cache.weights_have_changed(source)
     else:
         cache.weights_are_as_they_were()
-
-
-def _settle(cache: "SwaHiCache") -> None:
-    """Let what is in flight end, for a bounded time; nothing runs that would begin more. What is
-    being written still gets the name of the old weights."""
-    controller = cache.cache_controller
-    assert controller is not None
-    controller.submit_backups()
-    deadline = time.monotonic() + _SECONDS_TO_SETTLE
-    while cache.in_flight and controller.all_ranks(time.monotonic() < deadline):
-        time.sleep(_A_MOMENT)
-        controller.commit_finished()
 
 
 class _Result:

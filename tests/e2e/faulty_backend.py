@@ -69,3 +69,16 @@ class FaultyBackend(FileBackend):
             rubbish[:] = 7.0
             pool.set_from_flat_data_page(start, rubbish)
         return [*results[:lost], *[False] * (len(results) - lost)]
+
+
+class FailsOnOneRank(FileBackend):
+    """The second rank cannot even look at it: no start error, but whatever the system says."""
+
+    def __init__(self, config: Any, options: Any = None) -> None:
+        super().__init__(config, options, identity=b"fails")
+        self._rank = config.tp_rank
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "_backend" and object.__getattribute__(self, "_rank") == 1:
+            raise PermissionError("made up")
+        return super().__getattribute__(name)

@@ -1,0 +1,331 @@
+"""A storm of everything that an operator may call, beside clients whose every token is checked.
+
+One operator draws calls from the seed: flush, attach, detach and clear storage, pause in each mode
+and continue, release and resume memory, update the weights (to the same ones, so that answers stay
+comparable), abort everything, change and read internal state. A call must end within its time limit
+with success or with a refusal that is known for it.
+
+    python -m launch.storm --minutes 20 --seed 1 --tp 1 --out out/storm.json
+"""
+
+import argparse
+import dataclasses
+import json
+import random
+import re
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
+from launch.soak import (
+    KEPT,
+    ROOT,
+    SERVER_ERRORS,
+    cache_events,
+    log_report,
+    reference,
+    server_arguments,
+)
+from launch.soak_traffic import SOAK, Pool, Request
+from launch.traffic import generate
+
+KEY = "storm"
+WINDOW = 128
+REQUEST_TIMEOUT_S = 300.0
+"""A request that takes longer hangs, pauses included."""
+IDLE_S = 4.0
+OPTIONS = (
+    *(*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", "--page-size", "16"),
+    *("--max-total-tokens", "6144", "--admin-api-key", KEY),
+)
+LATE = {"SGLANG_EXT_TEST_REPORT_DELAY_MS": "100"}
+"""Copies are reported late, as they are on a busy bus."""
+BUSY = ("not idle", "Flush cache failed", "Timed out waiting", "Another flush_cache")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of the operator.
+
+    Attributes:
+        limit_s: a call that takes longer hangs.
+        refusals: what the server may say instead of doing it.
+    """
+
+    name: str
+    path: str
+    body: dict[str, Any] = dataclasses.field(default_factory=dict)
+    method: str = "POST"
+    limit_s: float = 60.0
+    refusals: tuple[str, ...] = ()
+
+
+def flush(timeout_s: float) -> Call:
+    """Flush, at once or as soon as the server is idle."""
+    path = f"/flush_cache?timeout={timeout_s:g}" if timeout_s else "/flush_cache"
+    # it waits for what is in flight beyond its timeout
+    return Call("flush", path, limit_s=30.0 + timeout_s, refusals=BUSY)
+
+
+def attach(directory: Path, policy: str) -> Call:
+    """Attach a directory of pages."""
+    body = {
+        "hicache_storage_backend": "file",
+        "hicache_storage_prefetch_policy": policy,
+        "hicache_storage_backend_extra_config_json": json.dumps(
+            {"file_storage_path": str(directory), "prefetch_threshold": 16}
+        ),
+    }
+    return Call("attach", "/hicache/storage-backend", body, "PUT", refusals=BUSY)
+
+
+DETACH = Call("detach", "/hicache/storage-backend", method="DELETE", refusals=BUSY)
+CLEAR = Call("clear", "/hicache/storage-backend/clear")
+CONTINUE = Call("continue", "/continue_generation")
+RELEASE = Call("release", "/release_memory_occupation", refusals=("memory was not released",))
+RESUME = Call("resume", "/resume_memory_occupation")
+ABORT = Call("abort all", "/abort_request", {"abort_all": True})
+READS = (
+    Call("weights checksum", "/weights_checker", {"action": "checksum"}),
+    Call("server info", "/server_info", method="GET"),
+    Call("internal state", "/set_internal_state", {"server_args": {"pp_max_micro_batch_size": 8}}),
+    Call("freeze gc", "/freeze_gc"),
+    Call("loads", "/v1/loads", method="GET"),
+)
+
+
+def pause(mode: str) -> Call:
+    """Pause generation."""
+    return Call(f"pause {mode}", "/pause_generation", {"mode": mode}, limit_s=120.0)
+
+
+class Operator:
+    """Decides what is called next: the same sequence for the same seed."""
+
+    def __init__(self, seed: int, directory: Path, model: str) -> None:
+        self._rng = random.Random(seed)
+        self._directory = directory
+        # without a pause the server first waits for the requests that run
+        self._update = Call(
+            "update weights",
+            "/update_weights_from_disk",
+            {"model_path": model},
+            limit_s=240.0,
+            refusals=("the cache was not flushed because",),
+        )
+
+    def calls(self) -> Iterator[Call]:
+        """Calls without end; every pause is ended before the next one."""
+        rng = self._rng
+        while True:
+            if rng.random() < 0.5:
+                yield from self._in_a_pause(rng.choice(("retract", "retract", "in_place", "abort")))
+            else:
+                calls = [flush(0), flush(2), self._attach(), DETACH, CLEAR, ABORT, RELEASE, RESUME]
+                yield rng.choice([*calls, self._update, *READS])
+
+    def _in_a_pause(self, mode: str) -> Iterator[Call]:
+        rng = self._rng
+        yield pause(mode)
+        for _ in range(rng.randrange(5)):
+            call = rng.choice(
+                (flush(0), flush(5), self._attach(), DETACH, CLEAR, RELEASE, self._update, ABORT)
+            )
+            yield call
+            if call is RELEASE:
+                # in between, the memory is not there
+                yield RESUME
+        yield CONTINUE
+
+    def _attach(self) -> Call:
+        rng = self._rng
+        folder = self._directory / str(rng.randrange(2))
+        return attach(folder, rng.choice(("best_effort", "wait_complete", "timeout")))
+
+
+class Storm:
+    """An operator and clients on one server."""
+
+    def __init__(self, server: Server, pool: Pool, operator: Operator, seed: int) -> None:
+        self.requests: Counter[str] = Counter(completed=0, aborted=0, failed=0, different=0)
+        self.calls: Counter[str] = Counter()
+        self.longest_s: dict[str, float] = {}
+        self.problems: list[str] = []
+        self.tokens: Counter[str] = Counter(prompt=0, device=0, host=0, storage=0)
+        self._server, self._pool, self._operator = server, pool, operator
+        self._rng = random.Random(seed + 1)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def run(self, clients: int, minutes: float) -> None:
+        """Storm for so long, or until the server dies; then ask for every answer once more."""
+        deadline = time.monotonic() + 60 * minutes
+        with ThreadPoolExecutor(clients) as threads:
+            futures = [threads.submit(self._client) for _ in range(clients)]
+            try:
+                paused = False
+                for call in self._operator.calls():
+                    if time.monotonic() > deadline or not self._server.is_alive():
+                        break
+                    self._make(call)
+                    paused = call is not CONTINUE and (paused or call.name.startswith("pause"))
+                    self._stop.wait(self._rng.uniform(0.0, 0.6))
+                if paused:
+                    self._make(CONTINUE)
+                self._make(RESUME)
+            finally:
+                self._stop.set()
+        for future in futures:
+            future.result()  # raises what the client raised
+        if self._server.is_alive():
+            for conversation in self._pool:
+                self._ask(conversation[-1], "at the end")
+
+    def _make(self, call: Call) -> None:
+        start = time.monotonic()
+        outcome = self._outcome(call)
+        took = time.monotonic() - start
+        with self._lock:
+            self.calls[f"{call.name}: {outcome}"] += 1
+            self.longest_s[call.name] = max(took, self.longest_s.get(call.name, 0.0))
+            if outcome not in ("done", "refused"):
+                self.problems.append(f"{call.name} {call.body}: {outcome}")
+
+    def _outcome(self, call: Call) -> str:
+        try:
+            self._server.post(call.path, call.body, call.limit_s, call.method)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")
+            known = error.code == 400 and any(text in said for text in call.refusals)
+            return "refused" if known else f"HTTP {error.code} {said[:300]}"
+        except TimeoutError:
+            return "hung"
+        except SERVER_ERRORS as error:
+            return repr(error)
+        return "done"
+
+    def _client(self) -> None:
+        while not self._stop.is_set() and self._server.is_alive():
+            with self._lock:
+                request = self._rng.choice(self._rng.choice(self._pool))
+            self._ask(request, "in the storm")
+
+    def _ask(self, request: Request, when: str) -> None:
+        try:
+            result = generate(
+                self._server, request.prompt, len(request.answer), timeout_s=REQUEST_TIMEOUT_S
+            )
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")
+            self._count("aborted" if "abort" in said.lower() else "failed", request, said[:300])
+        except SERVER_ERRORS as error:
+            self._count("failed", request, repr(error))
+        else:
+            self._judge(request, result, when)
+
+    def _judge(self, request: Request, result: dict[str, Any], when: str) -> None:
+        output, meta = result.get("output_ids") or [], result["meta_info"]
+        aborted = (meta["finish_reason"] or {}).get("type") == "abort"
+        expected = request.answer[: len(output)] if aborted else request.answer
+        details = meta.get("cached_tokens_details") or {}
+        with self._lock:
+            self.tokens["prompt"] += meta.get("prompt_tokens", 0)
+            for tier in ("device", "host", "storage"):
+                self.tokens[tier] += details.get(tier, 0)
+        self._count("aborted" if aborted else "completed", request, "")
+        if output != expected:
+            self._count("different", request, f"{when}: {output} != {expected}, {details}")
+
+    def _count(self, what: str, request: Request, message: str) -> None:
+        with self._lock:
+            self.requests[what] += 1
+            if what in ("failed", "different"):
+                self.problems.append(f"{what} {request.name}: {message}")
+
+    def report(self) -> dict[str, Any]:
+        """What happened."""
+        return {
+            "requests": dict(self.requests),
+            "calls": dict(sorted(self.calls.items())),
+            "longest_s": {name: round(s, 1) for name, s in sorted(self.longest_s.items())},
+            "tokens": dict(self.tokens),
+            "problems": self.problems[: 4 * KEPT],
+        }
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tp", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--conversations", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "storm.json")
+    return parser.parse_args(argv)
+
+
+def storm(
+    start: Callable[[], Any], pool: Pool, seed: int, clients: int, minutes: float
+) -> dict[str, Any]:
+    """A storm on a fresh server.
+
+    Args:
+        start: gives a running server for the length of a with-block.
+    """
+    result: dict[str, Any] = {"crashed": True, "problems": []}
+    try:
+        with start() as server, tempfile.TemporaryDirectory() as directory:
+            server.key = KEY
+            model = json.loads(server.get("/model_info"))["model_path"]
+            driver = Storm(server, pool, Operator(seed, Path(directory), model), seed)
+            driver.run(clients, minutes)
+            time.sleep(IDLE_S)
+            result |= driver.report()
+            result["crashed"] = not (server.is_alive() and server.healthy())
+            log = server.log.read_text(errors="replace")
+            result |= log_report(log)
+            result["leaks"] = len(re.findall("memory leak detected", log))
+            if result["crashed"]:
+                result["log_tail"] = server.tail(80)
+            else:
+                result["cache_events"] = cache_events(server.get("/metrics"))
+    except ServerError as error:
+        result["log_tail"] = str(error)
+    return result
+
+
+def passed(result: dict[str, Any]) -> bool:
+    """Whether nothing went wrong."""
+    return not (result["crashed"] or result["problems"] or result["bad_lines"] or result["leaks"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Storm one server; returns 1 if anything went wrong."""
+    args = parse_args(argv)
+    traffic = dataclasses.replace(SOAK, conversations=args.conversations)
+    pool = reference(WINDOW, traffic, (), {})
+    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if args.tp == 2 else {}
+    options = server_arguments(WINDOW, [*OPTIONS, "--tp", str(args.tp)])
+    log = args.out.with_suffix(".log")
+    variables = {**CPU, **STRICT_CHECKS, **LATE, **ranks}
+    result = storm(
+        lambda: running(options, log, variables), pool, args.seed, args.clients, args.minutes
+    )
+    report = {"minutes": args.minutes, "seed": args.seed, "tp": args.tp, "clients": args.clients}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({**report, **result}, indent=1))
+    print(json.dumps({**report, **result}, indent=1))
+    return 0 if passed(result) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Hooks on the engine's functions, which take effect or stop the start."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang_ext.errors import StartupError
+
+if TYPE_CHECKING:
+    from sglang.srt.plugins.hook_registry import HookType
+
+Hook = tuple[str, "HookType", Callable[..., Any]]
+"""The engine's function, how our part goes with it, and our part."""
+
+
+def apply(*hooks: Hook) -> None:
+    """Hook functions of the engine, before anybody keeps them; again is no harm.
+
+    Raises:
+        StartupError: a hook did not take effect.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    for target, kind, function in hooks:
+        if any(known is function for _, known, _ in HookRegistry._hooks[target]):
+            continue
+        if target in HookRegistry._patched:  # the registry would leave ours out without a word
+            raise StartupError(f"{target} has been hooked by another plugin already")
+        HookRegistry.register(target, function, kind)
+    HookRegistry.apply_hooks()
+    for target, _, _ in hooks:
+        if target not in HookRegistry._patched:
+            raise StartupError(f"the hook on {target} did not take effect; see the log above")

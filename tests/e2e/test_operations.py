@@ -1,0 +1,425 @@
+"""What an operator may call at any time: see docs/operations.md."""
+
+import json
+import threading
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launch.server import OURS, Server
+from launch.traffic import generate
+from tests.e2e import test_storage
+from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.test_storage import TIERS, cached, stored_in
+
+PAGE, LONG = 16, 100
+SEEDS = range(1, 5)
+
+
+class Expected(dict[int, list[int]]):
+    """Long answers to the prompts, by seed, of a server without a prefix cache.
+
+    Attributes:
+        scores: its answer to SCORE.
+    """
+
+    scores: list[list[float]]
+
+
+@pytest.fixture(scope="module")
+def expected(serve) -> Expected:  # noqa: ANN001
+    """What a server without a prefix cache answers."""
+    with serve(128, "--disable-radix-cache", tokens=8192) as server:
+        known = Expected()
+        with ThreadPoolExecutor(len(SEEDS)) as pool:
+            known.update(
+                zip(SEEDS, pool.map(lambda s: answer(server, s, LONG), SEEDS), strict=True)
+            )
+        known.scores = server.post("/v1/score", SCORE)["scores"]
+        return known
+
+
+@pytest.fixture(scope="module")
+def late(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ANN001
+    """A server whose copies are reported a second late."""
+    template = tmp_path_factory.mktemp("chat") / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    options = ["--chat-template", str(template)]
+    options += [*stored_in(tmp_path_factory.mktemp("pages")), "--page-size", str(PAGE)]
+    options += ["--admin-api-key", "secret"]
+    with serve(128, *options, tokens=8192, SGLANG_EXT_TEST_REPORT_DELAY_MS="1000") as server:
+        server.key = "secret"
+        yield server
+        assert_idle_and_alive(server)
+
+
+@pytest.fixture(scope="module")
+def ranks(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ANN001
+    """Two ranks, without storage."""
+    options = [*OURS, *TIERS, "--page-size", str(PAGE), "--tp", "2", "--admin-api-key", "secret"]
+    two = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_EXT_TEST_REPORT_DELAY_MS": "300"}
+    with serve(128, *options, tokens=8192, **two) as server:
+        server.key = "secret"
+        yield server
+        assert_idle_and_alive(server)
+
+
+def prompt(seed: int, length: int = 410) -> list[int]:
+    """A random prompt."""
+    return test_storage.prompt(seed, length)
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """What the server says to a call that it refuses."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        call()
+    assert error.value.code == 400
+    return error.value.read().decode()
+
+
+def answer(server: Server, seed: int, length: int = 8) -> list[int]:
+    """One answer."""
+    tokens: list[int] = generate(server, prompt(seed), length)["output_ids"]
+    return tokens
+
+
+class Running:
+    """A long answer that is being generated."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self._server, self._pool = server, ThreadPoolExecutor(1)
+        self._begun = threading.Event()
+        self._tokens: list[int] = []
+        self.future: Future[list[int]] = self._pool.submit(self._read, seed)
+        assert self._begun.wait(60.0)
+
+    def _read(self, seed: int) -> list[int]:
+        import urllib.request
+
+        body = {
+            "input_ids": prompt(seed),
+            "sampling_params": {"temperature": 0, "max_new_tokens": LONG},
+            "stream": True,
+        }
+        request = urllib.request.Request(
+            self._server.url + "/generate",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        tokens: list[int] = []
+        with urllib.request.urlopen(request, timeout=120.0) as lines:
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    tokens = json.loads(line[6:])["output_ids"]
+                    if len(tokens) > 2:
+                        self._begun.set()
+        return tokens
+
+
+# ---- memory ------------------------------------------------------------------
+
+
+def test_memory_is_released_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
+    """Its copies are in flight, and what it was promised is not in storage yet."""
+    assert answer(late, 1) == expected[1][:8]
+    late.post("/release_memory_occupation", {}, timeout_s=30.0)
+    late.post("/resume_memory_occupation", {})
+    again = generate(late, prompt(1), 8)
+    assert again["output_ids"] == expected[1][:8]
+    assert cached(again)["device"] == cached(again)["host"] == 0
+    assert cached(again)["storage"] > 0, "the release did not wait for storage"
+
+
+def test_memory_is_released_and_resumed_once(late: Server, expected) -> None:  # noqa: ANN001
+    """Twice is once, and nothing is nothing; the engine fails on a resume of what it has."""
+    late.post("/resume_memory_occupation", {"tags": ["kv_cache"]})
+    for _ in range(2):
+        late.post("/release_memory_occupation", {"tags": ["kv_cache"]}, timeout_s=30.0)
+    for _ in range(2):
+        late.post("/resume_memory_occupation", {})
+    assert answer(late, 2) == expected[2][:8]
+
+
+def test_memory_is_not_released_while_a_request_runs(late: Server, expected) -> None:  # noqa: ANN001
+    running = Running(late, 1)
+    late.post("/pause_generation", {"mode": "in_place"})
+    said = refused(lambda: late.post("/release_memory_occupation", {}, timeout_s=30.0))
+    assert "memory was not released" in said
+    late.post("/continue_generation", {})
+    assert running.future.result() == expected[1]
+
+
+def test_memory_is_released_in_a_pause(late: Server, expected) -> None:  # noqa: ANN001
+    running = Running(late, 3)
+    late.post("/pause_generation", {"mode": "retract"})
+    late.post("/release_memory_occupation", {}, timeout_s=30.0)
+    late.post("/resume_memory_occupation", {})
+    late.post("/continue_generation", {})
+    assert running.future.result() == expected[3]
+
+
+# ---- pauses ------------------------------------------------------------------
+
+
+def test_a_flush_and_new_weights_in_a_pause(late: Server, expected) -> None:  # noqa: ANN001
+    """What is in flight ends although no batch runs, and what waits holds no KV."""
+    running = Running(late, 4)
+    late.post("/pause_generation", {"mode": "retract"})
+    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    model = json.loads(late.get("/model_info"))["model_path"]
+    updated = late.post("/update_weights_from_disk", {"model_path": model}, timeout_s=60.0)
+    assert updated["success"], updated
+    late.post("/continue_generation", {})
+    assert running.future.result() == expected[4]
+
+
+def test_new_weights_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
+    assert answer(late, 2, 20) == expected[2][:20]
+    model = json.loads(late.get("/model_info"))["model_path"]
+    updated = late.post("/update_weights_from_disk", {"model_path": model}, timeout_s=60.0)
+    assert updated["success"], updated
+    assert answer(late, 2, 20) == expected[2][:20]
+
+
+def test_a_flush_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
+    """Without a timeout; it waits for copies and storage, not for requests."""
+    assert answer(late, 3, 40) == expected[3][:40]
+    time.sleep(0.2)  # the engine's own: the batch of the answer is its last one for a moment
+    late.post("/flush_cache", {}, timeout_s=30.0)
+    again = generate(late, prompt(3), 40)
+    assert again["output_ids"] == expected[3][:40]
+    assert cached(again)["storage"] > 0
+
+
+def test_a_pause_in_place_keeps_what_runs(late: Server, expected) -> None:  # noqa: ANN001
+    running = Running(late, 2)
+    late.post("/pause_generation", {"mode": "in_place"})
+    assert "Timed out" in refused(lambda: late.post("/flush_cache?timeout=1", {}, timeout_s=30.0))
+    late.post("/continue_generation", {})
+    assert running.future.result() == expected[2]
+
+
+def test_a_pause_that_aborts(late: Server, expected) -> None:  # noqa: ANN001
+    running = Running(late, 3)
+    late.post("/pause_generation", {"mode": "abort"})
+    tokens = running.future.result()
+    assert tokens == expected[3][: len(tokens)]
+    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    late.post("/continue_generation", {})
+    assert answer(late, 3) == expected[3][:8]
+
+
+def test_storage_is_detached_and_attached_in_a_pause(
+    late: Server,
+    expected,  # noqa: ANN001
+    tmp_path: Path,
+) -> None:
+    running = Running(late, 1)
+    late.post("/pause_generation", {"mode": "retract"})
+    late.post("/hicache/storage-backend", {}, method="DELETE", timeout_s=30.0)
+    attach(late, tmp_path)
+    late.post("/continue_generation", {})
+    assert running.future.result() == expected[1]
+
+
+def attach(server: Server, directory: Path, **settings: Any) -> None:
+    """Attach a directory of pages."""
+    extra = {"file_storage_path": str(directory), "prefetch_threshold": 16, **settings}
+    body = {
+        "hicache_storage_backend": "dynamic" if settings else "file",
+        "hicache_storage_prefetch_policy": "wait_complete",
+        "hicache_storage_backend_extra_config_json": json.dumps(extra),
+    }
+    server.post("/hicache/storage-backend", body, method="PUT", timeout_s=60.0)
+
+
+# ---- the other calls ---------------------------------------------------------
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+WORDS = " ".join(f"t{token}" for token in prompt(1, 200))
+
+SCORE = {"model": "m", "query": WORDS, "items": ["t7", "t8 t9"], "label_token_ids": [5, 6]}
+CHAT = {
+    "model": "m",
+    "messages": [{"role": "user", "content": WORDS}],
+    "max_tokens": 8,
+    "temperature": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        (
+            "/v1/completions",
+            {"model": "m", "prompt": WORDS, "max_tokens": 8, "temperature": 0},
+            lambda said: said["choices"][0]["text"],
+        ),
+        (
+            "/vertex_generate",
+            {
+                "instances": [{"text": WORDS}],
+                "parameters": {"sampling_params": {"temperature": 0, "max_new_tokens": 8}},
+            },
+            lambda said: said["predictions"][0]["text"],
+        ),
+        (
+            "/api/generate",
+            {
+                "model": "m",
+                "prompt": WORDS,
+                "stream": False,
+                "options": {"num_predict": 8, "temperature": 0},
+            },
+            lambda said: said["response"],
+        ),
+        ("/v1/chat/completions", CHAT, lambda said: said["choices"][0]["message"]["content"]),
+        ("/invocations", CHAT, lambda said: said["choices"][0]["message"]["content"]),
+        ("/v1/messages", CHAT, lambda said: said["content"][0]["text"]),
+        (
+            "/api/chat",
+            {**CHAT, "stream": False, "options": {"num_predict": 8, "temperature": 0}},
+            lambda said: said["message"]["content"],
+        ),
+    ],
+    ids=["completions", "vertex", "ollama", "chat", "sagemaker", "anthropic", "ollama chat"],
+)
+def test_every_way_to_ask_gives_the_same_tokens(
+    late: Server, path: str, body: dict[str, Any], words: Callable[[Any], str]
+) -> None:
+    sampling = {"temperature": 0, "max_new_tokens": 8}
+    plain = late.post("/generate", {"text": WORDS, "sampling_params": sampling})["text"]
+    assert words(late.post(path, body)).split() == plain.split()
+    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    assert words(late.post(path, body)).split() == plain.split()
+
+
+REFUSED = [
+    ("POST", "/v1/embeddings", {"model": "m", "input": "t5"}, "embedding"),
+    ("POST", "/v1/classify", {"model": "m", "input": "t5"}, "embedding"),
+    ("POST", "/v1/rerank", {"query": "t5", "documents": ["t6"]}, "embedding"),
+    ("POST", "/encode", {"text": "t5"}, "embedding"),
+    ("POST", "/classify", {"text": "t5"}, "embedding"),
+    ("POST", "/end_weight_update", {}, "no weight-update session is open"),
+    (
+        "POST",
+        "/update_weights_from_tensor",
+        {"serialized_named_tensors": ["eA=="]},
+        "must run between",
+    ),
+    (
+        "POST",
+        "/update_weights_from_distributed",
+        {"names": [], "dtypes": [], "shapes": []},
+        "must run between",
+    ),
+    ("POST", "/update_weights_from_disk", {"model_path": "/nowhere"}, "/nowhere"),
+    ("POST", "/load_lora_adapter", {"lora_name": "a", "lora_path": "/nowhere"}, "--enable-lora"),
+    ("POST", "/unload_lora_adapter", {"lora_name": "a"}, "--enable-lora"),
+    ("POST", "/add_external_corpus", {"documents": ["a"]}, "Ngram speculative decoding"),
+    ("POST", "/pd_role_switch", {"new_role": "decode"}, "--enable-pd-role-switch"),
+    (
+        "PUT",
+        "/hicache/storage-backend",
+        {"hicache_storage_backend": "file", "hicache_write_policy": "write_back"},
+        "does not change --hicache-write-policy",
+    ),
+    (
+        "PUT",
+        "/hicache/storage-backend",
+        {"hicache_storage_backend": "file", "hicache_storage_prefetch_policy": "never"},
+        "never",
+    ),
+    ("POST", "/pause_generation", {"mode": "never"}, "never"),
+    ("POST", "/update_weights_from_ipc", {"zmq_handles": {}}, "IPC weight update failed"),
+    *(
+        ("POST", f"/{verb}_expert_distribution_record", {}, "--expert-distribution-recorder-mode")
+        for verb in ("start", "stop", "dump")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "said"), REFUSED, ids=[f"{row[1]}-{row[3]}" for row in REFUSED]
+)
+def test_what_is_refused_by_name(
+    late: Server, method: str, path: str, body: dict[str, Any], said: str
+) -> None:
+    assert said in refused(lambda: late.post(path, body, 60.0, method))
+    assert late.is_alive()
+
+
+def test_scores_are_those_of_a_server_without_a_cache(late: Server, expected) -> None:  # noqa: ANN001
+    for _ in range(2):
+        assert np.array(late.post("/v1/score", SCORE)["scores"]) == pytest.approx(
+            np.array(expected.scores)
+        )
+
+
+def test_a_session_goes_on(late: Server) -> None:
+    session = late.post("/open_session", {"capacity_of_str_len": 10000})
+    sampling = {"temperature": 0, "max_new_tokens": 8}
+    body = {"input_ids": prompt(4), "sampling_params": sampling}
+    first = late.post("/generate", {**body, "session_params": {"id": session.strip('"')}})
+    asked = {"id": session.strip('"'), "rid": first["meta_info"]["id"]}
+    more = late.post("/generate", {**body, "input_ids": prompt(5, 20), "session_params": asked})
+    whole = [*prompt(4), *first["output_ids"], *prompt(5, 20)]
+    assert more["output_ids"] == generate(late, whole, 8)["output_ids"]
+    late.post("/close_session", {"session_id": session.strip('"')})
+
+
+def test_calls_that_read_or_slow_down(late: Server, expected) -> None:  # noqa: ANN001
+    running = Running(late, 1)
+    assert late.post("/weights_checker", {"action": "checksum"})["success"]
+    state = {"server_args": {"pp_max_micro_batch_size": 8}}
+    late.post("/set_internal_state", state)
+    late.post("/freeze_gc", {})
+    late.post("/slow_down", {"forward_sleep_time": 0.001})
+    late.post("/slow_down", {"forward_sleep_time": 0})
+    assert "attached" in late.get("/get_hicache_l3_cache_layout")
+    assert running.future.result() == expected[1]
+
+
+# ---- two ranks ---------------------------------------------------------------
+
+
+def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Path) -> None:  # noqa: ANN001
+    """With an exception that is no start error, before the backend is there."""
+    assert answer(ranks, 1) == expected[1][:8]
+    fails = {
+        "backend_name": "fails",
+        "module_path": "tests.e2e.faulty_backend",
+        "class_name": "FailsOnOneRank",
+        "interface_v1": 1,
+    }
+    said = refused(lambda: attach(ranks, tmp_path, **fails))
+    assert "did not start" in said
+    assert answer(ranks, 2) == expected[2][:8]
+    attach(ranks, tmp_path)
+    assert answer(ranks, 3) == expected[3][:8]
+    ranks.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    again = generate(ranks, prompt(3), 8)
+    assert again["output_ids"] == expected[3][:8]
+    assert cached(again)["storage"] > 0
+    ranks.post("/hicache/storage-backend/clear", {})
+    ranks.post("/hicache/storage-backend", {}, method="DELETE", timeout_s=30.0)
+
+
+def test_two_ranks_release_and_pause(ranks: Server, expected) -> None:  # noqa: ANN001
+    assert answer(ranks, 1) == expected[1][:8]
+    ranks.post("/release_memory_occupation", {}, timeout_s=30.0)
+    ranks.post("/resume_memory_occupation", {})
+    running = Running(ranks, 1)
+    ranks.post("/pause_generation", {"mode": "retract"})
+    ranks.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    model = json.loads(ranks.get("/model_info"))["model_path"]
+    updated = ranks.post("/update_weights_from_disk", {"model_path": model}, timeout_s=60.0)
+    assert updated["success"], updated
+    ranks.post("/continue_generation", {})
+    assert running.future.result() == expected[1]
