@@ -40,7 +40,7 @@ from tests.kits.servers import OnServer, random_prompts
 class Unified(UnifiedRadixTreeTestMixin, OnServer):
     """Nine branches of three prompts, three turns of each; cached tokens to the token."""
 
-    max_new_tokens = 128
+    max_new_tokens = 64
     kl_threshold = 1e-6  # float32
 
 
