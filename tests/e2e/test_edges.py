@@ -143,7 +143,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("--model-path", str(ready_made_text()), "--enable-lora", "--lora-paths", *paths),
         *("--max-lora-rank", "4", "--lora-backend", "torch_native", "--max-loras-per-batch", "3"),
         *("--enable-priority-scheduling", "--priority-scheduling-preemption-threshold", "5"),
-        "--enable-cache-report",
+        *("--lora-drain-wait-threshold", "1"),
     ]
 
 

@@ -25,7 +25,7 @@ SERVERS = {
         *("--schedule-policy", "lpm", "--prefill-max-requests", "2", "--max-prefill-tokens", "512"),
         *("--stream-interval", "4", "--schedule-conservativeness", "0.3"),
         *("--num-continuous-decode-steps", "4", "--scheduler-recv-interval", "3"),
-        "--abort-on-priority-when-disabled",
+        *("--abort-on-priority-when-disabled", "--batch-notify-size", "4"),
     ),
     "priorities": (
         *(*HOST, "--enable-priority-scheduling", "--schedule-policy", "lof", "--page-size", "64"),
@@ -40,6 +40,7 @@ SERVERS = {
         *("--enable-prefill-delayer", "--prefill-delayer-queue-min-ratio", "0.4"),
         *("--prefill-delayer-max-delay-ms", "50", "--prefill-delayer-max-delay-passes", "3"),
         *("--prefill-delayer-token-usage-low-watermark", "0.2", "--max-queued-requests", "64"),
+        *("--hicache-storage-prefetch-retry-poll-interval", "2"),
     ),
     "no overlap": (
         *(*HOST, "--disable-overlap-schedule", "--schedule-policy", "hrrn", "--page-size", "1"),
