@@ -9,6 +9,7 @@ it comes to an end after a few tokens, whatever its weights are.
 """
 
 import argparse
+import itertools
 import json
 import random
 from pathlib import Path
@@ -18,25 +19,34 @@ from launch.tiny_model import make_model, parse_args
 VOCABULARY = 32_000
 END = 2
 
-COMMON = (
-    "the of and a to in is you that it he was for on are as with his they at be this have from or "
-    "one had by word but not what all were we when your can said there use an each which she do how "
-    "their if will up other about out many then them these so some her would make like him into "
-    "time has look two more write go see number no way could people my than first been call who its "
-    "now find long down day did get come made may part over new take only little work know place "
-    "year live me back give most very after thing our just name good sentence man think say great "
-    "where help through much before line right too means old any same tell boy follow came want show "
-    "also around form three small set put end does another well large must big even such because "
-    "turn here why ask went men read need land different home us move try kind hand picture again "
-    "change off play spell air away animal house point page letter mother answer found study still "
-    "learn should world quick brown fox jumps lazy dog capital france city story text json schema"
-).split()
-"""Words that are one token each, so that an English text is not as many tokens as it has letters."""
+_TEXT = """
+the of and a to in is you that it he was for on are as with his they at be this have from
+or one had by word but not what all were we when your can said there use an each which she
+do how their if will up other about out many then them these so some her would make like
+him into time has look two more write go see number no way could people my than first been
+call who its now find long down day did get come made may part over new take only little
+work know place year live me back give most very after thing our just name good sentence
+man think say great where help through much before line right too means old any same tell
+boy follow came want show also around form three small set put end does another well large
+must big even such because turn here why ask went men read need land different home us
+move try kind hand picture again change off play spell air away animal house point page
+letter mother answer found study still learn should world quick brown fox jumps lazy dog
+capital france city story text json schema
+"""
+COMMON = _TEXT.split()
+"""Words that are one token each: an English text has fewer tokens than letters."""
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+
+
+def _marks_behind_space() -> list[str]:
+    """White space that a mark or a digit ends: a random model would go on with it."""
+    spaces = ["".join(s) for n in (1, 2, 3) for s in itertools.product("ĠĊĉ", repeat=n)]
+    marks = ['"', ",", ":", "}", ',"', ':"', "{", *"123456789"]
+    return [space + mark for space in spaces for mark in marks]
 
 
 def _closing_words(count: int, taken: set[str]) -> list[str]:
@@ -69,6 +79,7 @@ def write_tokenizer(out: Path, vocabulary: int = VOCABULARY) -> None:
                 merges.append((word[:n], word[n]))
                 words.append(word[: n + 1])
                 taken.add(word[: n + 1])
+    words += (word for word in _marks_behind_space() if word not in taken)
     words += _closing_words(vocabulary - len(words), taken)
     vocab = {word: n for n, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab, merges))

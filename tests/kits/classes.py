@@ -1,9 +1,11 @@
 """SGLang's kits, each with what it needs of a server here. Imports the engine: loaded late."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+import requests
 from sglang.test import kl_test_utils
 from sglang.test.kits.abort_timeout_kit import (
     AbortAllMixin,
@@ -74,7 +76,7 @@ class RadixServer(OnServer):
     def test_radix_attention(self) -> None:
         """The kit's function."""
         run_radix_attention_test(self.base_url)
-        self.assertIsNone(self.process.poll())
+        assert self.process.poll() is None
 
 
 class CacheHit(OnServer):
@@ -169,10 +171,24 @@ class Penalties(SpecPenaltyKit, OnServer):
 
 
 class Features(SpecFeatureKit, OnServer):
-    """Aborts of clients, JSON answers, the radix tree again."""
+    """Clients that go away beside others that stay; JSON answers."""
 
-    send_request = SpecEagleServerBase.send_request
-    send_requests_abort = SpecEagleServerBase.send_requests_abort
+    def send_request(self) -> None:
+        """A client that stays. The kit's own asks for ten thousand tokens."""
+        for prompt in random_prompts(3, 200, seed=5):
+            assert self._ask(prompt, 32, None)["meta_info"]["completion_tokens"] == 32
+
+    def send_requests_abort(self) -> None:
+        """A client that goes away."""
+        for prompt in random_prompts(3, 200, seed=6):
+            with contextlib.suppress(requests.Timeout):
+                self._ask(prompt, 2000, 0.3)
+
+    def _ask(self, prompt: list[int], length: int, timeout_s: float | None) -> dict[str, Any]:
+        sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
+        body = {"input_ids": prompt, "sampling_params": sampling}
+        answer = requests.post(self.base_url + "/generate", json=body, timeout=timeout_s)
+        return answer.json()
 
 
 class HiddenStates(SpecHiddenStatesKit, OnServer):

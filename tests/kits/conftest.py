@@ -30,23 +30,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("cell", "kit", "test"), chosen, ids=names)
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep what a test said, for the table."""
-    if report.when == "call" or report.outcome != "passed":
-        _results[report.nodeid.partition("[")[2].rstrip("]")] = {
+class Results:
+    """Adds what each test said to a JSON file, for the table."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """One phase of one test."""
+        if report.when != "call" and report.outcome == "passed":
+            return
+        known = json.loads(self._out.read_text()) if self._out.exists() else {}
+        known[report.nodeid.partition("[")[2].rstrip("]")] = {
             "outcome": report.outcome,
             "seconds": round(report.duration, 1),
-            "said": str(report.longrepr or "").strip().splitlines()[-1:],
+            "said": next(
+                (
+                    line.strip()
+                    for line in str(report.longrepr or "").splitlines()
+                    if "Error: " in line
+                ),
+                "",
+            )[:200],
         }
+        self._out.write_text(json.dumps(known, indent=1, sort_keys=True))
 
 
-_results: dict[str, dict[str, object]] = {}
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Add the results to those of earlier runs."""
-    out: Path | None = session.config.getoption("--kits-out")
-    if out is not None:
-        known = json.loads(out.read_text()) if out.exists() else {}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**known, **_results}, indent=1, sort_keys=True))
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep results if a file is named for them."""
+    if out := config.getoption("--kits-out", default=None):
+        config.pluginmanager.register(Results(out))

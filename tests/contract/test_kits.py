@@ -1,0 +1,39 @@
+"""No kit of the engine's wheel is left out: it runs here, or the reason is written down."""
+
+from tests.kits import registry
+
+
+def test_every_kit_runs_or_has_a_reason() -> None:
+    runs = {(kit.module, test) for kit in registry.RUN for test in kit.tests}
+    reasons = set(registry.CANNOT)
+    tests = {
+        (file.stem, test)
+        for file in registry.folder().glob("*.py")
+        for _, test in registry.tests_of(file)
+    }
+    modules = {file.stem for file in registry.folder().iterdir() if file.stem[0] != "_"}
+    # functions, not classes with tests
+    modules -= {"radix_cache_server_kit", "cache_hit_kit"}
+    left_out = {one for one in tests if one not in runs | reasons and (one[0], "*") not in reasons}
+    assert not left_out
+    known = {module for module, _ in tests | reasons}
+    assert modules <= known
+    gone = {one for one in runs | reasons if one[1] != "*"} - tests
+    assert gone == {
+        ("radix_cache_server_kit", "test_radix_attention"),
+        ("cache_hit_kit", "test_multiturn_cache_hit"),
+    }
+    assert not runs & reasons
+
+
+def test_the_default_selection_has_each_page_tier_and_policy() -> None:
+    from tests.kits.conftest import everything
+
+    cells = {cell for cell, kit, test in everything() if registry.selected(cell, kit, test)}
+    assert {cell.page for cell in cells} == {1, 16, 64}
+    assert {cell.tier for cell in cells} == {"device", "host", "storage"}
+    assert {cell.policy for cell in cells} == {
+        "write_through",
+        "write_through_selective",
+        "write_back",
+    }
