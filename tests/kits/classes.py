@@ -23,7 +23,6 @@ from sglang.test.kits.json_mode_kit import JSONModeMixin
 from sglang.test.kits.kl_divergence_kit import KLDivergenceMixin
 from sglang.test.kits.matched_stop_kit import MatchedStopMixin
 from sglang.test.kits.pause_generation_kit import PauseResumeInPlaceMixin
-from sglang.test.kits.prefix_cache_branching_kit import PrefixCacheBranchingMixin
 from sglang.test.kits.radix_cache_server_kit import run_radix_attention_test
 from sglang.test.kits.regex_constrained_kit import RegexConstrainedMixin
 from sglang.test.kits.spec_server_kits import (
@@ -126,12 +125,6 @@ class DecodeCorrectness(BasicDecodeCorrectnessMixin, OnServer):
 
 class SchedulerStress(BasicSchedulerStressMixin, OnServer):
     """What needs no trained model of it."""
-
-
-class PrefixCacheBranching(PrefixCacheBranchingMixin, OnServer):
-    """A branch inside a prompt."""
-
-    cache_chunk_size = 64
 
 
 class JSONConstrained(JSONConstrainedMixin, OnServer):

@@ -6,8 +6,6 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from launch.server import Server
 from launch.text_model import ready_made_text
 from tests.kits.cells import Cell
@@ -52,13 +50,6 @@ class OnServer(unittest.TestCase):
         import openai
 
         return openai.Client(api_key=self.api_key, base_url=f"{self.base_url}/v1")
-
-    @classmethod
-    def flush_cache(cls) -> None:
-        """Empty the caches."""
-        requests.post(
-            cls.base_url + "/flush_cache", params={"timeout": 30}, timeout=40
-        ).raise_for_status()
 
     @classmethod
     def on(cls, server: Server, cell: Cell, scratch: Path) -> type["OnServer"]:
