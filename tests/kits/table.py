@@ -22,9 +22,10 @@ SGLang's wheel has the kits that its own servers are tested with (`sglang.test.k
 need no trained model run against servers with this cache, imported from the wheel: `tests/kits`.
 `make test` runs a part of each, `make kits` everything, and writes this page from the results.
 
-Every server has 12,000 tokens on the device, and with a host tier three times as much there. Columns
-are page size and tier; the three marks of a tier with a host are the write policies `write_through`,
-`write_through_selective` and `write_back`. ✓ all tests of the row pass, ✗ one fails, · not run.
+Every server has 12,000 tokens on the device, and with a host tier three times as much there.
+Columns are page size and tier; the three marks of a tier with a host are the write policies
+`write_through`, `write_through_selective` and `write_back`. ✓ all tests of the row pass, ✗ one
+fails, · not run.
 """
 
 
