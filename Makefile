@@ -35,7 +35,7 @@ bench-micro: .venv/ready
 # SGLang's kits on every kind of server
 kits: .venv/ready
 	$(BIN)/python -m pytest tests/kits --all-kits --kits-out out/kits.json
-	$(BIN)/python -m tests.kits.table out/kits.json docs/kits.md
+	$(BIN)/python -m tests.kits.table out/kits.json
 
 soak: .venv/ready
 	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2

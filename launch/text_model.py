@@ -43,10 +43,14 @@ TEMPLATE = (
 
 
 def _marks_behind_space() -> list[str]:
-    """White space that a mark or a digit ends: a random model would go on with it."""
-    spaces = ["".join(s) for n in (1, 2, 3) for s in itertools.product("ĠĊĉ", repeat=n)]
-    marks = ['"', ",", ":", "}", ',"', ':"', "{", *"123456789"]
-    return [space + mark for space in spaces for mark in marks]
+    """White space that a mark or a digit ends: a random model would go on with it. Braces that
+    close are the most of them."""
+    spaces = [
+        ["".join(space) for space in itertools.product("ĠĊĉ", repeat=n)] for n in (1, 2, 3, 4)
+    ]
+    marks = ['"', ",", ":", ':"', "}", *"123456789"]
+    words = [space + mark for some in spaces[:3] for space in some for mark in marks]
+    return words + [space + "}" for space in spaces[3]]
 
 
 def _closing_words(count: int, taken: set[str]) -> list[str]:

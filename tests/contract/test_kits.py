@@ -1,6 +1,9 @@
 """No kit of the engine's wheel is left out: it runs here, or the reason is written down."""
 
-from tests.kits import registry
+import json
+
+from tests.conftest import ROOT
+from tests.kits import registry, table
 
 
 def test_every_kit_runs_or_has_a_reason() -> None:
@@ -37,3 +40,24 @@ def test_the_default_selection_has_each_page_tier_and_policy() -> None:
         "write_through_selective",
         "write_back",
     }
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    results = json.loads((ROOT / "docs" / "kits.json").read_text())
+    assert (ROOT / "docs" / "kits.md").read_text() == table.page(results)
+
+
+def test_a_row_says_what_passed_failed_and_did_not_run() -> None:
+    results = {
+        "1-device-CacheHit-test_multiturn_cache_hit": {"outcome": "passed", "said": ""},
+        "16-host-write_back-CacheHit-test_multiturn_cache_hit": {
+            "outcome": "failed",
+            "said": "AssertionError: 3 of 4",
+        },
+    }
+    page = table.page(results)
+    row = next(line for line in page.splitlines() if "`cache_hit_kit`" in line)
+    assert row.split(" | ")[2:6] == ["✓", "···", "···", "·"]
+    assert row.split(" | ")[6] == "··✗"
+    assert "1 passed, 1 failed." in page
+    assert "test_multiturn_cache_hit`: AssertionError: 3 of 4" in page

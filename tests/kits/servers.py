@@ -37,7 +37,7 @@ class OnServer(unittest.TestCase):
     scratch: Path
     model = str(ready_made_text())
     api_key = "EMPTY"
-    input_ids = random_prompts(8, 1024, seed=1)
+    input_ids = random_prompts(8, 640, seed=1)
 
     @property
     def tokenizer(self) -> Any:

@@ -43,13 +43,13 @@ def mark(results: Mapping[str, Any], cell: Cell, kit: Kit, tests: Sequence[str])
 
 
 def run_rows(results: Mapping[str, Any]) -> Iterator[str]:
-    """Rows of what runs: a row for a kit, and for each of its tests where they differ."""
+    """Rows of what runs: one for the tests of a kit that went alike everywhere."""
     for kit in registry.RUN:
-        marks = [_row(results, kit, (test,)) for test in kit.tests]
-        apart = len(set(map(tuple, marks))) > 1
-        groups = [((test,), row) for test, row in zip(kit.tests, marks, strict=True)]
-        for tests, row in groups if apart else [(kit.tests, marks[0])]:
-            named = f"`{tests[0]}`" if len(tests) == 1 else f"{len(tests)} tests"
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for test in kit.tests:
+            alike.setdefault(tuple(_row(results, kit, (test,))), []).append(test)
+        for row, tests in alike.items():
+            named = ", ".join(f"`{test}`" for test in tests)
             yield f"| `{kit.module}` | {named} | {' | '.join(row)} | |"
 
 
@@ -91,19 +91,24 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Read results, write the page."""
+    """Add results to those on record, and write the page anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="JSON of --kits-out")
-    parser.add_argument("page", type=Path, help="file to write")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files of --kits-out")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of kits.json")
     args = parser.parse_args()
+    record = args.docs / "kits.json"
     known = {
         f"{cell.name}-{kit.name}-{test}"
         for cell in cells.ALL
         for kit in registry.RUN
         for test in kit.tests
     }
-    results = json.loads(args.results.read_text())
-    args.page.write_text(page({name: one for name, one in results.items() if name in known}))
+    results = json.loads(record.read_text()) if record.exists() else {}
+    for file in args.results:
+        results |= json.loads(file.read_text())
+    results = {name: one for name, one in sorted(results.items()) if name in known}
+    record.write_text(json.dumps(results, indent=1) + "\n")
+    (args.docs / "kits.md").write_text(page(results))
 
 
 if __name__ == "__main__":
