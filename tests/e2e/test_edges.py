@@ -44,11 +44,10 @@ def request(prompt: list[int], length: int, **fields: Any) -> dict[str, Any]:
 
 
 def lengths(page: int) -> list[dict[str, Any]]:
-    """Prompts around a page, answers of no token and of one."""
-    around = sorted({1, max(1, page - 1), page, page + 1, 3 * page - 1, 3 * page, 256, 256 + page})
-    return [
-        request(tokens(n, n), new, return_logprob=True) for n in around for new in (0, 1, page + 1)
-    ]
+    """Prompts around a page and behind a window, answers of no token, of one and of a page."""
+    around = sorted({1, max(1, page - 1), page, page + 1, 3 * page - 1, 256, 256 + page})
+    answers = [(n, new) for n in around for new in (0, 1)] + [(page, page + 1), (256, page + 1)]
+    return [request(tokens(n, n), new, return_logprob=True) for n, new in answers]
 
 
 def features(page: int) -> list[dict[str, Any]]:
@@ -180,7 +179,7 @@ def test_edges(serve, adapters, expected, tier: str, page: int, tmp_path: Path) 
     }[tier]
     with serve(128, *adapters, *options, "--page-size", str(page), tokens=4096) as server:
         cold = ask(server, bodies, 12)
-        again = ask(server, bodies, 1)
+        again = ask(server, bodies, 3)
         if tier == "storage":
             flush(server)
         else:
