@@ -86,9 +86,11 @@ class Told:
 def told(answer: dict[str, Any]) -> Told:
     """The part of one answer that a cache must not change, and what came from the cache."""
     meta = answer["meta_info"]
-    scores = [*meta.get("input_token_logprobs", ()), *meta.get("output_token_logprobs", ())]
-    for top in (*meta.get("input_top_logprobs", ()), *meta.get("output_top_logprobs", ())):
-        scores += top or ()
+    # an answer of no token has a score if another request in its batch has an answer
+    parts = ("input", "output") if answer["output_ids"] else ("input",)
+    scores = [score for part in parts for score in meta.get(f"{part}_token_logprobs", ())]
+    for part in parts:
+        scores += [score for top in meta.get(f"{part}_top_logprobs", ()) for score in top or ()]
     return Told(
         tuple(answer["output_ids"]),
         answer["text"],
