@@ -248,8 +248,14 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def checkpoint(self, req: "Req", *, up_to: int, **kwargs: Any) -> None:
         """Take over the whole pages of a request's row up to ``up_to`` and lock them."""
         kv = req.kv
+        # in a batch that mixes prefills and decodes the last token has KV before it has a name
+        up_to = min(up_to, len(req.full_untruncated_fill_ids))
         first, count = kv.cache_protected_len // self._page_tokens, up_to // self._page_tokens
+        number, priority = _request_number(req.rid), getattr(req, "priority", None) or 0
         if count <= first:
+            rows = req.last_node.rows[:first]
+            if self.index.count_request(rows, number, priority):
+                self._queue_backup(rows)
             return
         # row positions [owned, end) are whole pages that still belong to the request
         owned, end = first * self._page_tokens, count * self._page_tokens
@@ -258,15 +264,10 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         full, swa = self._device_pool.owned_slots(row[owned:end], given_back)
         pages = self._pages(req.full_untruncated_fill_ids, end)
         namespace = (req.extra_key, req.cache_salt)
-        rows = self.index.insert(
-            pages,
-            namespace,
-            first,
-            full,
-            swa,
-            _request_number(req.rid),
-            getattr(req, "priority", None) or 0,
-        )
+        rows = self.index.insert(pages, namespace, first, full, swa, number, priority)
+        repeat = (len(req.origin_input_ids) - 1) // self._page_tokens
+        if first <= repeat <= len(rows):
+            self.index.note_prompt_end(rows, repeat)
         self._device_pool.stays_with_request(full[len(rows) - first :])
         protected = len(rows) * self._page_tokens
         if not self._row_names(rows[first:], full):
@@ -278,6 +279,9 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         req.last_node = node
         kv.cache_protected_len = protected
         kv.cache_inserted_len = max(kv.cache_inserted_len, protected)
+        self._queue_backup(rows)
+
+    def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:
             self.cache_controller.queue_backup(rows)
 

@@ -98,7 +98,7 @@ class Backups(HostRoom):
         worth = worth_a_copy(table, policy.write)
         if self.is_sampling:
             worth &= ~passed_over(table)
-        window_end, with_window = self._demotion.windows_to_save(worth)
+        window_end, with_window = self._demotion.windows_to_save(worth & self._marked())
         full = self._demotion.look_ahead(
             table.device,
             table.host,
@@ -228,11 +228,29 @@ class Backups(HostRoom):
         be resumed at its end."""
         table, size = self.table, self.geometry.window_pages
         usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
-        worth = table.resume[rows] & complete_windows(usable, size)
+        complete = complete_windows(usable, size)
+        worth = table.resume[rows] & complete
+        if len(extra := self._ends_with_room(rows[complete])):
+            worth |= np.isin(rows, extra)
         if (best := deepest_resume(usable, size)) > self._reach(rows):
             worth[best - 1] = True
         worth &= ~self.checkpoints.ends[rows]
         return tuple((np.flatnonzero(worth)[::-1] + 1).tolist())
+
+    def _marked(self) -> NDArray[np.bool_]:
+        """Mask of pages whose windows are worth a copy now."""
+        table = self.table
+        if self._free(self.host_window, needed_now=False) < self.geometry.window_pages:
+            return table.resume
+        return table.resume | table.resume_if_room
+
+    def _ends_with_room(self, ends: Rows) -> Rows:
+        """Those of ``ends`` whose windows are worth a copy where there is room for them, as many
+        as there is room for; the last ones of a path, if ``ends`` are in its order."""
+        table = self.table
+        ends = ends[table.resume_if_room[ends] & ~self.checkpoints.ends[ends]]
+        most = self._free(self.host_window, needed_now=False) // self.geometry.window_pages
+        return ends[max(0, len(ends) - most) :]
 
     def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> list[Rows]:
         """For each resume point the pages of its window to copy that no deeper one copies."""

@@ -102,7 +102,7 @@ class Demotion:
         """Windows on the device that are worth keeping and not kept on the host.
 
         Args:
-            worth: (table rows,) bool, pages that the write policy keeps.
+            worth: (table rows,) bool, pages whose windows are.
 
         Returns:
             (table rows,): for each page the end of such a window that it lies in, or -1; and
@@ -110,7 +110,7 @@ class Demotion:
         """
         table, kept = self._table, self._kept
         end_of = np.full(table.capacity, -1, dtype=np.int64)
-        ends = np.flatnonzero(table.resume & worth & ~kept.ends)
+        ends = np.flatnonzero(worth & ~kept.ends)
         windows = kept.windows(ends)
         usable = table.swa_device.ready | table.swa_host.present
         whole = ((windows < 0) | usable[windows]).all(axis=1)

@@ -27,7 +27,8 @@ def fingerprint(index: CacheIndex) -> int:
     array: NDArray[Any]
     for array in (table.parent, table.depth, table.digest, table.tokens, table.generation):
         state.update(array.tobytes())
-    for array in (table.age, table.swa_age, table.hits, table.children, table.resume):
+    marks = table.resume, table.resume_if_room
+    for array in (table.age, table.swa_age, table.hits, table.children, *marks):
         state.update(array.tobytes())
     for array in (table.priority, table.forks):
         state.update(array.tobytes())

@@ -76,6 +76,45 @@ class CacheIndex(Prefetches):
             table.record(rows, request, priority, self.policy.checkpoint_pages)
         return rows
 
+    def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
+        """A request that adds nothing to a path has used it all the same.
+
+        Args:
+            rows: the path, which it holds.
+            request, priority: as for ``insert``.
+
+        Returns:
+            Whether it was not counted yet: then the path may be worth a copy now.
+        """
+        if len(rows) == 0 or not self.table.count_request(rows, request, priority):
+            return False
+        self.use(rows)
+        return True
+
+    def note_prompt_end(self, rows: Rows, pages: int) -> None:
+        """The same prompt again resumes after so many pages of a path.
+
+        One token must be left to compute, so a prompt that ends on a page boundary resumes a
+        page before it: that window is worth as much as the one at the end. When the answer has
+        gone on from there, it is kept only where there is room: conversations go on more often
+        than prompts are repeated.
+
+        Args:
+            rows: the path, as long as what was just inserted.
+            pages: ``(tokens of the prompt - 1) // page_tokens``.
+        """
+        table = self.table
+        window = self.window_of(rows[:pages])
+        if (
+            len(window) == 0
+            or not (table.swa_device.present[window] | table.swa_host.ready[window]).all()
+        ):
+            return
+        table.resume_if_room[window[-1]] = True
+        if len(rows) - pages <= 1:
+            table.resume[window[-1]] = True
+            table.touch_window(window)
+
     def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
         """Merge a request's slots into rows that exist."""
         table = self.table

@@ -59,6 +59,7 @@ class PageTable:
             conversation has not.
         priority: (rows,) int32, the largest priority among them.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
+        resume_if_room: (rows,) bool, it is worth a copy as long as that takes nothing away.
         stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
         keys: (rows, slots_per_page, 32) uint8, keys in storage, where ``keyed``.
         device, host: the columns of full-attention copies.
@@ -82,6 +83,7 @@ class PageTable:
         self.forks = resident_zeros(capacity, np.int32)
         self.priority = resident_zeros(capacity, np.int32)
         self.resume = resident_zeros(capacity, np.bool_)
+        self.resume_if_room = resident_zeros(capacity, np.bool_)
         self.stored = resident_zeros(capacity, np.int8)
         self.window_stored = resident_zeros(capacity, np.int8)
         self.keyed = resident_zeros(capacity, np.bool_)
@@ -269,6 +271,7 @@ class PageTable:
         assert not self.children[rows].any(), "removed a row that still has children"
         self.parent[rows] = FREE
         self.generation[rows] += 1
+        self.resume_if_room[rows] = False
         self.n_rows -= len(rows)
 
     def subtree(self, rows: Rows) -> Rows:
@@ -365,9 +368,9 @@ class PageTable:
         worthless = rows[self.swa_age[rows] < INSIDE_BAND]
         self.swa_age[worthless] += INSIDE_BAND - UNUSED_BAND
 
-    def count_request(self, rows: Rows, request: int, priority: int = 0) -> None:
-        """Count a request on pages of its path. In pieces, or again with no other request
-        in between, it counts once.
+    def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
+        """Count a request on pages of its path; whether it was new to one of them. In pieces,
+        or again with no other request in between, it counts once.
 
         Args:
             request: identifies the request; not NO_REQUEST.
@@ -377,6 +380,7 @@ class PageTable:
         new = rows[self._last_request[rows] != request]
         self.hits[new] += 1
         self._last_request[new] = request
+        return len(new) > 0
 
     def worth(self, rows: Rows) -> NDArray[np.float64]:
         """What the prefixes that end with these pages are worth, see ``expected_uses``: larger

@@ -46,9 +46,11 @@ class DeviceFullError(Exception):
 
 @dataclasses.dataclass(eq=False)
 class SimRequest:
-    """A running request. Pages ``[0, protected)`` belong to the table."""
+    """A running request. Pages ``[0, protected)`` belong to the table; ``tokens`` are its prompt
+    and the answer that it will get."""
 
     tokens: NDArray[np.int64]
+    prompt: int
     namespace: object
     full: Slots
     swa: Slots
@@ -241,11 +243,20 @@ class SimEngine:
         return tokens[: count * page].reshape(count, page)
 
     def start(
-        self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
+        self,
+        tokens: NDArray[np.int64],
+        namespace: object = None,
+        priority: int = 0,
+        answer: int = 0,
     ) -> SimRequest:
-        """Admit a request, with a load from the host if that helps."""
+        """Admit a request, with a load from the host if that helps.
+
+        Args:
+            answer: so many of the last tokens are its answer, not its prompt.
+        """
         geometry, index = self.geometry, self.index
-        match = index.match_and_use(self._whole_pages(tokens), namespace)
+        prompt = len(tokens) - answer
+        match = index.match_and_use(self._whole_pages(tokens[:prompt]), namespace)
         rows = match.rows[: match.device_pages]
         if len(match.rows) > match.device_pages:
             # the engine locks the device prefix while it admits: the fallback must last
@@ -265,6 +276,7 @@ class SimEngine:
                 self._mark("load declined")
         request = SimRequest(
             tokens=tokens,
+            prompt=prompt,
             namespace=namespace,
             full=index.table.device.slots[rows].copy(),
             swa=index.table.swa_device.slots[rows].copy(),
@@ -357,6 +369,11 @@ class SimEngine:
         count = request.computed // self.geometry.page_tokens
         first = request.protected
         if count <= first:
+            if first:
+                pages = request.tokens[: first * self.geometry.page_tokens].reshape(first, -1)
+                rows = self.index.table.lookup(pages, request.namespace)
+                if self.index.count_request(rows, request.number, request.priority):
+                    self._back_up(rows)
             return
         pages = request.tokens[: count * self.geometry.page_tokens].reshape(count, -1)
         own = slice(first, count)
@@ -369,6 +386,9 @@ class SimEngine:
             request.number,
             request.priority,
         )
+        repeat = len(self._whole_pages(request.tokens[: request.prompt]))
+        if first <= repeat <= len(rows):
+            self.index.note_prompt_end(rows, repeat)
         table = self.index.table
         request.full[: len(rows)] = table.device.slots[rows]
         request.swa[: len(rows)] = table.swa_device.slots[rows]
@@ -377,6 +397,9 @@ class SimEngine:
         request.lock = lock
         request.protected = len(rows)
         request.waits_for = self.index.last_op(TransferKind.LOAD)
+        self._back_up(rows)
+
+    def _back_up(self, rows: Rows) -> None:
         if self.index.host_tier is not None:
             self._submit(self.index.begin_backup(rows))
 

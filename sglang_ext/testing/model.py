@@ -56,6 +56,14 @@ class ModelPage:
         """What the host goes by: by policy, then uses for the time since the last one."""
         return self.rank, min(1 + self.forks, 255) / (clock - self.used + 1)
 
+    def count(self, request: int, priority: int) -> bool:
+        """A request uses the page; whether it is another one than the last."""
+        self.priority = max(self.priority, priority)
+        if self.requests and self.requests[-1] == request:
+            return False
+        self.requests.append(request)
+        return True
+
     def ranked(self, policy: str) -> int:
         """What a policy thinks of the page now, by its definition."""
         return {
@@ -148,9 +156,7 @@ class ModelledIndex(CacheIndex):
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
-            page.priority = max(page.priority, priority)
-            if not page.requests or page.requests[-1] != request:
-                page.requests.append(request)
+            page.count(request, priority)
             before[key] = page.states
         self._use(rows)
         self._expect(before, "insert")
@@ -158,6 +164,14 @@ class ModelledIndex(CacheIndex):
         counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
         _require(hits == counted, f"hits are {hits}, requests {counted}")
         return rows
+
+    def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
+        """See CacheIndex."""
+        pages = [self.pages[self._key(row)] for row in rows.tolist()]
+        expected = sum(page.count(request, priority) for page in pages) > 0
+        counted = super().count_request(rows, request, priority)
+        _require(counted == expected, f"a request was counted: {counted}, expected {expected}")
+        return counted
 
     def _count_fork(self, key: Key) -> None:
         """A request goes on from a page for itself; whether another one had before."""

@@ -34,7 +34,6 @@ class CompiledDemotion(Demotion):
         lost = np.zeros(table.capacity, dtype=np.bool_)
         scans.windows_to_save(
             table.parent,
-            table.resume,
             worth,
             self._kept.ends,
             table.swa_device.ready,

@@ -82,16 +82,14 @@ def victims_up_to(age, present, locks, horizon, out):
 # ---- copies ahead of eviction: see ``Demotion`` -------------------------------------
 
 
-@compiled(void(INTS, FLAGS, FLAGS, FLAGS, FLAGS, FLAGS, FLAGS, int64, LONGS, FLAGS))
-def windows_to_save(
-    parent, resume, worth, kept, swa_ready, swa_present, host_present, size, end_of, lost
-):
+@compiled(void(INTS, FLAGS, FLAGS, FLAGS, FLAGS, FLAGS, int64, LONGS, FLAGS))
+def windows_to_save(parent, worth, kept, swa_ready, swa_present, host_present, size, end_of, lost):
     """See ``Demotion.windows_to_save``; writes to ``end_of``, which is -1 everywhere, and to
     ``lost``, which is False everywhere."""
     ends = np.empty(parent.size, dtype=np.int64)
     count = 0
     for end in range(parent.size):
-        if resume[end] and worth[end] and not kept[end]:
+        if worth[end] and not kept[end]:
             row, whole = end, True
             for _ in range(size):
                 whole &= swa_ready[row] or host_present[row]

@@ -139,6 +139,7 @@ class CompiledTable(PathTable):
         roots = np.empty(len(rows), dtype=np.int64)
         childless = loops.remove(self._arrays, rows, roots)
         assert childless, "removed a row that still has children"
+        self.resume_if_room[rows] = False
         self.n_rows -= len(rows)
         for root in roots[roots < 0].tolist():
             self._leave_root(root)
