@@ -4,6 +4,7 @@ import json
 
 from tests.conftest import ROOT
 from tests.kits import registry, table
+from tests.kits.conftest import complaint, everything
 
 
 def test_every_kit_runs_or_has_a_reason() -> None:
@@ -30,8 +31,6 @@ def test_every_kit_runs_or_has_a_reason() -> None:
 
 
 def test_the_default_selection_has_each_page_tier_and_policy() -> None:
-    from tests.kits.conftest import everything
-
     cells = {cell for cell, kit, test in everything() if registry.selected(cell, kit, test)}
     assert {cell.page for cell in cells} == {1, 16, 64}
     assert {cell.tier for cell in cells} == {"device", "host", "storage"}
@@ -61,3 +60,11 @@ def test_a_row_says_what_passed_failed_and_did_not_run() -> None:
     assert row.split(" | ")[6] == "··✗"
     assert "1 passed, 1 failed." in page
     assert "test_multiturn_cache_hit`: AssertionError: 3 of 4" in page
+
+
+def test_a_failure_is_named_by_its_innermost_error() -> None:
+    report = (
+        "E   AssertionError: Traceback (most\nE     AssertionError: 3 of 4\nE   assert not ['Tr"
+    )
+    assert complaint(report) == "AssertionError: 3 of 4"
+    assert complaint("") == ""

@@ -30,6 +30,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("cell", "kit", "test"), chosen, ids=names)
 
 
+def complaint(text: str) -> str:
+    """The line of a report that names the error."""
+    lines = [line.removeprefix("E").strip() for line in text.splitlines() if "Error: " in line]
+    return next((line[:200] for line in reversed(lines) if "Traceback" not in line), "")
+
+
 class Results:
     """Adds what each test said to a JSON file, for the table."""
 
@@ -45,14 +51,7 @@ class Results:
         known[report.nodeid.partition("[")[2].rstrip("]")] = {
             "outcome": report.outcome,
             "seconds": round(report.duration, 1),
-            "said": next(
-                (
-                    line.strip()
-                    for line in str(report.longrepr or "").splitlines()
-                    if "Error: " in line
-                ),
-                "",
-            )[:200],
+            "said": complaint(str(report.longrepr or "")),
         }
         self._out.write_text(json.dumps(known, indent=1, sort_keys=True))
 
