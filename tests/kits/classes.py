@@ -110,8 +110,8 @@ class PauseResume(PauseResumeInPlaceMixin, OnServer):
     """Generation is paused in place."""
 
     pause_ignore_eos = True
-    pause_num_requests = 16
-    pause_max_new_tokens = 256
+    pause_num_requests = 8
+    pause_max_new_tokens = 128
     pause_duration = 1
 
 
