@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import queue
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from launch.server import CPU, OURS, Server, running
 from launch.tiny_model import ready_made
 from launch.traffic import generate
+from sglang_ext.arguments import Parser, core, number, output_file, whole
 from sglang_ext.config import CHECKPOINT_TOKENS
 from sglang_ext.sizing.traffic import (
     Agent,
@@ -119,10 +121,10 @@ def metric(text: str, name: str, label: str = "") -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def run(cell: Cell, model: Path, out: Path, seed: int, core: int | None) -> dict[str, Any]:
+def run(cell: Cell, model: Path, out: Path, seed: int, cpu: int | None) -> dict[str, Any]:
     """Start the cell's server, send its traffic, read its counters."""
-    if core is not None:
-        os.sched_setaffinity(0, {core})  # of this thread; the server inherits it
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})  # of this thread; the server inherits it
     shape, active = SHAPES[cell.shape]
     arguments = ["--model-path", str(model), *SERVER, *CACHES[cell.cache]]
     arguments += ["--hicache-ratio", f"{cell.host_size:g}"]
@@ -170,27 +172,27 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "hits.json")
-    parser.add_argument("--seed", type=int, default=1)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "hits.json")
+    parser.add_argument("--seed", type=whole(0), default=1)
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
-    parser.add_argument("--host-sizes", nargs="+", type=float, default=list(HOST_SIZES))
+    parser.add_argument("--host-sizes", nargs="+", type=number(above=0), default=list(HOST_SIZES))
     parser.add_argument(
         "--full-every",
-        type=int,
+        type=whole(2),
         default=4,
         help="every n-th layer has full attention: 4 as in Llama 4 and Step-3.5, 2 as in gpt-oss",
     )
     parser.add_argument(
         "--cores",
         nargs="*",
-        type=int,
+        type=core,
         default=[],
         help="as many servers at a time, each on one of these; default: one, on any",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> None:
@@ -203,15 +205,15 @@ def main() -> None:
         for cache in CACHES
     ]
     cores: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    for core in args.cores or [None]:
-        cores.put(core)
+    for cpu in args.cores or [None]:
+        cores.put(cpu)
 
     def run_on_a_core(cell: Cell) -> dict[str, Any]:
-        core = cores.get()
+        cpu = cores.get()
         try:
-            return run(cell, model, logs, args.seed, core)
+            return run(cell, model, logs, args.seed, cpu)
         finally:
-            cores.put(core)
+            cores.put(cpu)
 
     with concurrent.futures.ThreadPoolExecutor(max(1, len(args.cores))) as pool:
         results = list(tqdm(pool.map(run_on_a_core, cells), total=len(cells), unit="server"))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sglang_ext.arguments import Parser, output_file, whole
 from sglang_ext.kernels.cpu import CpuPageCopier
 from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape
 
@@ -37,9 +38,9 @@ REPEATS = 9
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/copies.json"))
-    parser.add_argument("--mebibytes", type=int, default=64, help="size of one copy")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=output_file, default=Path("out/copies.json"))
+    parser.add_argument("--mebibytes", type=whole(1), default=64, help="size of one copy")
     return parser.parse_args(argv)
 
 

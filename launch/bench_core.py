@@ -29,7 +29,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from launch.server import CPU
+from launch.server import CPU, inherited
+from sglang_ext.arguments import Parser, output_file
 
 CORES = ("ours", "rust", "python")
 PARTS = ("table", "growth")
@@ -65,8 +66,8 @@ _WAITS = "waits for the token"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/core.json"))
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=output_file, default=Path("out/core.json"))
     parser.add_argument("--quick", action="store_true", help="the smallest cell only")
     parser.add_argument("--cores", nargs="+", choices=CORES, default=CORES, help="to measure")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="to measure")
@@ -320,7 +321,7 @@ class Child:
 
     def __init__(self, core: str, cell: Cell, cpu: int) -> None:
         command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
-        environment = {**os.environ, **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
+        environment = {**inherited(), **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
         if core == "ours":
             del environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"]
         self._process = subprocess.Popen(

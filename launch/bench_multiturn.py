@@ -12,6 +12,8 @@ import asyncio
 import dataclasses
 import json
 import random
+import socket
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -22,28 +24,33 @@ import aiohttp
 import numpy as np
 from tqdm import tqdm
 
+from sglang_ext.arguments import Parser, number, output_file, port, whole
+
+_CONNECT_S = 10.0
 AUTO_RUN_RATES = (16, 14, 12, 10, 8, 6, 4, 2, 1)
 """Request rates tried one after the other unless ``--disable-auto-run``."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-path", default=None, help="for its vocabulary size")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=30000)
-    parser.add_argument("--num-clients", type=int, default=256)
-    parser.add_argument("--num-rounds", type=int, default=5)
-    parser.add_argument("--max-parallel", type=int, default=128)
-    parser.add_argument("--request-length", type=int, default=512, help="tokens of a question")
-    parser.add_argument("--output-length", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--port", type=port, default=30000)
+    parser.add_argument("--num-clients", type=whole(1), default=256)
+    parser.add_argument("--num-rounds", type=whole(1), default=5)
+    parser.add_argument("--max-parallel", type=whole(1), default=128)
+    parser.add_argument("--request-length", type=whole(1), default=512, help="tokens of a question")
+    parser.add_argument("--output-length", type=whole(1), default=64, help="tokens of an answer")
     parser.add_argument(
         "--sub-question-input-length",
-        type=int,
+        type=whole(0),
         default=0,
         help="tokens of every question but the first; 0 means --request-length",
     )
-    parser.add_argument("--request-rate", type=float, default=1.0, help="requests per second")
+    parser.add_argument(
+        "--request-rate", type=number(above=0), default=1.0, help="requests per second"
+    )
     parser.add_argument("--distribution", choices=["poisson", "uniform"], default="poisson")
     parser.add_argument("--ready-queue-policy", choices=["random", "fifo"], default="random")
     parser.add_argument(
@@ -63,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tag", default="", help="copied into the result")
-    parser.add_argument("--log-file", type=Path, default=Path("performance_metrics.jsonl"))
+    parser.add_argument("--log-file", type=output_file, default=Path("performance_metrics.jsonl"))
     return parser.parse_args(argv)
 
 
@@ -199,7 +206,6 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
     total = args.num_clients * args.num_rounds
     samples: list[Sample] = []
     waiting: list[Client] = []
-    bar = tqdm(total=total, desc=args.tag or f"{rate:g} req/s", unit="req")
 
     def next_round(client: Client) -> None:
         if client.round == args.num_rounds:
@@ -213,7 +219,7 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
                 queue.put(ready)
             waiting.clear()
 
-    async def serve(session: aiohttp.ClientSession, client: Client) -> None:
+    async def serve(session: aiohttp.ClientSession, client: Client, bar: tqdm) -> None:
         try:
             samples.append(await generate(session, url, client, args.output_length))
         finally:
@@ -224,20 +230,20 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     start = time.perf_counter()
-    async with (
-        aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
-        # a failed request ends the run: it cancels this loop and the other requests
-        asyncio.TaskGroup() as requests,
-    ):
-        for client in clients:
-            queue.put(client)
-        for _ in range(total):
-            client = await queue.get()
-            await slots.acquire()
-            requests.create_task(serve(session, client))
-            poisson = args.distribution == "poisson"
-            await asyncio.sleep(pace.expovariate(rate) if poisson else 1.0 / rate)
-    bar.close()
+    with tqdm(total=total, desc=args.tag or f"{rate:g} req/s", unit="req") as bar:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
+            # a failed request ends the run: it cancels this loop and the other requests
+            asyncio.TaskGroup() as requests,
+        ):
+            for client in clients:
+                queue.put(client)
+            for _ in range(total):
+                client = await queue.get()
+                await slots.acquire()
+                requests.create_task(serve(session, client, bar))
+                poisson = args.distribution == "poisson"
+                await asyncio.sleep(pace.expovariate(rate) if poisson else 1.0 / rate)
     return samples, time.perf_counter() - start
 
 
@@ -288,6 +294,8 @@ def summarize(samples: Sequence[Sample], wall_s: float) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run the load, append a JSON line for each run to the log file, print a summary."""
     args = parse_args(argv)
+    # before anything is made and drawn for it
+    socket.create_connection((args.host, args.port), timeout=_CONNECT_S).close()
     rates = [args.request_rate] if args.disable_auto_run else list(AUTO_RUN_RATES)
     results = []
     for rate in rates:
@@ -311,5 +319,20 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return results
 
 
+def run_or_say_why(argv: Sequence[str] | None = None) -> int:
+    """``main`` as a command: what the server does wrong is one line; returns the exit status."""
+    args, status = parse_args(argv), 0
+    try:
+        main(argv)
+    except* (aiohttp.ClientError, OSError, RuntimeError, ValueError, KeyError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        said = f"{type(error).__name__}: {error}"
+        print(f"the server at {args.host}:{args.port}: {said:.200}", file=sys.stderr)
+        status = 1
+    return status
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run_or_say_why())

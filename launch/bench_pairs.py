@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from launch import bench_multiturn, tiny_model
 from launch.server import CPU, OURS, Server, running
+from sglang_ext.arguments import Parser, output_file, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST_TIER = ("--enable-hierarchical-cache", "--hicache-write-policy", "write_through")
@@ -88,11 +89,11 @@ SHAPES = {
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="multi-turn")
-    parser.add_argument("--turns", type=int, help="instead of the shape's")
-    parser.add_argument("--page", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "pairs.json")
+    parser.add_argument("--turns", type=whole(1), help="instead of the shape's")
+    parser.add_argument("--page", type=whole(1), default=64)
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "pairs.json")
     return parser.parse_args(argv)
 
 

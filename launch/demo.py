@@ -6,11 +6,13 @@ with its host tier), prints one table, writes ``out/demo.json`` and ``out/demo.p
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import bench_multiturn, tiny_model
 from launch.server import CPU, OURS, running
+from sglang_ext.arguments import Parser, output_folder, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE_TOKENS = 8192
@@ -26,15 +28,15 @@ CONFIGURATIONS = {
 }
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line; the defaults take a few minutes on two cores."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out")
-    parser.add_argument("--num-clients", type=int, default=16)
-    parser.add_argument("--num-rounds", type=int, default=5)
-    parser.add_argument("--request-length", type=int, default=256)
-    parser.add_argument("--output-length", type=int, default=16)
-    return parser.parse_args()
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=output_folder, default=ROOT / "out")
+    parser.add_argument("--num-clients", type=whole(1), default=16)
+    parser.add_argument("--num-rounds", type=whole(1), default=5)
+    parser.add_argument("--request-length", type=whole(1), default=256)
+    parser.add_argument("--output-length", type=whole(1), default=16)
+    return parser.parse_args(argv)
 
 
 def load_arguments(args: argparse.Namespace, model: Path, port: int, tag: str) -> list[str]:

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch.server import free_port
+from sglang_ext.arguments import Parser, output_file, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ROOT / ".venv" / "mooncake"
@@ -138,13 +139,18 @@ def _lend(port: int, memory_mb: int) -> None:
     signal.pause()
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--memory-mb", type=whole(1), default=1024)
+    parser.add_argument("--lend", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--log", type=output_file, default=ROOT / "out" / "mooncake.log")
+    return parser.parse_args(argv)
+
+
 def main() -> None:
     """Run a store until it is interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--memory-mb", type=int, default=1024)
-    parser.add_argument("--lend", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--log", type=Path, default=ROOT / "out" / "mooncake.log")
-    args = parser.parse_args()
+    args = parse_args()
     if args.lend is not None:
         _lend(args.lend, args.memory_mb)
     args.log.parent.mkdir(parents=True, exist_ok=True)

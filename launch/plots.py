@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sglang_ext.arguments import Parser, output_folder
+
 Report = dict[str, Any]
 
 
@@ -102,12 +104,20 @@ DRAWINGS: dict[str, Callable[[Report], Figure]] = {
 }
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("out"))
+    parser.add_argument("--out", type=output_folder, default=Path("out"))
+    args = parser.parse_args(argv)
+    if not args.data.is_dir():
+        parser.error(f"--data {args.data} is not a folder")
+    return args
+
+
 def main() -> None:
     """Draw every report that is there."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("out"))
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    args = parser.parse_args()
+    args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, draw in DRAWINGS.items():
         if (path := args.data / f"{name}.json").exists():

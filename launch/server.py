@@ -31,6 +31,16 @@ OURS = ("--radix-cache-backend", "swa_hicache")
 """Options that select our cache."""
 
 
+def inherited() -> dict[str, str]:
+    """This process's variables without those that select a cache or change ours: what servers
+    differ in is what their starter says, not what its caller has exported."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SGLANG_EXT_") and name != "SGLANG_PLUGINS"
+    }
+
+
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that nobody listens on."""
     with socket.socket() as listener:
@@ -125,7 +135,7 @@ def start(
     Args:
         arguments: engine options, without host and port.
         log: file for its output.
-        environment: variables on top of this process's.
+        environment: variables on top of those that are ``inherited``.
         port: TCP port, a free one if None.
     """
     port = free_port() if port is None else port
@@ -138,7 +148,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **(environment or {})},
+            env={**inherited(), **(environment or {})},
             # a group of its own, so that the scheduler and the detokenizer end with it
             start_new_session=True,
         )

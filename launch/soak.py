@@ -34,6 +34,7 @@ from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
 from launch.soak_traffic import SOAK, Job, Picker, Pool, ask, load, pool_path, save
 from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
+from sglang_ext.arguments import Parser, core, number, output_file, refusal, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "out" / "soak"
@@ -117,42 +118,59 @@ MATRIX = {
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="for each configuration")
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--minutes-for", action="append", default=[], metavar="NAME=M", help="for one of them"
+        "--minutes", type=number(above=0), default=10.0, help="for each configuration"
+    )
+    parser.add_argument(
+        "--minutes-for",
+        type=_minutes_for,
+        action="append",
+        default=[],
+        metavar="NAME=M",
+        help="for one of them",
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="glob patterns")
     parser.add_argument("--list", action="store_true", help="print the names and exit")
     parser.add_argument("--stock", action="store_true", help="the engine's own cache, to compare")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--conversations", type=int, default=SOAK.conversations)
+    parser.add_argument("--clients", type=whole(1), default=32)
+    parser.add_argument("--conversations", type=whole(1), default=SOAK.conversations)
     parser.add_argument("--seed", type=int, default=1, help="order of requests and aborts")
-    parser.add_argument("--cores", default=None, help="run on these only, as 0,2-3")
+    parser.add_argument("--cores", type=_cores, default=None, help="run on these only, as 0,2-3")
     parser.add_argument("--option", action="append", default=[], help="for every server")
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak.json")
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "soak.json")
     args = parser.parse_args(argv)
-    overrides = [item.partition("=") for item in args.minutes_for]
-    if unknown := {name for name, _, _ in overrides} - set(MATRIX):
-        parser.error(f"--minutes-for: unknown {sorted(unknown)}")
     args.names = [n for n in MATRIX if any(fnmatch.fnmatch(n, p) for p in args.only)]
     if not args.names:
         parser.error(f"--only {args.only} matches nothing")
-    args.minutes_for = {name: float(minutes) for name, _, minutes in overrides}
+    args.minutes_for = dict(args.minutes_for)
     return args
 
 
-def pin(cores: str) -> dict[str, str]:
+def _minutes_for(text: str) -> tuple[str, float]:
+    name, _, minutes = text.partition("=")
+    if name not in MATRIX:
+        raise refusal(text, "NAME=MINUTES; --list has the names")
+    return name, number(above=0)(minutes)
+
+
+def _cores(text: str) -> set[int]:
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        chosen |= set(range(core(first), core(last or first) + 1))
+    if not chosen:
+        raise refusal(text, "cores like 0,2-3")
+    return chosen
+
+
+def pin(cores: set[int]) -> dict[str, str]:
     """Keep this process and its children on some cores; returns variables for the servers.
 
     Servers that share a core wait for each other's OpenMP threads, which spin.
     """
-    chosen: set[int] = set()
-    for part in cores.split(","):
-        first, _, last = part.partition("-")
-        chosen |= set(range(int(first), int(last or first) + 1))
-    os.sched_setaffinity(0, chosen)
-    return {"OMP_NUM_THREADS": str(len(chosen))}
+    os.sched_setaffinity(0, cores)
+    return {"OMP_NUM_THREADS": str(len(cores))}
 
 
 def resident_mb(session: int) -> float:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from launch.soak_traffic import Picker, Pool, ask
 from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
 from launch.zygote import Zygote
+from sglang_ext.arguments import Parser, output_file, whole
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAFFIC = Traffic(conversations=24, rounds=4, parallel=8, seed=41)
@@ -112,13 +114,18 @@ def kill(server: Server) -> None:
     server.process.wait()
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=whole(1), default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "soak_kill.json")
+    return parser.parse_args(argv)
+
+
 def main() -> int:
     """Run it; exit status 0 if every answer was right."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak_kill.json")
-    args = parser.parse_args()
+    args = parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     zygote = Zygote()
     folder = Path(tempfile.mkdtemp(prefix="soak-kill-"))

@@ -9,6 +9,7 @@ grow with the copies'.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from launch.server import CPU, OURS, running
 from launch.soak import configuration, server_arguments
 from launch.soak_traffic import ask
 from launch.traffic import Traffic
+from sglang_ext.arguments import Parser, output_file
+from sglang_ext.core.write_policy import WritePolicy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,12 +56,22 @@ def summary(values: NDArray[np.float64]) -> dict[str, float]:
     return {"p50": p50, "p99": p99, "max": largest}
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        choices=[policy.value for policy in WritePolicy],
+        default=["write_back"],
+    )
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "step_trace.json")
+    return parser.parse_args(argv)
+
+
 def main() -> None:
     """Both runs, for each policy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--policy", nargs="+", default=["write_back"])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "step_trace.json")
-    args = parser.parse_args()
+    args = parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = [measure(s, policy, args.out.parent) for policy in args.policy for s in (1, 100)]
     args.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from sglang_ext.arguments import Parser, output_folder, whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -40,20 +42,20 @@ SIZES = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line; every width of the preset can be overridden."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=output_folder, required=True, help="directory to write")
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
-    parser.add_argument("--window", type=int, default=128, help="sliding window, tokens")
+    parser.add_argument("--window", type=whole(2), default=128, help="sliding window, tokens")
     parser.add_argument(
         "--full-every",
-        type=int,
+        type=whole(1),
         default=2,
         help="every n-th layer has full attention, the others a sliding window",
     )
-    parser.add_argument("--context", type=int, default=32768, help="positions, tokens")
+    parser.add_argument("--context", type=whole(1), default=32768, help="positions, tokens")
     parser.add_argument("--seed", type=int, default=0)
     for field in dataclasses.fields(Shape):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=None)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=whole(1), default=None)
     return parser.parse_args(argv)
 
 

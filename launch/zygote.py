@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.mooncake import environment as mooncake_environment
-from launch.server import CPU, STRICT_CHECKS, Server, free_port, wait_until_healthy
+from launch.server import CPU, STRICT_CHECKS, Server, free_port, inherited, wait_until_healthy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,7 +70,7 @@ class Zygote:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **mooncake_environment(), **CPU, **STRICT_CHECKS},
+            env={**inherited(), **mooncake_environment(), **CPU, **STRICT_CHECKS},
         )
 
     def ask(self, question: dict[str, Any]) -> Any:
@@ -124,6 +124,8 @@ def _fork(arguments: list[str], log: str, environment: dict[str, str]) -> int:
     sys.argv = ["launch_server", *arguments]
     try:
         runpy.run_module("sglang.launch_server", run_name="__main__")
+    except SystemExit as end:  # as the interpreter does
+        print(end.code, file=sys.stderr, flush=True)
     finally:
         os._exit(1)
 

@@ -13,8 +13,9 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sglang_ext.arguments import Parser, output_file, whole
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +31,24 @@ _INTERPRETED = 3
 """Programs in the interpreter, which runs one after the other."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when all bytes are equal, 1 when some are not, 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="sglang_ext gpu-check", description=__doc__)
-    parser.add_argument("--mebibytes", type=int, default=256, help="size of a copy that is timed")
-    parser.add_argument("--out", type=Path, help="write what was measured, JSON")
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(prog="sglang_ext gpu-check", description=__doc__)
+    parser.add_argument(
+        "--mebibytes", type=whole(1), default=256, help="size of a copy that is timed"
+    )
+    parser.add_argument("--out", type=output_file, help="write what was measured, JSON")
     parser.add_argument(
         "--interpret",
         action="store_true",
         help="check the kernel on the CPU, in Triton's interpreter; nothing is timed",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when all bytes are equal, 1 when some are not, 2 without a GPU."""
+    args = parse_args(argv)
     if args.interpret:
         # read when the kernel is imported
         os.environ["TRITON_INTERPRET"] = "1"

@@ -7,7 +7,7 @@ compute the same tokens on the same prefix. The cold answer differs from them on
 engine's arithmetic depends on how a prompt is cut.
 """
 
-import argparse
+import http.client
 import json
 import random
 import sys
@@ -17,9 +17,25 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from sglang_ext.arguments import Parser, number, url, whole
+
 _FLUSH_TRIES, _FLUSH_PAUSE_S = 120, 0.5
+_BUSY = 400
+"""Status with which the engine refuses to flush for now."""
 _FIRST_TOKEN, _TOKENS = 100, 300
 """Token ids that every vocabulary has, and that are no control tokens."""
+
+
+class UnusableError(Exception):
+    """The server cannot be checked; says why."""
+
+
+class RefusedError(UnusableError):
+    """The server answered with an error."""
+
+    def __init__(self, url: str, status: int, said: str) -> None:
+        super().__init__(f"{url} answered with status {status}: {said}")
+        self.status = status
 
 
 class _Server:
@@ -36,13 +52,28 @@ class _Server:
             data=json.dumps(body).encode(),
             headers=self._headers,
         )
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-            return str(response.read().decode())
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                return str(response.read().decode(errors="replace"))
+        except urllib.error.HTTPError as error:
+            said = error.read(200).decode(errors="replace").split("\n")[0]
+            raise RefusedError(self._url + path, error.code, said) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise UnusableError(f"{self._url}{path} did not answer: {reason!r}") from error
 
     def generate(self, prompt: list[int], count: int) -> dict[str, Any]:
         sampling = {"temperature": 0.0, "max_new_tokens": count, "ignore_eos": True}
         body = {"input_ids": prompt, "sampling_params": sampling}
-        answer: dict[str, Any] = json.loads(self.post("/generate", body))
+        said = self.post("/generate", body)
+        try:
+            answer: dict[str, Any] = json.loads(said)
+            _cached(answer)
+            list(answer["output_ids"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnusableError(
+                f"{self._url}/generate did not answer as an engine does: {said[:80]!r}"
+            ) from error
         return answer
 
     def flush(self) -> bool:
@@ -50,7 +81,9 @@ class _Server:
         for _ in range(_FLUSH_TRIES):
             try:
                 self.post("/flush_cache", {})
-            except urllib.error.HTTPError:
+            except RefusedError as error:
+                if error.status != _BUSY:
+                    raise
                 time.sleep(_FLUSH_PAUSE_S)
             else:
                 return True
@@ -73,7 +106,12 @@ def _verify_one(server: _Server, prompt: list[int], count: int) -> list[str]:
     problems = []
     if any(_cached(cold).values()):
         problems.append("the prompt was in the cache before")
-    if tiers["storage"] == 0:
+    if "storage" not in (stored["meta_info"].get("cached_tokens_details") or {}):
+        problems.append(
+            "no token came from storage: the server has none; start it with "
+            "--hicache-storage-backend"
+        )
+    elif tiers["storage"] == 0:
         problems.append("no token came from storage")
     if tiers["device"] or tiers["host"]:
         problems.append("the flush left something on the device or the host")
@@ -88,15 +126,20 @@ def _verify_one(server: _Server, prompt: list[int], count: int) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 0: everything came back from storage, token for token."""
-    parser = argparse.ArgumentParser(prog="sglang_ext verify", description=__doc__)
-    parser.add_argument("--url", required=True, help="of the server, like http://127.0.0.1:30000")
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=2000, help="of each prompt")
-    parser.add_argument("--answer", type=int, default=32, help="tokens to generate")
+    """Exit status 0: everything came back from storage, token for token; 1: it did not, or the
+    server cannot be asked; 2: an argument is not allowed."""
+    parser = Parser(prog="sglang_ext verify", description=__doc__)
+    parser.add_argument(
+        "--url", type=url, required=True, help="of the server, like http://127.0.0.1:30000"
+    )
+    parser.add_argument("--prompts", type=whole(1), default=4)
+    parser.add_argument("--tokens", type=whole(1), default=2000, help="of each prompt")
+    parser.add_argument("--answer", type=whole(1), default=32, help="tokens to generate")
     parser.add_argument("--seed", type=int, default=None, help="of the prompts; random if none")
     parser.add_argument("--api-key", help="of the server, or its admin key; needed to flush")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request")
+    parser.add_argument(
+        "--timeout", type=number(above=0), default=600.0, help="seconds for one request"
+    )
     args = parser.parse_args(arguments)
     rng = random.Random(args.seed)
     server = _Server(args.url, args.timeout, args.api_key)
@@ -105,8 +148,8 @@ def main(arguments: Sequence[str]) -> int:
         for _ in range(args.prompts):
             prompt = [_FIRST_TOKEN + rng.randrange(_TOKENS) for _ in range(args.tokens)]
             problems += _verify_one(server, prompt, args.answer)
-    except (OSError, ValueError, KeyError) as error:
-        problems.append(f"the server did not answer as expected: {error!r}")
+    except UnusableError as error:
+        problems.append(str(error))
     for problem in dict.fromkeys(problems):
         print(f"PROBLEM: {problem}", file=sys.stderr)
     print("FAILED" if problems else "OK: from storage as without, token for token")

@@ -156,6 +156,11 @@ class HostTierController:
                 ops[-1],
             )
 
+    def take_durations(self) -> tuple[list[float], list[float]]:
+        """Seconds of the copies of each job that has ended since the last call: (backups,
+        loads)."""
+        return self._engine.take_durations()
+
     # ---- storage -------------------------------------------------------------
 
     def all_ranks(self, done: bool) -> bool:

@@ -13,9 +13,10 @@ from sglang_ext.adapter.copy_trial import try_copies
 from sglang_ext.adapter.device_pool import EngineDevicePool, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
-from sglang_ext.adapter.page_copies import Pool, page_copies, planes
+from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
 from sglang_ext.adapter.window_only import (
@@ -58,7 +59,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
         return default_radix_cache_factory(ctx)
-    from sglang.srt.runtime_context import get_memory
+    from sglang.srt.runtime_context import get_memory, get_schedule
 
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
@@ -88,10 +89,6 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
-        logger.info(
-            "sglang-ext: windows inside a prompt are kept %d tokens apart (0: none is)",
-            interval * geometry.page_tokens,
-        )
         policy = BackupPolicy.for_device(
             WritePolicy(get_memory().hicache_write_policy),
             interval,
@@ -112,15 +109,49 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
-    cache = (WindowOnlyCache if window_only else SwaHiCache)(params, index, device_pool, admission)
+    cache = (WindowOnlyCache if window_only else SwaHiCache)(
+        params,
+        index,
+        device_pool,
+        admission,
+        low_values_first=get_schedule().schedule_low_priority_values_first,
+    )
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:
         _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
+    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
+    if ctx.tp_rank == 0:
+        logger.info("sglang-ext: %s", plan.line())
     trace = from_environment().step_trace
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
     return cache
+
+
+def start_plan(
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, memory: ArenaMemory | None
+) -> StartPlan:
+    """What was decided, for the log."""
+    from sglang.srt.runtime_context import get_memory
+
+    options, index, geometry = get_memory(), cache.index, cache.index.geometry
+    host = None
+    if memory is not None:
+        shape = memory.arena.shape
+        size = shape.extents * sum(shape.extent_bytes)
+        interval = index.policy.checkpoint_pages * geometry.page_tokens
+        host = HostPlan.of(shape, geometry, (size, memory.source), interval)
+    device = torch.device(ctx.params.token_to_kv_pool_allocator.get_kvcache().device)
+    who = chosen(from_environment().copies, device)
+    by = f", --hicache-io-backend {options.hicache_io_backend}" if who == "engine" else ""
+    return StartPlan(
+        host=host,
+        ranks=ctx.tp_size,
+        policies=(options.hicache_write_policy, options.radix_eviction_policy),
+        copies=who + by,
+        storage=cache.storage_setup.opened if cache.storage_setup is not None else None,
+    )
 
 
 def _attach_host_tier(
@@ -197,15 +228,15 @@ def _controller(
     io_backend = get_memory().hicache_io_backend
     pools = _pools(group)
     copies = page_copies(config.copies, pools, indices, io_backend, device)
-    chosen = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
-    try_copies(copies, [planes(pool) for pool in pools], chosen)
+    said = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
+    try_copies(copies, [planes(pool) for pool in pools], said)
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
     if faults != CopyFaults() and device.type != "cpu":
         raise StartupError(f"{REPORT_DELAY} and {SLOWDOWN} are for the CPU platform only")
     if device.type == "cuda":
-        engine = CudaTransferEngine(copies, layers)
+        engine = CudaTransferEngine(copies, layers, timed=ctx.params.enable_metrics)
     elif device.type == "cpu":
         engine = CpuTransferEngine(copies, layers, faults)
     else:
@@ -232,15 +263,22 @@ def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
 
 
 def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
-    from sglang.srt.layers.dp_attention import is_dp_attention_enabled
-    from sglang.srt.observability.metrics_collector import radix_cache_metric_labels
-    from sglang.srt.runtime_context import get_parallel
+    from sglang.srt.observability import metrics_collector as engine
 
+    from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
     from sglang_ext.adapter.metrics import IndexMetrics
 
     cache.init_metrics_collector()
-    labels = radix_cache_metric_labels(
-        type(cache).__name__, get_parallel(), is_dp_attention_enabled()
-    )
-    cache.metrics = IndexMetrics(cache.index, labels, cache.metrics_collector, arena)
-    cache.count_files()
+    collector, index = cache.metrics_collector, cache.index
+    assert collector is not None
+    cache.metrics = metrics = IndexMetrics(index, collector.labels, arena)
+    if arena is not None:
+        assert cache.cache_controller is not None
+        page = index.geometry.page_tokens
+        take = cache.cache_controller.take_durations
+        metrics.host = HostTierFeed(collector, arena, page, index.policy.write, take)
+        make = engine.resolve_collector_class(
+            engine.STAT_LOGGER_ROLE_STORAGE, engine.StorageMetricsCollector
+        )
+        metrics.storage = StorageFeed(page, make)
+    cache.export_storage()

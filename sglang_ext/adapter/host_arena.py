@@ -5,6 +5,7 @@ views of the arena's memory, handed out by a host tensor allocator.
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,11 +27,15 @@ class ArenaMemory:
 
     Args:
         pin: register the memory with CUDA, once for both pools.
+
+    Attributes:
+        source: what says how large it is.
     """
 
-    def __init__(self, shape: ArenaShape, *, pin: bool) -> None:
+    def __init__(self, shape: ArenaShape, source: str = "", *, pin: bool) -> None:
         from sglang.srt.mem_cache.pool_host import common
 
+        self.source = source
         self.arena = Arena(shape)
         size = sum(shape.plane_bytes)
         self._bytes = common.HostTensorAllocator().allocate((size,), torch.uint8, "cpu")
@@ -116,11 +121,25 @@ def tensors_from(memory: ArenaMemory) -> Iterator[None]:
         setattr(module, name, replacement)
     try:
         # every pool would ask for memory of its own
-        with base.host_memory_budget_scope(_ENOUGH):
+        with base.host_memory_budget_scope(_ENOUGH), only_ours_says_how_much(base.logger):
             yield
     finally:
         for (module, name, _), original in zip(replaced, originals, strict=True):
             setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def only_ours_says_how_much(logger: logging.Logger) -> Iterator[None]:
+    """Each pool would say that it allocates all of the memory: see ``start_plan``."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Allocating ")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 class HostUsage:

@@ -32,14 +32,15 @@ def page_bytes(pool: Any, geometry: Geometry) -> tuple[int, int]:
     return rows * info.head_dim, rows * info.v_head_dim
 
 
-def host_budget(device_bytes: int) -> int:
-    """Bytes of host memory of this rank, from the engine's flags: ``--hicache-size`` in GB,
+def host_budget(device_bytes: int) -> tuple[int, str]:
+    """(bytes of host memory of this rank, what says so): the engine's ``--hicache-size`` in GB,
     or ``--hicache-ratio`` times the device pools."""
     from sglang.srt.runtime_context import get_memory
 
-    if get_memory().hicache_size > 0:
-        return int(get_memory().hicache_size * 1e9)
-    return int(device_bytes * get_memory().hicache_ratio)
+    memory = get_memory()
+    if memory.hicache_size > 0:
+        return int(memory.hicache_size * 1e9), f"--hicache-size {memory.hicache_size:g}"
+    return int(device_bytes * memory.hicache_ratio), f"--hicache-ratio {memory.hicache_ratio:g}"
 
 
 def build_host_group(
@@ -60,7 +61,7 @@ def build_host_group(
     components.append((allocator.size_swa, pool.swa_kv_pool))
     sizes = tuple(page_bytes(device_pool, geometry) for _, device_pool in components)
     pages = [tokens // geometry.page_tokens for tokens, _ in components]
-    budget = host_budget(sum(n * sum(size) for n, size in zip(pages, sizes, strict=True)))
+    budget, source = host_budget(sum(n * sum(size) for n, size in zip(pages, sizes, strict=True)))
     try:
         shape = shape_for(budget, sizes, geometry.slots_per_page)
     except ValueError as error:
@@ -77,9 +78,9 @@ def build_host_group(
     if budget > available:
         raise StartupError(
             f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
-            f"{available / 1e9:.2f} GB are available to this rank"
+            f"{max(0, available) / 1e9:.2f} GB are available to this rank"
         )
-    memory = ArenaMemory(shape, pin=torch.device(pool.device).type == "cuda")
+    memory = ArenaMemory(shape, source, pin=torch.device(pool.device).type == "cuda")
     build = _both_components if full_layers else _windows_alone
     with tensors_from(memory):
         return build(params, pool, shape, geometry), memory

@@ -3,28 +3,28 @@
 from collections.abc import Callable
 from typing import Any
 
+from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
 from sglang_ext.core.arena import Arena
 from sglang_ext.core.index import CacheIndex
 
 
 class IndexMetrics:
-    """Publishes the counters and the occupancy of every tier; what is copied also in the
-    engine's own metrics of its host tier.
+    """Publishes the counters and the occupancy of every tier, and feeds the engine's own
+    metrics.
 
     Args:
-        collector: the engine's, of its prefix cache.
         arena: the host memory, None without one.
 
     Attributes:
         files: what has happened to files of pages, if storage is a directory.
+        host: feeds the engine's metrics of its host tier, None without one.
+        storage: feeds the engine's metrics of a storage tier, None without a host tier.
 
     Import of prometheus_client must wait until the engine has set
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
     """
 
-    def __init__(
-        self, index: CacheIndex, labels: dict[str, str], collector: Any, arena: Arena | None
-    ) -> None:
+    def __init__(self, index: CacheIndex, labels: dict[str, Any], arena: Arena | None) -> None:
         from prometheus_client import Counter, Gauge
 
         self._index = index
@@ -66,19 +66,24 @@ class IndexMetrics:
             [*names, "event"],
         )
         self.files: Callable[[], dict[str, int]] = dict
-        self._collector = collector
+        self.host: HostTierFeed | None = None
+        self.storage: StorageFeed | None = None
         self._largest = 0
         self._published: dict[str, int] = {}
         self.publish()
 
     def publish(self) -> None:
         """Add what has happened since the last call."""
+        feeds = [feed for feed in (self.host, self.storage) if feed is not None]
         for event, total in self._index.counters.as_dict().items():
             change = total - self._published.get(event, 0)
             if change > 0 or event not in self._published:
                 self._events.labels(**self._labels, event=event).inc(change)
                 self._published[event] = total
-                self._publish_copies(event, change)
+                for feed in feeds:
+                    feed.count(event, change)
+        for feed in feeds:
+            feed.observe()
         for event, total in self.files().items():
             change = total - self._published.get(f"file {event}", 0)
             if change > 0:
@@ -102,25 +107,3 @@ class IndexMetrics:
     def matched(self, tokens_behind: int) -> None:
         """A request found its prefix; so many tokens of it have no window to resume from."""
         self._largest = max(self._largest, tokens_behind)
-
-    def _publish_copies(self, event: str, pages: int) -> None:
-        if event not in _COPIES or self._arena is None or pages <= 0:
-            return
-        direction, component = _COPIES[event]
-        page_bytes = self._arena.shape.page_bytes
-        if len(page_bytes) == 1 and component == 0:
-            return  # pages of a model without full-attention layers are nothing but numbers
-        tokens = pages * self._index.geometry.page_tokens
-        size = pages * sum(page_bytes[min(component, len(page_bytes) - 1)])
-        pool = ("kv", "swa")[component]
-        getattr(self._collector, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
-        getattr(self._collector, f"increment_{direction}_num_bytes")(size)
-
-
-_COPIES = {
-    "backed_up_pages": ("backup", 0),
-    "backed_up_window_pages": ("backup", 1),
-    "loaded_pages": ("load_back", 0),
-    "loaded_window_pages": ("load_back", 1),
-}
-"""Events that copy pages: (direction as the engine names it, component)."""

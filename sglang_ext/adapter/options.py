@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from sglang_ext.config import BACKEND
+from sglang_ext.config import BACKEND, TOGGLE
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.errors import StartupError
 
@@ -91,3 +91,28 @@ def refuse_unsupported(options: Any) -> None:
                 f"{refusal.option} {value} is not supported by "
                 f"--radix-cache-backend {BACKEND}; allowed: {refusal.allowed}"
             )
+
+
+_USE_INSTEAD = {
+    "Llama4ForCausalLM": "the multimodal checkpoint (Llama4ForConditionalGeneration), or ",
+}
+"""What serves the same model."""
+
+
+def refuse_model(architecture: str, *, hybrid: bool) -> None:
+    """Check the model, as far as its configuration says something.
+
+    Args:
+        architecture: as the model's configuration names it.
+        hybrid: whether the engine keeps its sliding-window KV in a pool apart.
+
+    Raises:
+        StartupError: it does not; the message names the architecture and what to use.
+    """
+    if not hybrid:
+        raise StartupError(
+            f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang keeps no pool "
+            "of sliding-window KV for this architecture, so there are no windows to keep apart; "
+            f"use {_USE_INSTEAD.get(architecture, '')}SGLang's own cache: without "
+            f"--radix-cache-backend {BACKEND} and {TOGGLE}=1"
+        )

@@ -117,6 +117,12 @@ def planes(pool: Pool) -> list[Plane]:
     ]
 
 
+def chosen(kind: str | None, device: torch.device) -> str:
+    """``engine`` or ``kernels``; None takes the engine's where it has copies for the device,
+    which is a GPU."""
+    return kind or ("kernels" if device.type == "cpu" else "engine")
+
+
 def page_copies(
     kind: str | None, pools: Sequence[Pool], indices: SlotIndices, io_backend: str,
     device: torch.device,
@@ -124,11 +130,10 @@ def page_copies(
     """Copies of the kind that is asked for.
 
     Args:
-        kind: ``engine`` or ``kernels``; None takes the engine's where it has copies for the
-            device, which is a GPU.
+        kind: see ``chosen``.
         pools, indices, io_backend, device: see EngineCopies.
     """
-    if (kind or ("kernels" if device.type == "cpu" else "engine")) == "engine":
+    if chosen(kind, device) == "engine":
         return EngineCopies(pools, indices, io_backend, device)
     components = [planes(pool) for pool in pools]
     return KernelCopies(_copier(components, device), len(components))

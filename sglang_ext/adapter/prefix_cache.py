@@ -51,6 +51,18 @@ def _request_number(rid: str) -> int:
     return int.from_bytes(hashlib.blake2b(rid.encode(), digest_size=7).digest(), "little")
 
 
+def importance(priority: int | None, *, low_values_first: bool) -> int:
+    """What eviction goes by, any 64-bit number: prefixes of larger ones stay longer.
+
+    Args:
+        priority: of a request, as the engine has it; None counts as 0.
+        low_values_first: the engine runs requests of lower priority values first. Then those
+            values matter more here too; the largest one is that of requests without any.
+    """
+    value = priority or 0
+    return ~value if low_values_first else value
+
+
 class Prefix:
     """A prefix in the table: what the engine keeps as a node handle."""
 
@@ -77,6 +89,8 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         index: CacheIndex,
         device_pool: "EngineDevicePool | WindowOnlyDevicePool",
         admission: Admission,
+        *,
+        low_values_first: bool = False,
     ) -> None:
         self.disable = False
         self.req_to_token_pool = params.req_to_token_pool
@@ -88,6 +102,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._page_tokens = index.geometry.page_tokens
         self._page_type = np.dtype((np.int64, (self._page_tokens,)))
         self._admission = admission
+        self._low_values_first = low_values_first
         window = index.geometry.window_pages * self._page_tokens
         self._surely_admitted = admission.surely_up_to(window)
         self._locks: dict[int, Hold] = {}
@@ -251,7 +266,10 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         # in a batch that mixes prefills and decodes the last token has KV before it has a name
         up_to = min(up_to, len(req.full_untruncated_fill_ids))
         first, count = kv.cache_protected_len // self._page_tokens, up_to // self._page_tokens
-        number, priority = _request_number(req.rid), getattr(req, "priority", None) or 0
+        number = _request_number(req.rid)
+        priority = importance(
+            getattr(req, "priority", None), low_values_first=self._low_values_first
+        )
         if count <= first:
             rows = req.last_node.rows[:first]
             if self.index.count_request(rows, number, priority):
@@ -289,13 +307,20 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Free device slots; the numbers are shortfalls in tokens."""
+        start = time.perf_counter()
         pages = -(-params.num_tokens // self._page_tokens)
         windows = -(-params.swa_num_tokens // self._page_tokens)
         freed, freed_windows = self.index.evict_device(pages, windows, abandon_backups=True)
+        slots = self._kv_slots(freed, freed_windows) * self._page_tokens
+        self.update_eviction_metrics(slots, start)
         return EvictResult(
             num_tokens_evicted=freed * self._page_tokens,
             swa_num_tokens_evicted=freed_windows * self._page_tokens,
         )
+
+    def _kv_slots(self, pages: int, window_pages: int) -> int:
+        """Pages that the engine counts as evicted."""
+        return pages
 
     def full_evictable_size(self) -> int:
         """Tokens of full-attention KV that ``evict`` can free."""

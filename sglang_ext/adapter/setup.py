@@ -71,7 +71,7 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from sglang_ext.adapter.options import refuse_unsupported
+    from sglang_ext.adapter.options import refuse_model, refuse_unsupported
 
     def resolve(original: Any, server_args: "ServerArgs") -> None:
         if settings.selected and not getattr(server_args, "_resolution_finished", False):
@@ -82,6 +82,9 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
         view = resolving_view(server_args)
         if view.radix_cache_backend == config.BACKEND and not view.disable_radix_cache:
             refuse_unsupported(view)
+            # the engine has read it by now, and keeps it there
+            if (model := getattr(server_args, "_model_config", None)) is not None:
+                refuse_model(model.hf_config.architectures[0], hybrid=model.is_hybrid_swa)
 
     HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
     HookRegistry.register(MODEL_OVERRIDES, keep_swa_memory, HookType.AROUND)
@@ -104,9 +107,16 @@ def keep_swa_memory(
 
 
 def select(server_args: "ServerArgs") -> None:
-    """Turn the toggle into engine options; what the user set himself wins."""
-    if server_args.radix_cache_backend is None:
-        server_args.radix_cache_backend = config.BACKEND
+    """Turn the toggle into engine options; what the user set himself wins: with another cache
+    than ours nothing is switched on."""
+    if server_args.radix_cache_backend not in (None, config.BACKEND):
+        logger.warning(
+            "sglang-ext: %s=1 changes nothing beside --radix-cache-backend %s",
+            config.TOGGLE,
+            server_args.radix_cache_backend,
+        )
+        return
+    server_args.radix_cache_backend = config.BACKEND
     if not server_args.disable_radix_cache:
         server_args.enable_hierarchical_cache = True
 

@@ -181,3 +181,20 @@ def storage_config(
         model_name=model_name,
         extra_config=extra,
     )
+
+
+def storage_labels(name: str) -> dict[str, Any]:
+    """Labels of the engine's metrics of a storage backend of this rank."""
+    from sglang.srt.runtime_context import get_observability, get_parallel
+
+    parallel = get_parallel()
+    return {
+        "storage_backend": name,
+        "tp_rank": parallel.tp_rank,
+        "dp_rank": 0,
+        "pp_rank": parallel.pp_rank,
+        "pp_size": parallel.pp_size,
+        "attn_cp_rank": 0,
+        "attn_cp_size": 1,
+        **(get_observability().extra_metric_labels or {}),
+    }

@@ -162,14 +162,22 @@ class StorageCalls:
         self.storage, backend = self.storage_setup.open(name, settings, policy, model_name)
         self.cache_controller.attach_storage(self.storage, name, backend)
         self.enable_storage = True
-        self.count_files()
+        self.export_storage()
 
-    def count_files(self) -> None:
-        """Export what happens to files, if storage is a directory of them."""
-        controller = self.cache_controller
-        events = getattr(controller and controller.storage_backend, "events", None)
-        if self.metrics is not None:
-            self.metrics.files = events or dict
+    def export_storage(self) -> None:
+        """Export what happens in storage: in the engine's metrics, and to files, if storage is a
+        directory of them."""
+        controller, metrics = self.cache_controller, self.metrics
+        if metrics is None:
+            return
+        metrics.files = getattr(controller and controller.storage_backend, "events", None) or dict
+        if metrics.storage is None:
+            return
+        if self.storage is None:
+            metrics.storage.detach()
+        else:
+            assert self.storage_setup is not None
+            metrics.storage.attach(self.storage_setup.labels, self.storage_setup.take_stats)
 
     def detach_storage_backend(self) -> tuple[bool, str]:
         """Detach the storage backend; nothing is in flight. (done, message)"""
@@ -181,7 +189,7 @@ class StorageCalls:
         self.cache_controller.detach_storage()
         self.storage = None
         self.enable_storage = False
-        self.count_files()
+        self.export_storage()
         return True, "storage is detached"
 
     def clear_storage_backend(self) -> bool:

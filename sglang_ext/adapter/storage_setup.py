@@ -1,12 +1,18 @@
 """Opens a storage backend for one rank: at start, and while the server runs."""
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_pools import layers_by_component, page_bytes
 from sglang_ext.adapter.identity import identity
-from sglang_ext.adapter.storage_backend import EnginePageStore, create_backend, storage_config
+from sglang_ext.adapter.storage_backend import (
+    EnginePageStore,
+    create_backend,
+    storage_config,
+    storage_labels,
+)
 from sglang_ext.adapter.storage_pools import pools_for_storage
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.config import BACKEND
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+    from sglang.srt.observability.metrics_collector import StorageMetrics
 
     from sglang_ext.adapter.host_arena import ArenaMemory
 
@@ -32,6 +39,11 @@ class StorageSetup:
 
     Args:
         metrics: whether the engine exports metrics.
+
+    Attributes:
+        opened: the backend that was opened last, for a reader; None before.
+        labels: of the engine's metrics of the backend that was opened last.
+        take_stats: what its batches did since the last call.
     """
 
     def __init__(
@@ -48,6 +60,9 @@ class StorageSetup:
         self._group = group
         self._memory = memory
         self._metrics = metrics
+        self.opened: str | None = None
+        self.labels: dict[str, Any] = {}
+        self.take_stats: Callable[[], StorageMetrics | None] = lambda: None
 
     def open(
         self, name: str, settings: str | None, policy: str, model_name: str | None
@@ -93,7 +108,7 @@ class StorageSetup:
             raise StartupError(
                 f"--hicache-storage-backend {name} did not start: {error!r}"
             ) from error
-        store = EnginePageStore(backend, pools, SlotIndices(geometry))
+        store = self._store(name, backend, pools)
         tier = StorageTier(
             self._index,
             BackgroundStorage(store, geometry),
@@ -104,8 +119,23 @@ class StorageSetup:
             ),
             Patience(policy, base_s * 1000.0, per_1024_tokens_s * 1000.0),
         )
-        logger.info("sglang-ext: storage %s attached, pages of %s", name, own.hex())
+        self.opened = f"{name}, prefetch policy {policy}, pages of {own.hex()}"
+        logger.info("sglang-ext: storage %s", self.opened)
         return tier, backend
+
+    def _store(
+        self, name: str, backend: "HiCacheStorage", pools: dict[Any, Any]
+    ) -> EnginePageStore:
+        """The backend behind our port; it is measured if anybody looks."""
+        indices = SlotIndices(self._index.geometry)
+        if not self._metrics:
+            return EnginePageStore(backend, pools, indices)
+        from sglang_ext.adapter.engine_metrics import MeteredStore
+
+        page_bytes = [sum(size) for size in self._memory.arena.shape.page_bytes]
+        store = MeteredStore(backend, pools, indices, page_bytes)
+        self.labels, self.take_stats = storage_labels(name), store.take_stats
+        return store
 
     def _identity(self) -> bytes:
         from sglang.srt.runtime_context import get_model, get_parallel

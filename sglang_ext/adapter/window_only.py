@@ -127,6 +127,10 @@ class WindowOnlyCache(SwaHiCache):
         tokens = max(params.num_tokens, params.swa_num_tokens)
         return super().evict(EvictParams(num_tokens=0, swa_num_tokens=tokens))
 
+    def _kv_slots(self, pages: int, window_pages: int) -> int:
+        """Other pages are numbers."""
+        return window_pages
+
     def reset(self) -> None:
         """See SwaHiCache."""
         tier = self.index.host_tier

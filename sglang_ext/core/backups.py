@@ -21,6 +21,12 @@ _MOST_PATHS_A_STEP = 8
 _MOST_LOOKED_AT = 64
 """Paths that may be looked at for that, as some have nothing that can be copied."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_STEPS_AHEAD = 3
+"""Copies are ahead of eviction by what so many steps take."""
+_STEPS_KEPT = 1024
+"""What a step has taken is forgotten after about so many that take less; and its fraction."""
+_NEVER = 1 << 62
+_BACKLOG = Declined(DeclineReason.BACKLOG)
 
 
 class Backups(HostRoom):
@@ -39,13 +45,19 @@ class Backups(HostRoom):
         if no_room and not self.table.host.present[rows].all():
             # the usual answer where nothing comes twice, so it is given before anything is planned
             return self._decline(DeclineReason.HOST_FULL)
-        return self._begin_backup(rows, make_room=False)
+        plan = self._begin_backup(rows, make_room=False)
+        if plan == _BACKLOG:
+            self._late.append((int(rows[-1]), int(self.table.generation[rows[-1]])))
+        return plan
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
         if self.host_tier is None:
             return []
         free = self.device_pool.free_pages(), self.device_pool.free_window_pages()
+        self._note_step(free[0])
+        if self._late:
+            return self._catch_up()
         if not self._room_may_be_low(*free):
             return []
         if self._pause > 0:
@@ -61,6 +73,39 @@ class Backups(HostRoom):
         begun += self._begin_some((self.table.path(end), _NO_ROWS) for end in ends)
         if self._are_on_host(full.dirty, window.dirty, with_window):
             self._room_left, self._window_room_left = full.room_then, window.room_then
+        return begun
+
+    def _note_step(self, free: int) -> None:
+        """Remember the most that a step takes: copies that are begun now have ended a step or
+        two later, so what those take must have its copies before."""
+        taken = self._free_at_step + self._evicted_in_step - free
+        self._free_at_step, self._evicted_in_step = free, 0
+        if taken > 0:
+            faded = self._step_share - self._step_share // _STEPS_KEPT
+            self._step_share = max(taken * _STEPS_KEPT, faded)
+
+    def _low_pages(self) -> int:
+        """Pages, free ones included, that eviction shall be able to free without a loss."""
+        policy, ahead = self.policy, _STEPS_AHEAD * self._step_share // _STEPS_KEPT
+        return max(policy.low_pages, min(ahead, policy.most_low_pages))
+
+    def _catch_up(self) -> list[Transfer]:
+        """Start copies that were due while too many others were being made: what is in a hurry
+        must not be lost for having come at a bad time."""
+        begun: list[Transfer] = []
+        if self._copied_pages >= self._refused_at:
+            return begun
+        self._refused_at = _NEVER
+        for _ in range(min(len(self._late), _MOST_PATHS_A_STEP)):
+            last, generation = self._late[0]
+            if self.table.is_current(last, generation) and self.table.device.ready[last]:
+                plan = self._begin_backup(self.table.path(last), make_room=False)
+                if plan == _BACKLOG:
+                    self._refused_at = self._copied_pages
+                    break
+                if isinstance(plan, Transfer):
+                    begun.append(plan)
+            self._late.popleft()
         return begun
 
     def _are_on_host(self, full: Rows, window: Rows, with_window: NDArray[np.bool_]) -> bool:
@@ -107,7 +152,7 @@ class Backups(HostRoom):
             (worth & ~table.host.present) | with_window,
             self._pins,
             self._free_at_scan,
-            policy.low_pages,
+            self._low_pages(),
         )
         window = self._demotion.look_ahead(
             table.swa_device,
@@ -168,7 +213,7 @@ class Backups(HostRoom):
                 self._keep_windows(rows, stops)
                 self.queue_persist(rows)
             return None
-        if not self._backlog_allows(rows, len(missing[0]) if missing else 0):
+        if not self._backlog_allows(len(pages), len(missing[0]) if missing else 0):
             return self._decline(DeclineReason.BACKLOG)
         if make_room and claim is None:
             claim = Claim.of(table, rows, pages)
@@ -183,7 +228,7 @@ class Backups(HostRoom):
             # also what the windows share with others that are on the host, or will be
             (table.swa_host, self._in_windows(rows, reserved.stops)),
         )
-        self._pinned_pages += int(np.count_nonzero(self._pins[rows] == 0))
+        self._copied_pages += len(full)
         self._pins[rows] += 1
         self._pinned_window_pages += len(window)
         transfer = self._begin(
@@ -337,11 +382,11 @@ class Backups(HostRoom):
         space.column.put(rows, slots, ready=False)
         return done
 
-    def _backlog_allows(self, rows: Rows, window_pages: int) -> bool:
-        """Limits what backups pin, and what abandoned ones still occupy on the host."""
+    def _backlog_allows(self, pages: int, window_pages: int) -> bool:
+        """Limits what backups copy, and what abandoned ones still occupy on the host."""
         if not self.pending[TransferKind.BACKUP]:
             return True
-        pages = self._pinned_pages + int(np.count_nonzero(self._pins[rows] == 0))
+        pages += self._copied_pages
         windows = self._pinned_window_pages + window_pages
         return (
             pages + self.host.detached <= self.policy.pinned_pages
@@ -370,7 +415,7 @@ class Backups(HostRoom):
     def _end_backup(self, transfer: Transfer) -> None:
         transfer.hold.release()
         self._pins[transfer.path] -= 1
-        self._pinned_pages -= int(np.count_nonzero(self._pins[transfer.path] == 0))
+        self._copied_pages -= len(transfer.full)
         self._pinned_window_pages -= len(transfer.window)
 
     def commit_backup(self, op: int, *, ok: bool) -> None:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.backups import Backups
 from sglang_ext.core.columns import Rows
+from sglang_ext.core.compiled.constants import FREE, INSIDE_BAND
 from sglang_ext.core.plan import Transfer, TransferKind
-from sglang_ext.core.table import FREE, INSIDE_BAND
 
 Flags = NDArray[np.bool_]
 
@@ -40,6 +40,7 @@ class DeviceRoom(Backups):
                 more = self._evict_unlocked(pages - freed, window_pages - freed_windows)
                 freed, freed_windows = freed + more[0], freed_windows + more[1]
         self._evicted += freed
+        self._evicted_in_step += freed
         self._evicted_windows += freed_windows
         return freed, freed_windows
 
@@ -92,6 +93,7 @@ class DeviceRoom(Backups):
             extra, extra_windows = self._remove(rows)
             return len(rows) + extra, windows + extra_windows
         on_host = table.host.present[rows]
+        self.counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
         extra, extra_windows = self._remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there
         rest = rows[on_host & (table.parent[rows] != FREE)]

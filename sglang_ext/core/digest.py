@@ -12,9 +12,9 @@ every hit by comparing tokens, so a collision costs a miss.
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled.constants import DIGEST_BASE
+
 _MASK = (1 << 64) - 1
-BASE = 0x9E3779B97F4A7C15
-"""Odd: no power of it is even."""
 _WEIGHT_SEED = 0xD1B54A32D192ED03
 
 Pages = NDArray[np.int64]
@@ -71,5 +71,5 @@ class PageHasher:
             return
         size = max(depth, 2 * len(self._power_list))
         while len(self._power_list) < size:
-            self._power_list.append(self._power_list[-1] * BASE & _MASK)
+            self._power_list.append(self._power_list[-1] * DIGEST_BASE & _MASK)
         self._powers = np.array(self._power_list, dtype=np.uint64)

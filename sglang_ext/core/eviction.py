@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.table import TICK_SHIFT
+from sglang_ext.core.compiled.constants import TICK_SHIFT
 
 BATCH = 512
 _NO_PASS_YET = -(1 << 63)
@@ -71,6 +71,10 @@ class VictimQueue:
     def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
         self._column = column
         self._age = age
+        self.restart()
+
+    def restart(self) -> None:
+        """Ages have changed: the next call begins with a pass."""
         self._rows: Rows = np.empty(0, dtype=np.int64)
         self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._horizon = _NO_PASS_YET

@@ -12,10 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 255
-"""Largest rank."""
-MIDDLE = 128
-"""Rank of priority 0."""
+from sglang_ext.core.compiled.constants import MAX_RANK
 
 Numbers = NDArray[np.int32]
 Rank = Callable[["Uses"], NDArray[np.int64]]
@@ -27,7 +24,7 @@ class Uses:
 
     Attributes:
         hits: (n,) how many there were.
-        priority: (n,) largest priority among them.
+        priority: (n,) rank of the largest priority among them, see ``PriorityRanks``.
     """
 
     hits: Numbers
@@ -41,7 +38,7 @@ def lru(uses: Uses) -> NDArray[np.int64]:
 
 def lfu(uses: Uses) -> NDArray[np.int64]:
     """Used by the fewest requests first."""
-    return np.minimum(uses.hits, MOST).astype(np.int64)
+    return np.minimum(uses.hits, MAX_RANK).astype(np.int64)
 
 
 def slru(uses: Uses, protected: int = 2) -> NDArray[np.int64]:
@@ -50,8 +47,8 @@ def slru(uses: Uses, protected: int = 2) -> NDArray[np.int64]:
 
 
 def priority(uses: Uses) -> NDArray[np.int64]:
-    """Of requests of the lowest priority first; -128 to 127 are told apart."""
-    return np.clip(uses.priority.astype(np.int64) + MIDDLE, 0, MOST)
+    """Of requests of the lowest priority first."""
+    return uses.priority.astype(np.int64)
 
 
 MOST_USES = 256.0

@@ -11,7 +11,7 @@ from sglang_ext.core.columns import Rows
 from sglang_ext.core.eviction import cheapest_first, youngest_first
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.state import IndexState
-from sglang_ext.core.table import STORED, TICK_SHIFT, PageTable
+from sglang_ext.core.table import STORED, PageTable
 
 _FEW = 16
 """Up to so many paths are walked one by one rather than a level at a time."""
@@ -277,8 +277,7 @@ class HostRoom(IndexState):
             table.depth[end] - (-1 if row is None else table.depth[row])
             for end, row in zip(ends.tolist(), above, strict=True)
         ]
-        idle = table.tick - (table.swa_age[ends] >> TICK_SHIFT)
-        order = cheapest_first(np.array(saved), frees, idle)
+        order = cheapest_first(np.array(saved), frees, table.window_idle(ends))
         freed = self._forget_windows(ends[order[: max(1, len(ends) // _PART)]])
         self.counters.evicted_host_window_pages += freed
         return freed

@@ -3,9 +3,10 @@
 import numpy as np
 
 from sglang_ext.core.columns import ABSENT, SlotColumn
+from sglang_ext.core.compiled.constants import FREE
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import TransferKind
-from sglang_ext.core.table import FREE, STORED, STORING, PageTable
+from sglang_ext.core.table import STORED, STORING, PageTable
 
 
 class InvariantError(AssertionError):

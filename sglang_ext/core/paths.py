@@ -6,15 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.compiled.constants import LEFT_THE_PATH
 from sglang_ext.core.demotion import Demotion
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table import PageTable
 from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
-
-LEFT_THE_PATH = 2
-"""Requests fewer on the next page that make a page a place where prefixes diverge."""
 
 
 class PathTable(PageTable):
@@ -25,7 +23,9 @@ class PathTable(PageTable):
 
     def victims(self, column: SlotColumn, age: NDArray[np.int64]) -> VictimQueue:
         """What eviction from a column takes, by an age."""
-        return self.victims_type(column, age)
+        queue = self.victims_type(column, age)
+        self.when_renumbered.append(queue.restart)
+        return queue
 
     def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""

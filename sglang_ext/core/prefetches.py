@@ -9,6 +9,7 @@ from collections.abc import Hashable
 import numpy as np
 
 from sglang_ext.core.columns import Rows, Slots
+from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.host_room import NEEDED_NOW
 from sglang_ext.core.host_space import HostSpace
@@ -106,13 +107,20 @@ class Prefetches(Persists):
             return None
         rows = self.table.lookup(prefetch.pages, prefetch.namespace)
         stops = tuple(stop for stop in stops if stop > self._resume_of(rows))
+        found = stops[-1] - prefetch.resume if stops else 0
+        self.counters.found_pages += found
         if len(rows) < prefetch.known:
             self._decline(DeclineReason.STALE)
+            self.counters.unfulfilled[Unfulfilled.STALE] += found
             stops = ()
         elif len(self.prefetches) == PREFETCHES:
             self._decline(DeclineReason.STORAGE_BACKLOG)
+            self.counters.unfulfilled[Unfulfilled.BACKLOG] += found
             stops = ()
-        if not stops or not self._reserve_for(prefetch, rows, stops):
+        elif stops and not self._reserve_for(prefetch, rows, stops):
+            self.counters.unfulfilled[Unfulfilled.HOST_FULL] += found
+            stops = ()
+        if not stops:
             prefetch.cancelled = True
             return None
         self.prefetches[op] = prefetch
@@ -213,6 +221,9 @@ class Prefetches(Persists):
     def end_prefetch(self, op: int) -> None:
         """Nothing of it is read any more on any rank."""
         prefetch = self.prefetches.pop(op)
+        if prefetch.published < len(prefetch.stages):
+            why = Unfulfilled.LATE if prefetch.cancelled else Unfulfilled.UNREAD
+            self.counters.unfulfilled[why] += prefetch.stops[-1] - prefetch.end
         for stage in prefetch.stages[prefetch.published :]:
             self._give_up(stage.full.slots, stage.window.slots)
             self.counters.lost_prefetched_pages += len(stage.full) + len(stage.window)

@@ -19,6 +19,7 @@ from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer
 from sglang_ext.core.ports import DevicePool, HostMemory, HostPool
 from sglang_ext.core.sampling import Sampling
 from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
+from sglang_ext.core.table import NO_LESS, AgeLimits
 from sglang_ext.core.write_policy import WritePolicy
 
 _PINNED_SHARE = 2
@@ -26,8 +27,12 @@ _PINNED_SHARE = 2
 _LOW_SHARE = 4
 """Pages are copied ahead of eviction up to one in this many device pages."""
 _AHEAD_SHARE = 12
-"""And not more than one in this many host pages."""
+"""And not more than one in this many host pages,"""
+_MOST_AHEAD_SHARE = 4
+"""or in this many where single steps take more."""
 
+_MOST_LATE = 1024
+"""Paths whose copy was put off; beyond, the oldest one waits until its eviction is near."""
 _MOST_WAITING = 4096
 """Paths that wait for storage; beyond, the oldest one is forgotten until it grows."""
 FIRST_PAUSE_MS = 100
@@ -68,11 +73,13 @@ class BackupPolicy:
     Attributes:
         write: when a page is copied to the host.
         checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
-        pinned_pages: device pages that pending backups may pin.
+        pinned_pages: device pages that pending backups may copy. The paths that lead to these
+            are held as well, until the copies have been made.
         pinned_window_pages: the same for sliding-window copies.
         low_pages: device pages, free ones included, that eviction shall be able to free
             before it meets one without a host copy; made good when a third of them are used.
         low_window_pages: the same for sliding-window copies.
+        most_low_pages: where single steps take more than that, they are as many as this.
     """
 
     write: WritePolicy
@@ -81,6 +88,7 @@ class BackupPolicy:
     pinned_window_pages: int
     low_pages: int
     low_window_pages: int
+    most_low_pages: int = 0
 
     @classmethod
     def for_device(
@@ -105,6 +113,7 @@ class BackupPolicy:
             pinned_window_pages=window_pages // _PINNED_SHARE,
             low_pages=min(pages // _LOW_SHARE, ahead),
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
+            most_low_pages=min(pages // _PINNED_SHARE, host_pages // _MOST_AHEAD_SHARE),
         )
 
 
@@ -127,6 +136,7 @@ class IndexState:
         policy: BackupPolicy | None = None,
         rank: Rank = lru,
         spare: Spare = NO_SPARE,
+        limits: AgeLimits = NO_LESS,
     ) -> None:
         self.geometry = geometry
         self.spare = spare
@@ -140,7 +150,7 @@ class IndexState:
         self._next_persist = self._next_prefetch = 0
         self._storage_pause_ms, self._storage_paused_until = FIRST_PAUSE_MS, 0
         self._capacity = capacity
-        self._rank = rank
+        self._rank, self._limits = rank, limits
         # operation numbers go on across a reset: they identify transfers for good
         self._next_op = dict.fromkeys(TransferKind, 0)
         self.reset()
@@ -150,7 +160,8 @@ class IndexState:
 
         No transfer may be in flight.
         """
-        self.table = table = self.table_type(self.geometry, self._capacity, self._rank)
+        table = self.table_type(self.geometry, self._capacity, self._rank, self._limits)
+        self.table = table
         self._device_victims = table.victims(table.device, table.age)
         self._swa_device_victims = table.victims(table.swa_device, table.swa_age)
         self.checkpoints = Checkpoints(table, self.geometry.window_pages)
@@ -168,9 +179,9 @@ class IndexState:
         self._prefetched_pages = self._persisted_pages = 0
         # (last row, its generation) of paths that wait until storage takes them
         self._to_persist: deque[tuple[int, int]] = deque()
-        # backups that pin a page on the device, and how many pages have any
+        # backups that pin a page on the device, and how many pages are being copied
         self._pins = resident_zeros(self._capacity, np.int16)
-        self._pinned_pages = 0
+        self._copied_pages = 0
         self._pinned_window_pages = 0
         # room before the next scan, as of the last one, and what has happened to it since
         self._scan_is_due = True
@@ -179,6 +190,13 @@ class IndexState:
         self._free_at_scan = self._free_windows_at_scan = 0
         self._evicted = self._evicted_windows = self._held = 0
         self._pause = 0
+        # free pages of the device at the last step, and the most that a step has taken of late
+        self._free_at_step = self._evicted_in_step = 0
+        self._step_share = 0
+        # (last row, its generation) of paths whose copy was due while others were being made
+        self._late: deque[tuple[int, int]] = deque(maxlen=_MOST_LATE)
+        # pages that were being copied when one of them was last refused
+        self._refused_at = 1 << 62
         self._sampling = Sampling()
 
     @property
@@ -248,6 +266,7 @@ class IndexState:
         if len(device):
             self.device_pool.release(table.device.take(device))
         if self.host_tier is not None:
+            self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
             # storage may still read them: it holds their slots, see ``HostSpace.pin``
             table.host.break_locks(rows)
             table.swa_host.break_locks(rows)
@@ -280,6 +299,7 @@ class IndexState:
         storage = [self._next_persist, self._next_prefetch, self._storage_paused_until]
         storage += [self._prefetched_pages, self._persisted_pages, len(self._to_persist)]
         room = [self._pause, self._room_left, self._window_room_left, self._held]
+        room += [len(self._late), self._free_at_step, self._step_share]
         return [*room, self._sampling.lost, *detached, *storage]
 
     # ---- storage -------------------------------------------------------------

@@ -5,32 +5,40 @@ for the row's life. That is why a lock, a transfer or a request may keep row
 numbers across any number of inserts.
 """
 
-from collections.abc import Hashable, Sequence
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn, resident_zeros
+from sglang_ext.core.compiled.constants import (
+    FREE,
+    INSIDE_BAND,
+    MAX_COUNT,
+    MAX_DEPTH,
+    MAX_RANK,
+    MAX_TICK,
+    NO_REQUEST,
+    RANK_SHIFT,
+    TICK_SHIFT,
+    UNUSED_BAND,
+)
 from sglang_ext.core.digest import PageHasher, Pages
-from sglang_ext.core.eviction_policy import MOST_USES, Rank, Uses, expected_uses, lru
+from sglang_ext.core.eviction_policy import (
+    MOST_USES,
+    Rank,
+    Uses,
+    expected_uses,
+    lru,
+    priority,
+)
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.priority_ranks import PriorityRanks
 from sglang_ext.core.storage_keys import Key, as_array, chain, namespace_seed
 
-FREE = np.int32(-1)
-"""Parent of a row that is not in use."""
 _FIRST_ROOT = -2
 """Parent of a first page is ``_FIRST_ROOT - namespace id``."""
-TICK_SHIFT = 18
-"""An age is a tick, shifted, plus what is left of the largest depth; above that is the rank
-that the eviction policy gives the page."""
-RANK_SHIFT = 53
-MAX_DEPTH = (1 << TICK_SHIFT) - 1
-UNUSED_BAND = -(1 << 62)
-"""Offset of the ages of window pages that no request resumes from."""
-INSIDE_BAND = -(1 << 61)
-"""The same for windows inside a prompt that are kept for who branches off there: they go
-after the former and before every window from which a conversation goes on."""
-NO_REQUEST = -1
 STORING, STORED = 1, 2
 _ALL = slice(None)
 _GALLOP = 32
@@ -39,6 +47,24 @@ _GALLOP = 32
 def consecutive(first: int, count: int) -> Rows:
     """Rows ``[first, first + count)``."""
     return np.arange(first, first + count, dtype=np.int64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgeLimits:
+    """What ages have bits for. Smaller in tests.
+
+    Attributes:
+        ticks: from the one that ages count from to now.
+        ranks: the largest rank of a priority.
+        pages: of the longest prefix.
+    """
+
+    ticks: int = MAX_TICK
+    ranks: int = MAX_RANK
+    pages: int = MAX_DEPTH + 1
+
+
+NO_LESS = AgeLimits()
 
 
 class PageTable:
@@ -53,22 +79,27 @@ class PageTable:
             Later access is larger, if the policy does not rank it lower, and on one
             path deeper is smaller, so a selection by age is leaf-first.
         swa_age: (rows,) int64, the same for sliding-window copies.
-        hits: (rows,) int32, requests that have used the page.
+        hits: (rows,) int32, requests that have used the page; MAX_COUNT for more.
         forks: (rows,) int32, how often a request went on from here for itself after another
             had gone on from here: what a prefix that many share has, and the end of a
             conversation has not.
-        priority: (rows,) int32, the largest priority among them.
+        priority: (rows,) int32, rank of the largest priority among them, see ``PriorityRanks``.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
         resume_if_room: (rows,) bool, it is worth a copy as long as that takes nothing away.
         stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
         keys: (rows, slots_per_page, 32) uint8, keys in storage, where ``keyed``.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
+        tick: logical clock; goes on for ever, ages count from a later start now and then.
+        when_renumbered: called when ages have changed without a use.
     """
 
     column_type: type[SlotColumn] = SlotColumn
 
-    def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
+    def __init__(
+        self, geometry: Geometry, capacity: int, rank: Rank = lru, limits: AgeLimits = NO_LESS
+    ) -> None:
+        assert 2 * capacity < limits.ticks, f"ages cannot order {capacity} rows"
         self.geometry = geometry
         self.capacity = capacity
         self.parent: NDArray[np.int32] = np.full(capacity, FREE, dtype=np.int32)
@@ -95,8 +126,11 @@ class PageTable:
         self.swa_device = self.column_type(capacity, slots)
         self.swa_host = self.column_type(capacity, slots)
         self.n_rows = 0
-        self.tick = 0
+        self.tick = self._first_tick = 0
+        self.when_renumbered: list[Callable[[], None]] = []
         self._rank = rank
+        self._limits = limits
+        self._priorities = PriorityRanks(limits.ranks)
         self._hasher = PageHasher(geometry.page_tokens)
         self._index: dict[int, int] = {}
         self._roots: dict[Hashable, int] = {}
@@ -215,9 +249,11 @@ class PageTable:
         """Append ``pages`` (n, page_tokens) as new rows below the path ``above``.
 
         Returns the new rows, fewer than n where a digest is already taken by
-        another prefix (a collision) or the table has no free row. New rows have
-        no copy yet; the caller must give each one.
+        another prefix (a collision), the table has no free row, or the prefix is
+        longer than ages can order. New rows have no copy yet; the caller must
+        give each one.
         """
+        pages = pages[: self._limits.pages - len(above)]
         root = self._root_of(namespace)
         parent = int(above[-1]) if len(above) else root
         digest = int(self.digest[parent]) if len(above) else self._hasher.seed(root)
@@ -242,7 +278,7 @@ class PageTable:
         self.swa_age[rows] = UNUSED_BAND + self._ages(rows)
         self.hits[rows] = 0
         self.forks[rows] = 0
-        self.priority[rows] = np.iinfo(np.int32).min
+        self.priority[rows] = 0
         self.resume[rows] = False
         self.stored[rows] = 0
         self.window_stored[rows] = 0
@@ -250,7 +286,8 @@ class PageTable:
         self._last_request[rows] = NO_REQUEST
         self.n_rows += count
         if len(above):
-            self.forks[parent] += self.hits[parent] > 1 or self.children[parent] > 0
+            shared = self.hits[parent] > 1 or self.children[parent] > 0
+            self.forks[parent] += shared and self.forks[parent] < MAX_COUNT
             self.children[parent] += 1
         else:
             self._root_rows[root] += 1
@@ -351,8 +388,57 @@ class PageTable:
 
     def advance(self) -> int:
         """Next tick of the logical clock."""
-        self.tick += 1
+        self._set_tick(self.tick + 1)
         return self.tick
+
+    def _set_tick(self, tick: int) -> None:
+        self.tick = tick
+        if tick - self._first_tick >= self._limits.ticks:
+            self.renumber()
+
+    @property
+    def now(self) -> int:
+        """The tick as ages have it."""
+        return self.tick - self._first_tick
+
+    def renumber(self) -> None:
+        """Make room in ages, which have bits for so many ticks and ranks and no more. O(rows), and
+        as rare as many ticks pass, or many different priorities come.
+
+        The order stays the same. So do distances between recent ticks; ticks long ago move
+        together. Ranks of priorities move apart.
+        """
+        used = np.flatnonzero(self.parent != FREE)
+        renamed = np.arange(MAX_RANK + 1)
+        if self._rank is priority:
+            spread = self._priorities.spread(np.unique(self.priority[used]))
+            renamed[: len(spread)] = spread
+            self.priority[used] = renamed[self.priority[used]]
+        recent = (self._limits.ticks - self.capacity) // 2
+        shift = max(0, self.now - recent - self.capacity)
+        if shift:
+            swa_age = self.swa_age[used]
+            band = np.where(swa_age < INSIDE_BAND, UNUSED_BAND, (swa_age < 0) * INSIDE_BAND)
+            self.swa_age[used] = band + self._since(shift, swa_age - band)
+        age = self.age[used]
+        rank = renamed[age >> RANK_SHIFT]
+        within = self._since(shift, age & ((1 << RANK_SHIFT) - 1))
+        self.age[used] = (rank << RANK_SHIFT) + within
+        self._first_tick += shift
+        for told in self.when_renumbered:
+            told()
+
+    def _since(self, shift: int, ages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ages without a rank if they count from ``shift`` ticks later. What was before fits in as
+        many ticks as there are rows, for no row has more than one."""
+        if shift == 0:
+            return ages
+        ticks = ages >> TICK_SHIFT
+        long_ago = ticks < shift + self.capacity
+        different, place = np.unique(ticks[long_ago], return_inverse=True)
+        moved = ticks - shift
+        moved[long_ago] = self.capacity - len(different) + place
+        return ages + ((moved - ticks) << TICK_SHIFT)
 
     def touch(self, rows: Rows) -> None:
         """Make pages of one path the most recently used ones for full attention."""
@@ -368,19 +454,31 @@ class PageTable:
         worthless = rows[self.swa_age[rows] < INSIDE_BAND]
         self.swa_age[worthless] += INSIDE_BAND - UNUSED_BAND
 
-    def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
+    def count_request(self, rows: Rows, request: int, requested: int = 0) -> bool:
         """Count a request on pages of its path; whether it was new to one of them. In pieces,
         or again with no other request in between, it counts once.
 
         Args:
             request: identifies the request; not NO_REQUEST.
-            priority: of the request; larger is more important.
+            requested: its priority, any 64-bit number; larger is more important.
         """
-        self.priority[rows] = np.maximum(self.priority[rows], priority)
+        rank = self.priority_rank(requested)
+        self.priority[rows] = np.maximum(self.priority[rows], rank)
         new = rows[self._last_request[rows] != request]
-        self.hits[new] += 1
+        self.hits[new] += self.hits[new] < MAX_COUNT
         self._last_request[new] = request
         return len(new) > 0
+
+    def priority_rank(self, requested: int) -> int:
+        """Rank of the priority of a request; 0 if the eviction policy does not look at it."""
+        if self._rank is not priority:
+            return 0
+        ranks = self._priorities
+        rank = ranks.of(requested)
+        if rank is None and ranks.is_time_to_spread():
+            self.renumber()
+            rank = ranks.of(requested)
+        return ranks.share(requested) if rank is None else rank
 
     def worth(self, rows: Rows) -> NDArray[np.float64]:
         """What the prefixes that end with these pages are worth, see ``expected_uses``: larger
@@ -390,7 +488,13 @@ class PageTable:
 
     def last_use(self, rows: Rows | slice = _ALL) -> NDArray[np.int64]:
         """Ticks in which pages were last used; of all rows unless told."""
-        return (self.age[rows] & ((1 << RANK_SHIFT) - 1)) >> TICK_SHIFT
+        within = self.age[rows] & ((1 << RANK_SHIFT) - 1)
+        return self._first_tick + (within >> TICK_SHIFT)
+
+    def window_idle(self, rows: Rows) -> NDArray[np.int64]:
+        """Ticks since the windows that end with these pages were used; far more than any for
+        those in the lower bands."""
+        return self.now - (self.swa_age[rows] >> TICK_SHIFT)
 
     def _ages(self, rows: Rows) -> NDArray[np.int64]:
-        return (self.tick << TICK_SHIFT) + (MAX_DEPTH - self.depth[rows].astype(np.int64))
+        return (self.now << TICK_SHIFT) + (MAX_DEPTH - self.depth[rows].astype(np.int64))

@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sglang_ext.arguments import Parser, input_file, number, output_file, whole
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing import plot, traces
@@ -28,12 +29,15 @@ from sglang_ext.sizing.traffic import SHAPES, Tokens, interleave
 
 _VOCABULARY = 1 << 17
 _GB = 1e9
+_MOST_GB = 1e6
+_MOST_PAGES = 1 << 26
+"""Of a table; more of them take longer than anybody waits."""
 Requests = Callable[[], Iterable[tuple[Tokens, Tokens]]]
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m sglang_ext size",
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -48,11 +52,15 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             help="instead of the known model's",
         )
     engine = parser.add_argument_group("engine, named as its own options")
-    engine.add_argument("--page-size", type=int, default=64)
-    engine.add_argument("--chunked-prefill-size", type=int, default=8192)
-    engine.add_argument("--device-tokens", type=int, default=200_000, help="full-attention pool")
-    engine.add_argument("--swa-full-tokens-ratio", type=float, default=0.8)
-    engine.add_argument("--host-gb", type=float, nargs="+", default=[0, 2, 4, 8], help="10^9 bytes")
+    engine.add_argument("--page-size", type=whole(1), default=64)
+    engine.add_argument("--chunked-prefill-size", type=whole(1), default=8192)
+    engine.add_argument(
+        "--device-tokens", type=whole(1), default=200_000, help="full-attention pool"
+    )
+    engine.add_argument("--swa-full-tokens-ratio", type=number(above=0, most=1), default=0.8)
+    engine.add_argument(
+        "--host-gb", type=number(0, _MOST_GB), nargs="+", default=[0, 2, 4, 8], help="10^9 bytes"
+    )
     engine.add_argument(
         "--policy",
         nargs="+",
@@ -69,34 +77,61 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     engine.add_argument(
         "--checkpoint-tokens",
-        type=int,
+        type=whole(0),
         help="between windows kept inside a prompt; 0 keeps none; default: from the model",
     )
     traffic = parser.add_argument_group("traffic")
     traffic.add_argument("--traffic", choices=sorted(SHAPES), default="chat")
-    traffic.add_argument("--sessions", type=int, help="of that traffic; default: the shape's own")
-    traffic.add_argument("--active", type=int, default=32, help="sessions at the same time")
-    traffic.add_argument("--seed", type=int, default=1)
-    traffic.add_argument("--trace", type=Path, help="JSON lines instead: token ids, or Mooncake's")
-    parser.add_argument("--out", type=Path, default=Path("out/size.json"))
-    parser.add_argument("--plot", type=Path, help="PNG or SVG file to draw")
+    traffic.add_argument(
+        "--sessions", type=whole(1), help="of that traffic; default: the shape's own"
+    )
+    traffic.add_argument("--active", type=whole(1), default=32, help="sessions at the same time")
+    traffic.add_argument("--seed", type=whole(0), default=1)
+    traffic.add_argument(
+        "--trace",
+        type=input_file,
+        help="JSON lines instead: token ids, or hash ids as in Mooncake's and Qwen's traces",
+    )
+    traffic.add_argument(
+        "--block-size",
+        type=whole(1),
+        default=traces.MOONCAKE_BLOCK,
+        help=f"tokens behind a hash id: {traces.MOONCAKE_BLOCK} in Mooncake's traces, "
+        f"{traces.QWEN_BLOCK} in Qwen's",
+    )
+    parser.add_argument("--out", type=output_file, default=Path("out/size.json"))
+    parser.add_argument("--plot", type=plot.file, help="PNG or SVG file to draw")
     args = parser.parse_args(argv)
     try:
         args.shape = _model(args)
     except ValueError as error:
         parser.error(str(error))
-    if args.trace is not None and not args.trace.is_file():
-        parser.error(f"--trace {args.trace} is not a file")
-    for name in ("page_size", "chunked_prefill_size", "device_tokens", "active"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
-    if not 0 < args.swa_full_tokens_ratio <= 1:
-        parser.error(f"--swa-full-tokens-ratio {args.swa_full_tokens_ratio}: allowed: 0 to 1")
-    if args.checkpoint_tokens is not None and args.checkpoint_tokens < 0:
-        parser.error(f"--checkpoint-tokens {args.checkpoint_tokens}: at least 0 is needed")
-    if min(args.host_gb) < 0:
-        parser.error(f"--host-gb {min(args.host_gb)}: at least 0 is needed")
+    try:
+        _check_sizes(args)
+        args.start, args.count = requests(args)
+    except (ValueError, traces.TraceError) as error:
+        parser.error(str(error))
     return args
+
+
+def _check_sizes(args: argparse.Namespace) -> None:
+    """Refuse sizes with which nothing could be replayed."""
+    geometry = args.shape.geometry(args.page_size)
+    pages, windows = args.device_tokens // geometry.page_tokens, _window_pages(args)
+    if pages == 0 or windows == 0:
+        raise ValueError(
+            f"--device-tokens {args.device_tokens} with --swa-full-tokens-ratio "
+            f"{args.swa_full_tokens_ratio}: {pages} pages of {geometry.page_tokens} tokens and "
+            f"{windows} for windows; at least one of each is needed"
+        )
+    page_bytes = min(args.shape.full_token_bytes, args.shape.swa_token_bytes) * args.page_size
+    for host_gb in args.host_gb:
+        on_host = int(host_gb * _GB) // page_bytes
+        if pages + on_host > _MOST_PAGES:
+            raise ValueError(
+                f"--host-gb {host_gb:g} and --device-tokens {args.device_tokens} are "
+                f"{pages + on_host} pages; at most {_MOST_PAGES} can be replayed"
+            )
 
 
 def _model(args: argparse.Namespace) -> ModelShape:
@@ -111,10 +146,14 @@ def _model(args: argparse.Namespace) -> ModelShape:
 
 
 def requests(args: argparse.Namespace) -> tuple[Requests, int]:
-    """(a function that starts the requests from the first one, how many they are)."""
+    """(a function that starts the requests from the first one, how many they are).
+
+    Raises:
+        TraceError: the trace cannot be replayed.
+    """
     if args.trace is not None:
-        with args.trace.open() as lines:
-            return functools.partial(traces.read, args.trace), sum(1 for _ in lines)
+        count = traces.check(args.trace, args.block_size)
+        return functools.partial(traces.read, args.trace, args.block_size), count
     shape = SHAPES[args.traffic]()
     if args.sessions:
         shape = dataclasses.replace(shape, sessions=args.sessions)
@@ -126,7 +165,12 @@ def budget(args: argparse.Namespace, host_gb: float) -> Budget:
     """Memory of the tiers, in pages of the table."""
     page = args.shape.geometry(args.page_size).page_tokens
     pages = args.device_tokens // page
-    return Budget(pages, int(pages * args.swa_full_tokens_ratio), int(host_gb * _GB))
+    return Budget(pages, _window_pages(args), int(host_gb * _GB))
+
+
+def _window_pages(args: argparse.Namespace) -> int:
+    pages = args.device_tokens // args.shape.geometry(args.page_size).page_tokens
+    return int(pages * args.swa_full_tokens_ratio)
 
 
 def row(policy: str, host_gb: float, result: Result) -> dict[str, Any]:
@@ -153,15 +197,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replay, print, write and draw; returns 1 if the trace cannot be read."""
+    """Replay, print, write and draw."""
     args = parse_args(argv)
-    try:
-        rows = replay_all(args)
-    except traces.TraceError as error:
-        print(f"--trace: {error}", file=sys.stderr)
-        return 1
+    rows = replay_all(args)
     print(table(rows))
-    settings = {name: value for name, value in vars(args).items() if name != "shape"}
+    if rejected := max(entry["rejected"] for entry in rows):
+        print(f"{rejected} of {args.count} requests did not fit the device", file=sys.stderr)
+    own = ("shape", "start", "count")
+    settings = {name: value for name, value in vars(args).items() if name not in own}
     report = {"model": dataclasses.asdict(args.shape), "settings": settings, "cells": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1, default=str))
@@ -173,10 +216,9 @@ def main(argv: Sequence[str]) -> int:
 
 def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of the report for each policy and host size."""
-    start, count = requests(args)
     cells = list(itertools.product(args.policy, args.eviction, sorted(set(args.host_gb))))
     rows = []
-    with tqdm(total=count * len(cells), unit="req", smoothing=0.05) as progress:
+    with tqdm(total=args.count * len(cells), unit="req", smoothing=0.05) as progress:
         for write, eviction, host_gb in cells:
             replay = Replay(
                 args.shape,
@@ -189,7 +231,7 @@ def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
             )
             policy = write if eviction == "lru" else f"{write}, {eviction}"
             progress.set_description(f"{policy}, {host_gb:g} GB")
-            for prompt, answer in start():
+            for prompt, answer in args.start():
                 replay.serve(prompt, answer)
                 progress.update()
             rows.append(row(policy, host_gb, replay.result()))

@@ -29,6 +29,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         least = {"full_layers": 1, "swa_layers": 1, "window": 2, "kv_heads": 1, "head_dim": 1}
+        least |= {"swa_kv_heads": 0, "swa_head_dim": 0, "dtype_bytes": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")

@@ -1,8 +1,11 @@
 """Figures of a sizing run."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from sglang_ext.arguments import output_file, refusal
 
 Row = dict[str, Any]
 _PANELS: tuple[tuple[str, Callable[[Row], float]], ...] = (
@@ -13,16 +16,23 @@ _PANELS: tuple[tuple[str, Callable[[Row], float]], ...] = (
 )
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Hit rate, bytes moved and recompute against host size, a line for each policy.
-
-    Raises:
-        RuntimeError: matplotlib is not installed.
-    """
+def file(text: str) -> Path:
+    """Type of an argument: a file that a drawing can be written to."""
+    path = output_file(text)
     try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError("--plot needs matplotlib: pip install matplotlib") from error
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise argparse.ArgumentTypeError("needs matplotlib: pip install matplotlib") from None
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in formats:
+        raise refusal(text, f"a name that ends with one of {', '.join(formats)}")
+    return path
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Hit rate, bytes moved and recompute against host size, a line for each policy."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4 * len(_PANELS), 3.5), layout="constrained")
     for axes, (title, value) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for policy in dict.fromkeys(row["policy"] for row in rows):

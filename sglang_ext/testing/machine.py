@@ -27,12 +27,19 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
+from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest, Sizes
+from sglang_ext.testing.engine import (
+    PRIORITIES,
+    DeviceFullError,
+    SimEngine,
+    SimRequest,
+    Sizes,
+)
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
 
@@ -42,6 +49,7 @@ WINDOWS = {"smaller": (1, 5), "equal": (16,), "larger": (31, 40, 70)}
 STEPS_AN_EXAMPLE = 80
 _MAX_PROMPT = 400
 _POOLS = (1, 2, 3, 4, 5, 6, 8, 8, 12, 12, 16, 16, 24, 40, 64)
+_PRIORITIES = tuple(itertools.chain(*PRIORITIES))
 _TAILS = (1, 15, 16, 17, 31, 32, 33, 48, 60, 75)
 
 
@@ -80,6 +88,7 @@ class IndexMachine(RuleBasedStateMachine):
             write=data.draw(st.sampled_from(self.policies)),
             extent_pages=data.draw(st.sampled_from([0, 0, 2, 3])),
             eviction=data.draw(st.sampled_from(["lru", "lru", *POLICIES])),
+            more_ticks=(0, 1, 9)[pages % 3],
             spare=Spare(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))),
         )
         self.demotes = data.draw(st.booleans())
@@ -192,7 +201,8 @@ class IndexMachine(RuleBasedStateMachine):
         cut = old[: int(len(old) * keep)]
         tokens = np.concatenate((cut, np.full(tail, bit))).astype(np.int64)[:_MAX_PROMPT]
         self.histories.append(tokens)
-        self.step(self.engine.start(tokens, namespace, len(tokens) % 3), chunk)
+        priority = _PRIORITIES[len(tokens) % len(_PRIORITIES)]
+        self.step(self.engine.start(tokens, namespace, priority), chunk)
 
     def pick(self, which: int) -> SimRequest:
         """A running request."""
@@ -263,13 +273,18 @@ def _run_cell(job: tuple[int, str, WritePolicy, int, int]) -> tuple[str, int, se
     return name, run(Cell, steps, first_seed), Cell.seen
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--steps", type=whole(1), default=100_000, help="rule steps in all")
+    parser.add_argument("--processes", type=whole(1), default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
 def main() -> None:
     """Run the grid."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--steps", type=int, default=100_000, help="rule steps in all")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse_args()
     grid = list(itertools.product(DEVICE_PAGES, WINDOWS, WritePolicy))
     share = -(-args.steps // len(grid))
     jobs = [(*cell, share, args.seed) for cell in grid]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sglang_ext.core.columns import Rows, SlotColumn
+from sglang_ext.core.compiled.constants import FREE
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Declined, PrefixMatch, Transfer, TransferKind
-from sglang_ext.core.table import FREE
 from sglang_ext.core.write_policy import WritePolicy
 
 Key = tuple[Hashable, bytes]
@@ -38,7 +38,7 @@ class ModelPage:
     swa_host: int = ABSENT
     rank: int = 0
     used: int = 0
-    priority: int = -(1 << 31)
+    priority: int = -(1 << 63)
     forks: int = 0
     requests: list[int] = dataclasses.field(default_factory=list)
 
@@ -68,9 +68,9 @@ class ModelPage:
         """What a policy thinks of the page now, by its definition."""
         return {
             "lru": 0,
-            "lfu": min(255, len(self.requests)),
+            "lfu": min(2047, len(self.requests)),
             "slru": int(len(self.requests) >= 2),
-            "priority": min(255, max(0, self.priority + 128)),
+            "priority": self.priority,
         }[policy]
 
 
@@ -90,7 +90,8 @@ class ModelledIndex(CacheIndex):
         """See CacheIndex."""
         super().reset()
         self.pages: dict[Key, ModelPage] = {}
-        self._clock = 0
+        self._clock = self._first_tick = 0
+        self.table.when_renumbered.append(self._move_together)
         self._keys: dict[tuple[int, int], Key] = {}
 
     # ---- operations ----------------------------------------------------------
@@ -140,6 +141,20 @@ class ModelledIndex(CacheIndex):
         for row in rows.tolist():
             page = self.pages[self._key(row)]
             page.used, page.rank = self._clock, page.ranked(self._rank.__name__)
+
+    def _move_together(self) -> None:
+        """Ages have bits for so many ticks. Those of long ago, which is before the last
+        ``recent``, are moved to the ticks in front of that, in their order."""
+        capacity = self.table.capacity
+        recent = (self._limits.ticks - capacity) // 2
+        begin = self._clock + 1 - recent  # in the middle of an operation: its tick comes
+        if begin - capacity <= self._first_tick:
+            return
+        self._first_tick = begin - capacity
+        ticks = sorted({page.used for page in self.pages.values() if page.used < begin})
+        moved = {tick: begin - len(ticks) + place for place, tick in enumerate(ticks)}
+        for page in self.pages.values():
+            page.used = moved.get(page.used, page.used)
 
     def insert(self, pages: Pages, namespace: Hashable, *args: Any) -> Rows:
         """See CacheIndex; the pages it names, and nothing else, are on the device now."""

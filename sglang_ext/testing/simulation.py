@@ -11,18 +11,19 @@ import argparse
 import multiprocessing
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.eviction import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
+from sglang_ext.testing.engine import PRIORITIES, DeviceFullError, SimEngine, Sizes
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
 from sglang_ext.testing.storage import StorageFaults
@@ -63,6 +64,7 @@ class Simulation:
         self, seed: int, ranks: int = 1, *, modelled: bool = False, storage: bool = False
     ) -> None:
         self.rng = rng = random.Random(seed)
+        self.dice = random.Random(~seed)
         # contents are known by table page, keys in storage by device page: the same there
         device_page = rng.choice([16, 16, 32] if storage else [1, 2, 16, 32])
         geometry = Geometry(device_page, rng.choice([1, 16, 31, 40, 70]))
@@ -86,6 +88,7 @@ class Simulation:
             storage_stop=rng.randint(1, 4) if storage else 1,
             spare=Spare(seed % 5, seed % 4),
             storage_share=rng.choice([1, 1, 4]) if storage else 1,
+            more_ticks=(0, 2, 50)[seed // 2 % 3],
         )
         layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])
         pace = Pace(layer=layer, fails=rng.choice([0.0, 0.05]))
@@ -187,7 +190,7 @@ class Simulation:
         bits = [rng.randint(0, 1)] * tail if rng.random() < 0.7 else rng.choices((0, 1), k=tail)
         tokens = np.concatenate((old[:keep], np.array(bits, dtype=np.int64)))[:_MAX_PROMPT]
         namespace = rng.choice([None, None, None, ("lora", None)])
-        priority = rng.randint(-1, 1)
+        priority = self.dice.choice(rng.choice(PRIORITIES))
         for engine in self.engines:
             if engine.storage and len(engine.waiting) < _MAX_WAITING:
                 engine.arrive(tokens, namespace, priority)
@@ -299,16 +302,21 @@ def _run_seed(job: tuple[int, int, int, bool]) -> tuple[set[str], Counter[str]]:
     return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="how many")
+    parser.add_argument("--steps", type=whole(1), default=20_000)
+    parser.add_argument("--ranks", type=whole(1), default=1)
+    parser.add_argument("--processes", type=whole(1), default=1)
+    parser.add_argument("--storage", action="store_true", help="with a storage tier")
+    return parser.parse_args(argv)
+
+
 def main() -> None:
     """Run one seed, or many."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seed", type=int, default=0, help="the first one")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--storage", action="store_true", help="with a storage tier")
-    args = parser.parse_args()
+    args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
     jobs = [(seed, args.steps, args.ranks, args.storage) for seed in seeds]
     seen: set[str] = set()

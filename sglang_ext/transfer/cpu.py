@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sglang_ext.transfer.job import Job, PageCopies
+from sglang_ext.transfer.job import Durations, Job, PageCopies
 
 
 class ThreadLayerGate:
@@ -69,6 +69,7 @@ class _Task:
         self.run = run
         self.ended = threading.Event()
         self.ended_at = 0.0
+        self.seconds = 0.0
         self.error: BaseException | None = None
 
 
@@ -83,6 +84,7 @@ class _Lane:
         self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._tasks: deque[_Task] = deque()
         self._last_op = -1
+        self.durations = Durations()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -97,6 +99,7 @@ class _Lane:
             self._last_op = task.ops[-1]
             if task.error is not None:
                 return self._last_op, task
+            self.durations.add(task.seconds)
         return self._last_op, None
 
     def _is_over(self, task: _Task) -> bool:
@@ -129,6 +132,7 @@ class _Lane:
             if self._faults.slowdown > 1.0:
                 time.sleep((self._faults.slowdown - 1.0) * (time.monotonic() - start))
             task.ended_at = time.monotonic()
+            task.seconds = task.ended_at - start
             task.ended.set()
 
 
@@ -192,6 +196,10 @@ class CpuTransferEngine:
         if failed is not None:
             raise RuntimeError("load of KV pages from the host failed") from failed.error
         return last_op
+
+    def take_durations(self) -> tuple[list[float], list[float]]:
+        """See TransferEngine."""
+        return self._backups.durations.take(), self._loads.durations.take()
 
     def drain(self) -> None:
         """See TransferEngine."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sglang_ext.transfer.job import Job, PageCopies, PreparedCopies
+from sglang_ext.transfer.job import Durations, Job, PageCopies, PreparedCopies
 
 
 class EventLayerGate:
@@ -37,19 +37,28 @@ class EventLayerGate:
 class _InFlight:
     """A job on its stream."""
 
+    start: torch.cuda.Event
     done: torch.cuda.Event
     last_op: int
     copies: PreparedCopies
 
 
 class CudaTransferEngine:
-    """TransferEngine on two CUDA streams. Arguments as for CpuTransferEngine."""
+    """TransferEngine on two CUDA streams. Arguments as for CpuTransferEngine.
+
+    Args:
+        timed: measure how long copies take, on their streams.
+    """
 
     def __init__(
         self,
         copies: PageCopies,
         layers: Sequence[tuple[int, int] | None],
+        *,
+        timed: bool = False,
     ) -> None:
+        self._timed = timed
+        self._durations = (Durations(), Durations())
         self._copies = copies
         self._layers = layers
         self._backup_stream = torch.cuda.Stream()
@@ -65,10 +74,10 @@ class CudaTransferEngine:
         _order_behind(self._backup_stream, fence)
         with torch.cuda.stream(self._backup_stream):
             copies = self._copies.prepare(job.parts)
+            start = self._mark()
             copies.backup()
-            done = torch.cuda.Event()
-            done.record()
-        self._backups.append(_InFlight(done, job.ops[-1], copies))
+            done = self._mark()
+        self._backups.append(_InFlight(start, done, job.ops[-1], copies))
 
     def submit_load(self, job: Job, fence: Any) -> EventLayerGate:
         """Copy on the load stream, behind readers of the slots' former contents."""
@@ -76,24 +85,43 @@ class CudaTransferEngine:
         _order_behind(self._load_stream, fence)
         with torch.cuda.stream(self._load_stream):
             copies = self._copies.prepare(job.parts)
+            start = self._mark()
             for number, layer in enumerate(self._layers):
                 if layer is not None:
                     copies.load_layer(*layer)
                 gate.record(number)
-            done = torch.cuda.Event()
-            done.record()
-        self._loads.append(_InFlight(done, job.ops[-1], copies))
+            done = self._mark()
+        self._loads.append(_InFlight(start, done, job.ops[-1], copies))
         return gate
 
     def backed_up(self) -> tuple[int, range]:
         """See TransferEngine. A failed CUDA copy raises in ``query``: it is fatal."""
-        self._backed_up = _last_done(self._backups, self._backed_up)
+        self._backed_up = self._last_done(self._backups, 0, self._backed_up)
         return self._backed_up, range(0)
 
     def loaded(self) -> int:
         """See TransferEngine."""
-        self._loaded = _last_done(self._loads, self._loaded)
+        self._loaded = self._last_done(self._loads, 1, self._loaded)
         return self._loaded
+
+    def take_durations(self) -> tuple[list[float], list[float]]:
+        """See TransferEngine; nothing unless ``timed``."""
+        backups, loads = self._durations
+        return backups.take(), loads.take()
+
+    def _mark(self) -> torch.cuda.Event:
+        """An event on the current stream."""
+        event = torch.cuda.Event(enable_timing=self._timed)
+        event.record()
+        return event
+
+    def _last_done(self, jobs: deque[_InFlight], lane: int, last: int) -> int:
+        while jobs and jobs[0].done.query():
+            job = jobs.popleft()
+            last = job.last_op
+            if self._timed:
+                self._durations[lane].add(job.start.elapsed_time(job.done) / 1000.0)
+        return last
 
     def drain(self) -> None:
         """See TransferEngine."""
@@ -110,9 +138,3 @@ def _order_behind(stream: torch.cuda.Stream, fence: Any) -> None:
     stream.wait_stream(torch.cuda.current_stream())
     if fence is not None:
         stream.wait_stream(fence)
-
-
-def _last_done(lane: deque[_InFlight], last: int) -> int:
-    while lane and lane[0].done.query():
-        last = lane.popleft().last_op
-    return last

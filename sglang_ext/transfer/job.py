@@ -1,11 +1,15 @@
 """What a transfer engine is asked to copy, and how it reports."""
 
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+MOST_DURATIONS = 256
+"""Durations of jobs that are kept for whoever asks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +67,25 @@ class LayerGate(Protocol):
         ...
 
 
+class Durations:
+    """Seconds of the jobs of a lane, until somebody takes them."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=MOST_DURATIONS)
+
+    def add(self, seconds: float) -> None:
+        """A job has ended."""
+        self._seconds.append(seconds)
+
+    def take(self) -> list[float]:
+        """Those since the last call."""
+        if not self._seconds:
+            return []
+        taken = list(self._seconds)
+        self._seconds.clear()
+        return taken
+
+
 class TransferEngine(Protocol):
     """Two lanes, device to host and host to device. Each is first in, first out.
 
@@ -91,6 +114,11 @@ class TransferEngine(Protocol):
             RuntimeError: a load failed. Its reader has failed too: the request was
                 already running on it.
         """
+        ...
+
+    def take_durations(self) -> tuple[list[float], list[float]]:
+        """Seconds that copies took, of each job that has ended since the last call, without
+        their wait: (backups, loads). The oldest ones beyond MOST_DURATIONS are forgotten."""
         ...
 
     def drain(self) -> None:

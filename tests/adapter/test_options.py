@@ -7,8 +7,9 @@ import torch
 
 import sglang_ext_cpu
 from sglang_ext import config
+from sglang_ext.adapter import setup
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.options import REFUSALS, refuse_unsupported
+from sglang_ext.adapter.options import REFUSALS, refuse_model, refuse_unsupported
 from sglang_ext.adapter.page_copies import EngineCopies, page_copies
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.errors import StartupError
@@ -64,6 +65,64 @@ def test_the_toggle_selects_and_unknown_variables_are_refused() -> None:
         config.from_environment({config.TOGGLE: "maybe"})
     with pytest.raises(StartupError, match="unknown environment variable SGLANG_EXT_TYPO"):
         config.from_environment({"SGLANG_EXT_TYPO": "1"})
+
+
+@pytest.mark.parametrize(
+    ("given", "disabled", "becomes"),
+    [
+        (None, False, (config.BACKEND, True)),
+        (config.BACKEND, False, (config.BACKEND, True)),
+        (None, True, (config.BACKEND, False)),
+        ("other", False, ("other", False)),
+        ("other", True, ("other", False)),
+    ],
+)
+def test_the_toggle_switches_nothing_on_for_another_cache(
+    given: str | None,
+    disabled: bool,
+    becomes: tuple[str, bool],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = SimpleNamespace(
+        radix_cache_backend=given, disable_radix_cache=disabled, enable_hierarchical_cache=False
+    )
+    setup.select(options)
+    assert (options.radix_cache_backend, options.enable_hierarchical_cache) == becomes
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == (given == "other")
+    assert all("--radix-cache-backend other" in line for line in said)
+
+
+SERVED = {
+    # what the README names, as the engine's models are called
+    "gpt-oss": ["GptOssForCausalLM"],
+    "Gemma 4": [
+        "Gemma4ForCausalLM",
+        "Gemma4ForConditionalGeneration",
+        "Gemma4UnifiedForConditionalGeneration",
+    ],
+    "Llama 4": ["Llama4ForConditionalGeneration"],
+    "MiMo": ["MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM"],
+    "Mellum": ["MellumForCausalLM"],
+    "Step-3.5": ["Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"],
+}
+REFUSED = ["Llama4ForCausalLM", "MiMoForCausalLM", "Qwen3ForCausalLM"]
+
+
+def test_models_that_are_named_are_served_and_others_refused_by_name() -> None:
+    from sglang.srt.configs.model_config import is_hybrid_swa_model
+    from sglang.srt.models.registry import ModelRegistry
+
+    known = ModelRegistry.get_supported_archs()
+    for architecture in [name for names in SERVED.values() for name in names]:
+        assert architecture in known
+        refuse_model(architecture, hybrid=is_hybrid_swa_model([architecture]))
+    for architecture in REFUSED:
+        assert architecture in known
+        with pytest.raises(StartupError, match=f"does not serve {architecture}: SGLang keeps no"):
+            refuse_model(architecture, hybrid=bool(is_hybrid_swa_model([architecture])))
+    with pytest.raises(StartupError, match="use the multimodal checkpoint"):
+        refuse_model("Llama4ForCausalLM", hybrid=False)
 
 
 def test_the_checkpoint_interval_is_a_number_of_tokens() -> None:

@@ -1,18 +1,23 @@
 """Every policy evicts leaves before what they hang on."""
 
+import itertools
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ext.core.eviction_policy import MOST, POLICIES, Uses
+from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_RANK, MAX_TICK, TICK_SHIFT
+from sglang_ext.core.eviction_policy import POLICIES, Uses
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.table import INSIDE_BAND, TICK_SHIFT, PageTable
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.core.table import PageTable
+from sglang_ext.testing.engine import PRIORITIES, SimEngine, Sizes
 from tests.failures.scenarios import PAGE, join, prompt, rows_of
 
-NUMBERS = st.integers(-(1 << 31), (1 << 31) - 1)
-PATHS = st.lists(st.tuples(st.integers(0, 1 << 30), NUMBERS), min_size=1, max_size=30)
+RANKS = st.integers(0, MAX_RANK)
+PATHS = st.lists(st.tuples(st.integers(0, 1 << 30), RANKS), min_size=1, max_size=30)
+WILD = st.sampled_from(sorted(itertools.chain(*PRIORITIES)))
 
 
 @given(PATHS, st.sampled_from(sorted(POLICIES)))
@@ -21,10 +26,10 @@ def test_ranks_never_rise_along_a_path(uses: list[tuple[int, int]], policy: str)
     hits, priorities = (np.sort(np.array(n, dtype=np.int32))[::-1] for n in zip(*uses, strict=True))
     ranks = POLICIES[policy](Uses(hits, priorities))
     assert (np.diff(ranks) <= 0).all()
-    assert ranks.min() >= 0 and ranks.max() <= MOST
+    assert ranks.min() >= 0 and ranks.max() <= MAX_RANK
 
 
-@given(st.lists(st.tuples(st.integers(1, 8), st.integers(-9, 9)), min_size=1, max_size=40))
+@given(st.lists(st.tuples(st.integers(1, 8), WILD), min_size=1, max_size=40))
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_selection_by_age_is_leaf_first(policy: str, requests: list[tuple[int, int]]) -> None:
     """Requests for more or less of one prompt: at any time deeper pages go first."""
@@ -41,7 +46,7 @@ def test_a_selection_by_age_is_leaf_first(policy: str, requests: list[tuple[int,
 def test_the_largest_age_leaves_room_for_the_bands_of_windows() -> None:
     table = PageTable(Geometry(PAGE, 16), 1, POLICIES["lfu"])
     row = table.add_rows(np.empty(0, dtype=np.int64), np.zeros((1, PAGE), dtype=np.int64), None)
-    table.tick = (1 << 35) - 1
+    table.tick = MAX_TICK
     table.hits[row] = 1 << 30
     table.touch(row)
     assert 0 < table.age[0] < -INSIDE_BAND
@@ -53,12 +58,20 @@ SERVED = {  # (prefixes in the order of their requests, their priorities, the on
     "lfu": ((1, 1, 2, 3, 3, 3), {}, 2),
     "slru": ((1, 1, 3, 2, 2), {}, 3),
     "priority": ((3, 1, 2), {3: 5, 1: 1, 2: 0}, 2),
+    # of these the first two were one: all above 127, or below -128
+    "priority: far from 0": ((1, 2, 3), {1: 2000, 2: 1000, 3: 2000}, 2),
+    "priority: below 0": ((1, 2, 3), {1: -1000, 2: -2000, 3: -1000}, 2),
+    # and these were inverted: they do not fit in 32 bits
+    "priority: beyond 32 bits": ((1, 2, 3), {1: 3_000_000_000, 2: 0, 3: 1}, 2),
+    "priority: the largest": ((1, 2, 3), {1: sys.maxsize, 2: 0, 3: sys.maxsize - 1}, 2),
+    "priority: the smallest": ((1, 2, 3), {1: 0, 2: -sys.maxsize - 1, 3: -sys.maxsize}, 2),
 }
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_what_goes_first(policy: str) -> None:
-    order, priorities, victim = SERVED[policy]
+@pytest.mark.parametrize("case", SERVED)
+def test_what_goes_first(case: str) -> None:
+    order, priorities, victim = SERVED[case]
+    policy = case.partition(":")[0]
     engine = SimEngine(Geometry(PAGE, 32), Sizes(40, 40, eviction=policy))
     for number, seed in enumerate(order):
         tokens = join(prompt(4, seed), prompt(1, 100 + number))

@@ -227,3 +227,19 @@ def test_the_window_where_prefixes_diverge_is_kept() -> None:
     request = started(engine, third)
     assert request.protected == 3
     engine.compute(request, len(third))  # the contents are checked
+
+
+def test_what_leaves_the_device_without_a_copy_is_counted_once() -> None:
+    engine = engine_with()
+    kept, lost = prompt(4, 1), prompt(5, 2)
+    serve(engine, kept)
+    engine.settle()
+    engine.index.evict_device(4, 4)
+    assert engine.index.counters.unsaved_pages == 0, "they are on the host"
+    serve(engine, lost)
+    engine.index.evict_device(5, 5, abandon_backups=True)
+    assert engine.index.counters.unsaved_pages == 5
+    alone = engine_with(host_pages=0, host_window_pages=0)
+    serve(alone, lost)
+    alone.index.evict_device(5, 5)
+    assert alone.index.counters.unsaved_pages == 0, "there is no host that lost them"

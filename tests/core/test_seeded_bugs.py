@@ -13,6 +13,7 @@ from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import SlotColumn
 from sglang_ext.core.compiled import loops, scans
+from sglang_ext.core.compiled.constants import TICK_SHIFT
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.host_space import HostSpace
@@ -49,9 +50,25 @@ def lock_covers_one_page_less_of_the_window(patch: Patch) -> None:
 
 def ages_forget_the_depth(patch: Patch) -> None:
     def ages(self: PageTable, rows: Any) -> Any:
-        return np.full(self.depth[rows].shape, self.tick << 18)
+        return np.full(self.depth[rows].shape, self.now << TICK_SHIFT)
 
     patch.setattr(PageTable, "_ages", ages)
+
+
+def victims_are_known_by_ages_from_before(patch: Patch) -> None:
+    def victims(self: PathTable, column: SlotColumn, age: Any) -> Any:
+        return self.victims_type(column, age)
+
+    patch.setattr(PathTable, "victims", victims)
+
+
+def a_priority_takes_32_bits(patch: Patch) -> None:
+    original = PageTable.priority_rank
+
+    def rank(self: PageTable, requested: int) -> int:
+        return original(self, int(np.int64(requested).astype(np.int32)))
+
+    patch.setattr(PageTable, "priority_rank", rank)
 
 
 def descendants_of_a_lost_page_stay(patch: Patch) -> None:
@@ -202,7 +219,7 @@ def an_abandoned_backup_is_published(patch: Patch) -> None:
 
 
 def a_request_counts_once_for_each_of_its_chunks(patch: Patch) -> None:
-    def count(self: PageTable, rows: Any, request: int, priority: int) -> None:
+    def count(self: PageTable, rows: Any, request: int, requested: int) -> None:
         self.hits[rows] += 1
 
     patch.setattr(PageTable, "count_request", count)
@@ -364,6 +381,8 @@ BUGS: list[Callable[[Patch], None]] = [
     match_ignores_windows,
     lock_covers_one_page_less_of_the_window,
     ages_forget_the_depth,
+    victims_are_known_by_ages_from_before,
+    a_priority_takes_32_bits,
     descendants_of_a_lost_page_stay,
     windows_outlive_their_page,
     host_evicts_what_is_being_loaded,

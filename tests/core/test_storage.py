@@ -3,6 +3,7 @@
 import numpy as np
 
 from sglang_ext.core import invariants
+from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
 from sglang_ext.core.storage_ledger import StorageLedger
 from sglang_ext.core.storage_plan import Prefetch
@@ -20,6 +21,8 @@ def test_a_new_rank_finds_in_storage_what_another_one_has_served() -> None:
     assert counters.prefetched_pages == 10
     assert counters.prefetched_window_pages == 2, "more than the window"
     assert counters.loaded_pages == 10
+    assert counters.found_pages == 10
+    assert not counters.unfulfilled.total()
     fresh.check_idle()
 
 
@@ -46,6 +49,25 @@ def test_a_part_of_a_prefetch_is_of_use() -> None:
     fresh.check_idle()
     assert match(fresh, tokens(12)) == 4
     assert fresh.index.counters.lost_prefetched_pages == 12
+    assert fresh.index.counters.found_pages == 12
+    assert fresh.index.counters.unfulfilled == {Unfulfilled.LATE: 8}
+
+
+def test_what_storage_has_and_a_request_does_not_get_is_counted_by_reason() -> None:
+    store = SimStore()
+    serve(rank(store), tokens(10))
+    unread = rank(store)
+    assert unread.storage is not None
+    unread.storage._faults = StorageFaults(mean=1e-6, unreadable=1.0)
+    serve(unread, tokens(12))
+    assert unread.index.counters.found_pages == 10
+    assert unread.index.counters.unfulfilled == {Unfulfilled.UNREAD: 10}
+    full = rank(store, host_pages=8)
+    full.index.begin_lookup(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
+    full.storage_ledger.found(0, [10])
+    full.index.lookups[0].limit = 12
+    full.commit_storage(full.storage_report())
+    assert full.index.counters.unfulfilled == {Unfulfilled.HOST_FULL: 10}
 
 
 def test_ranks_agree_on_a_resume_point_that_all_of_them_have() -> None:

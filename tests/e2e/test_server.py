@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import json
 import random
 import threading
 import time
@@ -28,6 +29,22 @@ def cached(result: dict) -> dict[str, int]:
     return result["meta_info"]["cached_tokens_details"] or {"device": 0, "host": 0}
 
 
+def test_who_is_scheduled_first_stays_longest(serve) -> None:  # noqa: ANN001
+    """Low priority values first, by the scheduler and in the cache; requests without a priority
+    have the largest value there is."""
+    options = ["--enable-priority-scheduling", "--schedule-low-priority-values-first"]
+    options += ["--radix-eviction-policy", "priority", "--page-size", "16"]
+    asked = {1: {"priority": 1}, 2: {"priority": 3_000_000_000}, 3: {}}
+    with serve(128, *OURS, *options) as server:
+        for seed, priority in asked.items():
+            generate(server, prompt(seed), 4, **priority)
+        for seed in range(10, 18):  # more than there is room for beside the first ones
+            generate(server, prompt(seed), 4, priority=2)
+        found = {seed: cached(generate(server, prompt(seed), 4, **asked[seed])) for seed in asked}
+        assert {seed: tiers["device"] for seed, tiers in found.items()} == {1: 288, 2: 0, 3: 0}
+        assert_idle_and_alive(server)
+
+
 def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
     """One server: metrics on, dfs-weight order, slru, flush, and the cache works again."""
     options = ["--enable-metrics", "--schedule-policy", "dfs-weight", "--page-size", "16"]
@@ -50,6 +67,16 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert "sglang_ext:host_sampling" in metrics
         for name in ("hicache_backup_bytes_total", "load_back_bytes_total"):
             assert metric(metrics, f"sglang:{name}") > 0
+        for name in ("evicted_tokens_total", "eviction_duration_seconds_count"):
+            assert metric(metrics, f"sglang:{name}") > 0
+        for name in ("hicache_backup_duration_seconds", "load_back_duration_seconds"):
+            copies, seconds = (metric(metrics, f"sglang:{name}_{of}") for of in ("count", "sum"))
+            assert copies > 0
+            assert 0 < seconds < 60
+        # sixteen prompts of 300 tokens beside the first one, on a device of 3,072
+        assert 1000 < metric(metrics, "sglang:evicted_tokens_total") < 10_000
+        reason = 'reason="write_through_unbacked_eviction"'
+        assert f'pool="kv",pp_rank="0",{reason}' in metrics or reason in metrics
         time.sleep(1.0)
         server.post("/flush_cache", {})
         empty = generate(server, prompt(1), 8)
@@ -57,6 +84,11 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert empty["output_ids"] == first["output_ids"]
         assert cached(generate(server, prompt(1), 8))["device"] == 288
         assert_idle_and_alive(server)
+        log = server.log.read_text()
+        # windows of 128 tokens in a ratio of 2 to pools of 3,072 tokens and fewer
+        assert log.count("of host memory a rank (--hicache-ratio 2), one memory for both") == 1
+        assert "write policy write_through, eviction slru; copies: kernels; storage: none" in log
+        assert "Allocating" not in log, "the engine's own lines count the memory twice"
 
 
 def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
@@ -107,6 +139,8 @@ def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     with serve(128, *OURS, *HOST, *options, tokens=2048, **ranks) as server:
         answers = converse(server, traffic)
         assert_idle_and_alive(server)
+        log = server.log.read_text()
+        assert log.count("MB on all 2 ranks") == 1, "one line, of one rank"
     assert not differences(reference(128, traffic), answers)
     assert sum(a.host_tokens for a in answers) > 0
 
@@ -157,6 +191,22 @@ def test_copies_that_fail_here_stop_the_start(model, tmp_path, zygote) -> None: 
     assert server.process.wait(timeout=120) != 0
     said = "sglang-ext: --hicache-io-backend kernel_ascend, SGLANG_EXT_COPIES=engine: these copies"
     assert said in server.log.read_text()
+    server.stop()
+
+
+def test_text_only_llama_4_is_refused_by_name(tmp_path, zygote) -> None:  # noqa: ANN001
+    """The engine keeps no pool of windows for it; said before any weights are read."""
+    shape = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512}
+    model = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", **shape}
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    options = ["--skip-tokenizer-init", "--attention-backend", "triton"]
+    arguments = ["--model-path", str(tmp_path), *OURS, *HOST, *options]
+    server = zygote.start(arguments, tmp_path / "log", CPU)
+    assert server.process.wait(timeout=120) != 0
+    log = server.log.read_text()
+    assert "sglang-ext: --radix-cache-backend swa_hicache does not serve Llama4ForCausalLM" in log
+    assert "Load weight begin" not in log
     server.stop()
 
 

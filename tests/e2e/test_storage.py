@@ -77,10 +77,16 @@ def test_the_next_round_after_a_restart_comes_from_storage(
     with serve(128, *options, tokens=8192) as server:
         answers = conversations.hold(server, 2)
         assert_idle_and_alive(server)
+        assert_measured(server.get("/metrics"), "backup", "backuped_tokens_total")
         stop_gracefully(server)
     with serve(128, *options, tokens=8192) as server:
         after = conversations.hold(server, 1)
         assert_idle_and_alive(server)
+        metrics = server.get("/metrics")
+        assert_measured(metrics, "prefetch", "prefetched_tokens_total")
+        hits = metric(metrics, "sglang:storage_prefetch_hit_tokens_total")
+        assert hits >= sum(answer.storage_tokens for answer in after) > 0
+        assert "sglang:storage_prefetch_unfulfilled_tokens_total" in metrics
         stop_gracefully(server)
     assert not differences([*answers, *after], reference(128, TRAFFIC))
     share = reusable_share(answers[-TRAFFIC.conversations :], after, 64)
@@ -92,6 +98,14 @@ def test_the_next_round_after_a_restart_comes_from_storage(
         assert metric(server.get("/metrics"), "sglang_ext:storage_files_total") > 0
     assert not differences(last, reference(128, TRAFFIC))
     assert reusable_share(after, last, 64) < share
+
+
+def assert_measured(metrics: str, direction: str, total: str) -> None:
+    """The engine's metrics of storage: tokens, and for each batch its pages and GB/s."""
+    assert metric(metrics, f"sglang:{total}", 'storage_backend="file"') > 0
+    for name in (f"{direction}_pgs", f"{direction}_bandwidth"):
+        assert metric(metrics, f"sglang:{name}_count") > 0
+        assert metric(metrics, f"sglang:{name}_sum") > 0
 
 
 def damage(directory: Path) -> None:

@@ -125,3 +125,16 @@ def test_a_failing_server_ends_the_run(stub: Stub, tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         bench_multiturn.main(flags(stub, tmp_path / "log"))
     assert caught.group_contains(aiohttp.ClientResponseError, match="500")
+
+
+def test_as_a_command_it_says_what_the_server_did(
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_multiturn.run_or_say_why(flags(stub, tmp_path / "log")) == 0
+    capsys.readouterr()
+    stub.fail = True
+    assert bench_multiturn.run_or_say_why(flags(stub, tmp_path / "log")) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert f"127.0.0.1:{stub.port}" in said[-1]
+    assert "500" in said[-1]
+    assert not any("Traceback" in line for line in said)

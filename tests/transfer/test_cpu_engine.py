@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
-from sglang_ext.transfer.job import Job, Part
+from sglang_ext.transfer.job import MOST_DURATIONS, Durations, Job, Part
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 LAYERS = 3
@@ -173,3 +173,30 @@ def test_a_copy_may_be_reported_late() -> None:
     engine.drain()
     assert engine.backed_up() == (1, range(0))
     engine.close()
+
+
+def test_how_long_copies_took_is_told_once() -> None:
+    """Without what they waited for: the second one waits for the first."""
+    engine, copies = engine_and_copies()
+    nothing = np.zeros(0, dtype=np.int64)
+    for op in range(2):
+        engine.submit_backup(Job(range(op, op + 1), (Part(0, nothing, nothing),)), None)
+    assert engine.take_durations() == ([], [])
+    copies.open()
+    engine.submit_load(Job(range(1), (Part(0, nothing, nothing),)), None)
+    engine.drain()
+    assert engine.take_durations() == ([], []), "nobody has asked what ended"
+    assert engine.backed_up()[0] == 1
+    assert engine.loaded() == 0
+    backups, loads = engine.take_durations()
+    assert (len(backups), len(loads)) == (2, 1)
+    assert all(0.0 <= seconds < TIMEOUT_S for seconds in (*backups, *loads))
+    assert engine.take_durations() == ([], [])
+    engine.close()
+
+
+def test_durations_that_nobody_takes_are_bounded() -> None:
+    durations = Durations()
+    for number in range(3 * MOST_DURATIONS):
+        durations.add(number)
+    assert durations.take() == list(range(2 * MOST_DURATIONS, 3 * MOST_DURATIONS))

@@ -1,6 +1,15 @@
-"""How loops are compiled: when their module is imported, and once for a machine."""
+"""How loops are compiled: when their module is imported, and once for a machine.
 
+Numba keeps machine code on disk as long as the file of a function is the same. It does not see
+that the function calls one of another file, or uses a constant from there. So what is kept has
+a stamp in its name: of that file and of all files of this folder. Loops may use names from this
+folder, and none from elsewhere in the package.
+"""
+
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -19,6 +28,8 @@ def compiled(signature: Any, *, nogil: bool = False) -> Callable[[Function], Fun
     """
 
     def decorate(function: Function) -> Function:
+        # the names of files on disk come from this one
+        function.__qualname__ += f"_{_stamp(function.__code__.co_filename)}"
         try:
             return numba.njit(signature, cache=True, nogil=nogil)(function)  # type: ignore[no-any-return]
         except RuntimeError as error:
@@ -27,3 +38,13 @@ def compiled(signature: Any, *, nogil: bool = False) -> Callable[[Function], Fun
             return numba.njit(signature, nogil=nogil)(function)  # type: ignore[no-any-return]
 
     return decorate
+
+
+@functools.cache
+def _stamp(file: str) -> str:
+    """Stands for the contents of the files that a loop in ``file`` is compiled from."""
+    contents = hashlib.blake2b(digest_size=8)
+    for source in (Path(file), *sorted(Path(__file__).parent.glob("*.py"))):
+        if source.exists():
+            contents.update(source.read_bytes())
+    return contents.hexdigest()

@@ -1,9 +1,7 @@
 """Loops over the rows of a path: what ``PageTable``, ``PathTable`` and ``SlotColumn`` do in
 NumPy, without a statement for every step.
 
-All of them are in one file because what is compiled and kept on disk is compiled again when its
-own file changes, not when a file that it calls does. Rows are int64; arrays are named as the
-attributes of ``PageTable`` are.
+Rows are int64; arrays are named as the attributes of ``PageTable`` are.
 """
 
 from collections import namedtuple
@@ -26,19 +24,20 @@ from numba.core.types import (
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
-from sglang_ext.core.compiled.memory import pointer, prefetch
-from sglang_ext.core.digest import BASE
-from sglang_ext.core.eviction_policy import MIDDLE, MOST
-from sglang_ext.core.paths import LEFT_THE_PATH
-from sglang_ext.core.table import (
+from sglang_ext.core.compiled.constants import (
+    DIGEST_BASE,
     FREE,
     INSIDE_BAND,
+    LEFT_THE_PATH,
+    MAX_COUNT,
     MAX_DEPTH,
+    MAX_RANK,
     NO_REQUEST,
     RANK_SHIFT,
     TICK_SHIFT,
     UNUSED_BAND,
 )
+from sglang_ext.core.compiled.memory import pointer, prefetch
 
 FLAGS = Array(boolean, 1, "C")
 BYTES = Array(int8, 1, "C")
@@ -49,10 +48,8 @@ PAGES = Array(int64, 2, "C")
 SLOTS = Array(int32, 2, "C")
 
 LRU, LFU, SLRU, PRIORITY = range(4)
-_NO_PRIORITY = -(1 << 31)
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
 _MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_FREE = int(FREE)
 EMPTY = (1 << 64) - 1
 """A bucket without a row."""
 _HALF = (1 << 32) - 1
@@ -145,8 +142,8 @@ def mix(value):
 
 @compiled(uint64(uint64))
 def power(exponent):
-    """``BASE`` to a power, modulo 2**64."""
-    result, factor = uint64(1), uint64(BASE)
+    """``DIGEST_BASE`` to a power, modulo 2**64."""
+    result, factor = uint64(1), uint64(DIGEST_BASE)
     while exponent:
         if exponent & uint64(1):
             result *= factor
@@ -311,11 +308,11 @@ def age_of(c, row, tick):
 def rank_of(c, row, policy):
     """See ``eviction_policy``."""
     if policy == LFU:
-        return int64(min(c.hits[row], MOST))
+        return int64(min(c.hits[row], MAX_RANK))
     if policy == SLRU:
         return int64(c.hits[row] >= 2)
     if policy == PRIORITY:
-        return min(max(int64(c.priority[row]) + MIDDLE, int64(0)), int64(MOST))
+        return int64(c.priority[row])
     return int64(0)
 
 
@@ -361,7 +358,7 @@ def count_request(c, rows, request, priority):
             c.priority[row] = priority
         if c.last_request[row] != request:
             c.last_request[row] = request
-            c.hits[row] += 1
+            c.hits[row] += c.hits[row] < MAX_COUNT
 
 
 @compiled(int64(FLAGS, int64, int64))
@@ -441,7 +438,7 @@ def digest_ahead(c, pages, digest, depth, out):
     factor = power(uint64(depth))
     for i in range(out.size):
         digest += page_digest(pages, i, c.weights) * factor
-        factor *= uint64(BASE)
+        factor *= uint64(DIGEST_BASE)
         out[i] = digest
         home = int64(half(digest) & uint64(c.buckets.size - 1))
         prefetch(c.buckets.ctypes.data + home * c.buckets.itemsize)
@@ -460,7 +457,7 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         if find(c.buckets, c.digest, digests[i]) >= 0:
             break
         row = cursor
-        while scanned < capacity and c.parent[row] != _FREE:
+        while scanned < capacity and c.parent[row] != FREE:
             scanned += 1
             row += 1
             if row == capacity:
@@ -486,14 +483,15 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         c.swa_age[row] = UNUSED_BAND + age_of(c, row, tick)
         c.hits[row] = 0
         c.forks[row] = 0
-        c.priority[row] = _NO_PRIORITY
+        c.priority[row] = 0
         c.resume[row] = False
         c.stored[row] = 0
         c.window_stored[row] = 0
         c.keyed[row] = False
         c.last_request[row] = NO_REQUEST
     if parent >= 0:
-        c.forks[parent] += c.hits[parent] > 1 or c.children[parent] > 0
+        shared = c.hits[parent] > 1 or c.children[parent] > 0
+        c.forks[parent] += shared and c.forks[parent] < MAX_COUNT
         c.children[parent] += 1
     return count, cursor
 
@@ -516,7 +514,7 @@ def remove(table, rows, roots):
     for i in range(rows.size):
         row = rows[i]
         childless &= c.children[row] == 0
-        c.parent[row] = _FREE
+        c.parent[row] = FREE
         c.generation[row] += 1
     return childless
 

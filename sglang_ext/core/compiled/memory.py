@@ -1,7 +1,4 @@
-"""What compiled loops do with addresses.
-
-Loops that are kept on disk do not notice a change here: change them, too.
-"""
+"""What compiled loops do with addresses."""
 
 from llvmlite import ir
 from numba.core.types import int64, void, voidptr

@@ -18,6 +18,7 @@ from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.plan import PrefixMatch
+from sglang_ext.core.table import NO_LESS, AgeLimits
 
 _POLICIES: dict[Rank, int] = {
     lru: loops.LRU,
@@ -37,8 +38,10 @@ class CompiledTable(PathTable):
     victims_type: type[VictimQueue] = CompiledVictims
     demotion_type: type[Demotion] = CompiledDemotion
 
-    def __init__(self, geometry: Geometry, capacity: int, rank: Rank = lru) -> None:
-        super().__init__(geometry, capacity, rank)
+    def __init__(
+        self, geometry: Geometry, capacity: int, rank: Rank = lru, limits: AgeLimits = NO_LESS
+    ) -> None:
+        super().__init__(geometry, capacity, rank, limits)
         buckets = 1 << max(1, (_BUCKETS_PER_ROW * capacity - 1).bit_length())
         self._buckets = np.full(buckets, loops.EMPTY, dtype=np.uint64)
         self._policy = _POLICIES[rank]
@@ -83,14 +86,14 @@ class CompiledTable(PathTable):
         if root is None:
             return _NOTHING
         rows = np.empty(len(pages), dtype=np.int64)
-        tick = self.tick + 1
+        tick = self.now + 1
         known, best, ready, to_pin = loops.match_and_use(
             self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
         )
         if known == 0:
             return _NOTHING
         if best:
-            self.tick = tick
+            self._set_tick(self.tick + 1)
         return PrefixMatch(rows[:best], ready, to_pin, known - best)
 
     def row_of(self, digest: int) -> int | None:
@@ -114,6 +117,7 @@ class CompiledTable(PathTable):
         """See PageTable."""
         root = self._root_of(namespace)
         depth = len(above)
+        pages = pages[: self._limits.pages - depth]
         parent = int(above[-1]) if depth else root
         digest = int(self.digest[parent]) if depth else self._seed(root)
         rows = np.empty(len(pages), dtype=np.int64)
@@ -123,7 +127,7 @@ class CompiledTable(PathTable):
             parent,
             digest,
             depth,
-            self.tick,
+            self.now,
             self._cursor,
             rows,
         )
@@ -158,9 +162,10 @@ class CompiledTable(PathTable):
 
     def use(self, rows: Rows) -> None:
         """See PathTable."""
-        loops.use(self._arrays, rows, self.tick, self._policy, self._window)
+        loops.use(self._arrays, rows, self.now, self._policy, self._window)
 
     def record(self, rows: Rows, request: int, priority: int, interval: int) -> None:
         """See PathTable."""
+        rank, now = self.priority_rank(priority), self.now
         policy, window = self._policy, self._window
-        loops.record(self._arrays, rows, request, priority, self.tick, policy, window, interval)
+        loops.record(self._arrays, rows, request, rank, now, policy, window, interval)

@@ -19,8 +19,12 @@ class CompiledVictims(VictimQueue):
 
     def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
         super().__init__(column, age)
-        self._first = 0  # of self._rows, what is before is no victim any more
         self._mark = np.zeros(len(age), dtype=np.bool_)
+
+    def restart(self) -> None:
+        """See VictimQueue."""
+        super().restart()
+        self._first = 0  # of self._rows, what is before is no victim any more
 
     def _at_front(self, count: int) -> Rows:
         out = np.empty(count, dtype=np.int64)

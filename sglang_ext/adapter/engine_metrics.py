@@ -1,0 +1,207 @@
+"""What the engine's own collectors are fed with, so that its dashboards show our cache too."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.storage_backend import EnginePageStore
+from sglang_ext.core.arena import Arena
+from sglang_ext.core.counters import Unfulfilled
+from sglang_ext.core.storage_plan import Objects
+from sglang_ext.core.write_policy import WritePolicy
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+    from sglang.srt.observability.metrics_collector import (
+        RadixCacheMetricsCollector,
+        StorageMetrics,
+        StorageMetricsCollector,
+    )
+
+_COPIES = {
+    "backed_up_pages": ("backup", 0),
+    "backed_up_window_pages": ("backup", 1),
+    "loaded_pages": ("load_back", 0),
+    "loaded_window_pages": ("load_back", 1),
+}
+"""Events that copy pages: (direction as the engine names it, component)."""
+_REASONS = {
+    Unfulfilled.STALE: "anchor_lost",
+    Unfulfilled.BACKLOG: "dropped",
+    Unfulfilled.HOST_FULL: "host_capacity",
+    Unfulfilled.LATE: "deadline",
+    Unfulfilled.UNREAD: "storage_transfer",
+}
+"""Why pages of storage were not used, as the engine names it."""
+_BATCHES = 256
+"""Batches of storage that are kept for the next look."""
+
+
+class HostTierFeed:
+    """Feeds the collector of the prefix cache; evictions are told by the cache itself.
+
+    Args:
+        arena: the host memory.
+        take_durations: seconds of copies since the last call, (backups, loads).
+    """
+
+    def __init__(
+        self,
+        collector: "RadixCacheMetricsCollector",
+        arena: Arena,
+        page_tokens: int,
+        write_policy: WritePolicy,
+        take_durations: Callable[[], tuple[list[float], list[float]]],
+    ) -> None:
+        self._collector = collector
+        self._page_bytes = arena.shape.page_bytes
+        self._page_tokens = page_tokens
+        self._take_durations = take_durations
+        self._dropped = "host_pressure"
+        if write_policy is WritePolicy.WRITE_THROUGH:
+            self._dropped = "write_through_unbacked_eviction"
+        for reason in {"host_pressure", self._dropped}:
+            collector.increment_dropped_tokens(0, reason, "kv")
+
+    def count(self, event: str, pages: int) -> None:
+        """So many more pages of an event of ours."""
+        if event == "unsaved_pages":
+            if len(self._page_bytes) == 2:
+                tokens = pages * self._page_tokens
+                self._collector.increment_dropped_tokens(tokens, self._dropped, "kv")
+            return
+        if event not in _COPIES:
+            return
+        direction, component = _COPIES[event]
+        if len(self._page_bytes) == 1 and component == 0:
+            return  # pages of a model without full-attention layers are nothing but numbers
+        tokens = pages * self._page_tokens
+        size = pages * sum(self._page_bytes[min(component, len(self._page_bytes) - 1)])
+        pool = ("kv", "swa")[component]
+        collector = self._collector
+        getattr(collector, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
+        getattr(collector, f"increment_{direction}_num_bytes")(size)
+
+    def observe(self) -> None:
+        """What has ended since the last call."""
+        backups, loads = self._take_durations()
+        for seconds in backups:
+            self._collector.observe_backup_duration(seconds)
+        for seconds in loads:
+            self._collector.observe_load_back_duration(seconds)
+
+
+class StorageFeed:
+    """Feeds the collector of a storage tier, while there is one.
+
+    Args:
+        make: makes the collector for some labels; once, it cannot be made twice.
+    """
+
+    def __init__(
+        self,
+        page_tokens: int,
+        make: Callable[[dict[str, Any]], "StorageMetricsCollector"],
+    ) -> None:
+        self._page_tokens = page_tokens
+        self._make = make
+        self._collector: StorageMetricsCollector | None = None
+        self._stats: Callable[[], StorageMetrics | None] | None = None
+
+    def attach(self, labels: dict[str, Any], stats: Callable[[], "StorageMetrics | None"]) -> None:
+        """There is a storage tier from now on.
+
+        Args:
+            stats: what batches did since the last call.
+        """
+        if self._collector is None:
+            self._collector = self._make(labels)
+        self._collector.labels = labels
+        self._stats = stats
+
+    def detach(self) -> None:
+        """There is none any more."""
+        self._stats = None
+
+    def count(self, event: str, pages: int) -> None:
+        """So many more pages of an event of ours."""
+        collector, tokens = self._collector, pages * self._page_tokens
+        if collector is None:
+            return
+        if event == "prefetched_pages":
+            collector.log_prefetched_tokens(tokens)
+        elif event == "persisted_pages":
+            collector.log_backuped_tokens(tokens)
+        elif event == "found_pages":
+            collector.log_storage_prefetch_hit_tokens(tokens)
+        elif event.startswith("unfulfilled_"):
+            reason = _REASONS[Unfulfilled(event.removeprefix("unfulfilled_"))]
+            collector.log_storage_prefetch_unfulfilled_tokens(tokens, reason)
+
+    def observe(self) -> None:
+        """What batches of storage did since the last call."""
+        if self._collector is not None and self._stats is not None:
+            self._collector.log_storage_metrics(self._stats())
+
+
+class MeteredStore(EnginePageStore):
+    """A page store that measures its batches.
+
+    Reads and writes come from a thread each, and whoever takes the figures from a third.
+
+    Args:
+        page_bytes: of a table page of each component.
+    """
+
+    def __init__(
+        self,
+        backend: "HiCacheStorage",
+        pools: dict[Any, Any],
+        indices: SlotIndices,
+        page_bytes: Sequence[int],
+    ) -> None:
+        super().__init__(backend, pools, indices)
+        self._page_bytes = page_bytes
+        self._read: deque[tuple[int, float]] = deque(maxlen=_BATCHES)
+        self._written: deque[tuple[int, float]] = deque(maxlen=_BATCHES)
+
+    def load(self, component: int, objects: Objects) -> int:
+        """See PageStore."""
+        start = time.perf_counter()
+        done = super().load(component, objects)
+        self._note(self._read, component, done, start)
+        return done
+
+    def store(self, component: int, objects: Objects) -> int:
+        """See PageStore."""
+        start = time.perf_counter()
+        done = super().store(component, objects)
+        self._note(self._written, component, done, start)
+        return done
+
+    def _note(
+        self, batches: deque[tuple[int, float]], component: int, pages: int, start: float
+    ) -> None:
+        if pages:
+            seconds = max(time.perf_counter() - start, 1e-9)
+            batches.append((pages, pages * self._page_bytes[component] / seconds / 1e9))
+
+    def take_stats(self) -> "StorageMetrics":
+        """What batches did since the last call: pages, and GB/s. A backend that measures
+        itself, with the engine's own names, knows better."""
+        from sglang.srt.observability.metrics_collector import StorageMetrics
+
+        read, written = _taken(self._read), _taken(self._written)
+        own: StorageMetrics | None = self.backend.get_stats()
+        return own or StorageMetrics(
+            prefetch_pgs=[pages for pages, _ in read],
+            backup_pgs=[pages for pages, _ in written],
+            prefetch_bandwidth=[speed for _, speed in read],
+            backup_bandwidth=[speed for _, speed in written],
+        )
+
+
+def _taken(batches: deque[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [batches.popleft() for _ in range(len(batches))]
