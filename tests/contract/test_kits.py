@@ -67,4 +67,6 @@ def test_a_failure_is_named_by_its_innermost_error() -> None:
         "E   AssertionError: Traceback (most\nE     AssertionError: 3 of 4\nE   assert not ['Tr"
     )
     assert complaint(report) == "AssertionError: 3 of 4"
+    bare = "E   AssertionError: Traceback (most\nE     assert 3 >= 4\nE     AssertionError"
+    assert complaint(bare) == "assert 3 >= 4"
     assert complaint("") == ""

@@ -31,9 +31,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def complaint(text: str) -> str:
-    """The line of a report that names the error."""
-    lines = [line.removeprefix("E").strip() for line in text.splitlines() if "Error: " in line]
-    return next((line[:200] for line in reversed(lines) if "Traceback" not in line), "")
+    """The line of a report that names the error, or the assertion that names none."""
+    lines = [line.removeprefix("E").strip() for line in text.splitlines() if line[:1] == "E"]
+    errors = [line for line in lines if "Error: " in line and "Traceback" not in line]
+    asserts = [line for line in lines if line.startswith("assert ") and "Traceback" not in line]
+    return (errors or asserts or [""])[-1][:200]
 
 
 class Results:
