@@ -6,15 +6,15 @@ ENGINE := 0.5.23
 MINUTES ?= 10
 ONLY ?= *
 
-.PHONY: demo test check bench bench-micro soak clean
+.PHONY: demo test check bench bench-micro kits soak clean
 
 demo: .venv/ready
 	$(BIN)/python -m launch.demo
 
 # real servers one after another: each of them takes both cores
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --ignore tests/e2e
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest -n 2 --ignore tests/e2e --ignore tests/kits
+	$(BIN)/python -m pytest tests/e2e tests/kits
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -31,6 +31,11 @@ bench: bench-micro
 bench-micro: .venv/ready
 	$(BIN)/python -m launch.bench_core --out out/core.json
 	$(BIN)/python -m launch.bench_copies --out out/copies.json
+
+# SGLang's kits on every kind of server
+kits: .venv/ready
+	$(BIN)/python -m pytest tests/kits --all-kits --kits-out out/kits.json
+	$(BIN)/python -m tests.kits.table out/kits.json
 
 soak: .venv/ready
 	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2

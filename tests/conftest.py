@@ -3,12 +3,31 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from launch.zygote import Zygote  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of ``tests/kits``."""
+    group = parser.getgroup("kits")
+    group.addoption("--all-kits", action="store_true", help="every kit on every kind of server")
+    group.addoption("--kits-out", type=Path, help="JSON file that gets the results")
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks servers from a process that has imported the engine."""
+    process = Zygote()
+    yield process
+    process.close()
 
 
 def engine_child(module: str, *arguments: str) -> list[str]:

@@ -60,6 +60,10 @@ REFUSALS = (
     Refusal("--enable-lmcache", "enable_lmcache", _is_set, "off"),
     Refusal("--enable-flexkv", "enable_flexkv", _is_set, "off"),
     Refusal("--enable-hisparse", "enable_hisparse", _is_set, "off"),
+    # batches that are cut in two, or run beside each other: not run yet
+    Refusal("--enable-two-batch-overlap", "enable_two_batch_overlap", _is_set, "off"),
+    Refusal("--enable-pdmux", "enable_pdmux", _is_set, "off"),
+    Refusal("--dllm-algorithm", "dllm_algorithm", _is_set, "no value"),
     Refusal("--disable-hybrid-swa-memory", "disable_hybrid_swa_memory", _is_set, "off"),
     Refusal(
         "--enable-unified-cache-external-linker",

@@ -35,6 +35,9 @@ GOOD = {
     "enable_lmcache": False,
     "enable_flexkv": False,
     "enable_hisparse": False,
+    "enable_two_batch_overlap": False,
+    "enable_pdmux": False,
+    "dllm_algorithm": None,
     "disable_hybrid_swa_memory": False,
     "enable_unified_cache_external_linker": False,
 }

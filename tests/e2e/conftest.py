@@ -1,6 +1,6 @@
 """Models and servers for end-to-end tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,6 @@ COMMON = (
 def model() -> Callable[[int], Path]:
     """Tiny model by window size; kept between runs."""
     return ready_made
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Forks servers from a process that has imported the engine."""
-    process = Zygote()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,12 @@ class Answer:
     host_tokens: int
     storage_tokens: int
     output: tuple[int, ...]
+    retractions: int = 0
 
 
-def _rounds(server: Any, traffic: Traffic, number: int) -> Iterator[Answer]:
-    """One conversation, a round at a time."""
-    for turn, _, result in hold_conversation(server, traffic, number):
+def rounds(server: Any, traffic: Traffic, number: int, **fields: Any) -> Iterator[Answer]:
+    """One conversation, a round at a time; ``fields`` go into each request as they are."""
+    for turn, _, result in hold_conversation(server, traffic, number, **fields):
         meta = result["meta_info"]
         details = meta["cached_tokens_details"] or {"device": 0, "host": 0}
         yield Answer(
@@ -40,6 +41,7 @@ def _rounds(server: Any, traffic: Traffic, number: int) -> Iterator[Answer]:
             details["host"],
             details.get("storage", 0),
             tuple(result["output_ids"]),
+            meta.get("num_retractions", 0),
         )
 
 
@@ -59,7 +61,7 @@ class Conversations:
         self._relay = _Relay()
         self._parallel = traffic.parallel
         self._order = random.Random(traffic.seed)
-        self._all = [_rounds(self._relay, traffic, n) for n in range(traffic.conversations)]
+        self._all = [rounds(self._relay, traffic, n) for n in range(traffic.conversations)]
 
     def hold(self, server: Server, rounds: int) -> list[Answer]:
         """The next rounds of all of them, in an order that the seed decides."""

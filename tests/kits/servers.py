@@ -1,0 +1,58 @@
+"""What a kit finds on the class it is mixed into."""
+
+import functools
+import random
+import unittest
+from pathlib import Path
+from typing import Any
+
+from launch.server import Server
+from launch.text_model import ready_made_text
+from tests.kits.cells import Cell
+
+FIRST, LAST = 300, 30_000
+"""Token ids that are no bytes and no control tokens."""
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(ready_made_text())
+
+
+def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
+    """Prompts of token ids."""
+    rng = random.Random(seed)
+    return [[rng.randrange(FIRST, LAST) for _ in range(length)] for _ in range(count)]
+
+
+class OnServer(unittest.TestCase):
+    """The base of a kit's test case, bound to a running server by ``on``."""
+
+    longMessage = True
+    cell: Cell
+    base_url: str
+    process: Any
+    scratch: Path
+    model = str(ready_made_text())
+    api_key = "EMPTY"
+    input_ids = random_prompts(8, 640, seed=1)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return _tokenizer()
+
+    @property
+    def client(self) -> Any:
+        """An OpenAI client of the server."""
+        import openai
+
+        return openai.Client(api_key=self.api_key, base_url=f"{self.base_url}/v1")
+
+    @classmethod
+    def on(cls, server: Server, cell: Cell, scratch: Path) -> type["OnServer"]:
+        """The same class for one server."""
+        bound = {"base_url": server.url, "process": server.process, "cell": cell}
+        return type(cls.__name__, (cls,), {**bound, "scratch": scratch})
