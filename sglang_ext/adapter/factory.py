@@ -31,7 +31,7 @@ from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.state import BackupPolicy, HostTier
-from sglang_ext.core.window import checkpoint_pages
+from sglang_ext.core.window import checkpoint_pages, dense_pages, promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
@@ -88,9 +88,13 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
+        dense = dense_pages(geometry, arena.shape.page_bytes, interval)
+        recompute = promised(geometry, interval, dense)
         logger.info(
-            "sglang-ext: windows inside a prompt are kept %d tokens apart (0: none is)",
-            interval * geometry.page_tokens,
+            "sglang-ext: a request that branches off inside a cached prompt computes at most %d "
+            "tokens and a page again, %d while the host has free room (0: no bound)",
+            recompute.always,
+            recompute.with_room,
         )
         policy = BackupPolicy.for_device(
             WritePolicy(get_memory().hicache_write_policy),
@@ -98,6 +102,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             device_pages,
             window_pages,
             arena.shape.pages(0),
+            dense,
         )
         if window_only:
             tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))

@@ -69,6 +69,7 @@ class BackupPolicy:
     Attributes:
         write: when a page is copied to the host.
         checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
+        dense_pages: the same while the host has free room; 0 keeps no more then.
         pinned_pages: device pages that pending backups may pin.
         pinned_window_pages: the same for sliding-window copies.
         low_pages: device pages, free ones included, that eviction shall be able to free
@@ -82,6 +83,7 @@ class BackupPolicy:
     pinned_window_pages: int
     low_pages: int
     low_window_pages: int
+    dense_pages: int = 0
 
     @classmethod
     def for_device(
@@ -91,6 +93,7 @@ class BackupPolicy:
         pages: int,
         window_pages: int,
         host_pages: int,
+        dense_pages: int = 0,
     ) -> "BackupPolicy":
         """What a server with so many device pages of each component runs with.
 
@@ -106,6 +109,7 @@ class BackupPolicy:
             pinned_window_pages=window_pages // _PINNED_SHARE,
             low_pages=min(pages // _LOW_SHARE, ahead),
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
+            dense_pages=dense_pages,
         )
 
 
