@@ -35,7 +35,7 @@ from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.state import BackupPolicy, HostTier
-from sglang_ext.core.window import checkpoint_pages
+from sglang_ext.core.window import checkpoint_pages, dense_pages, promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
@@ -92,12 +92,14 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
+        dense = dense_pages(geometry, arena.shape.page_bytes, interval)
         policy = BackupPolicy.for_device(
             WritePolicy(get_memory().hicache_write_policy),
             interval,
             device_pages,
             window_pages,
             arena.shape.pages(0),
+            dense,
         )
         if window_only:
             tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))
@@ -143,8 +145,9 @@ def start_plan(
     if memory is not None:
         shape = memory.arena.shape
         size = shape.extents * sum(shape.extent_bytes)
-        interval = index.policy.checkpoint_pages * geometry.page_tokens
-        host = HostPlan.of(shape, geometry, (size, memory.source), interval)
+        policy = index.policy
+        recompute = promised(geometry, policy.checkpoint_pages, policy.dense_pages)
+        host = HostPlan.of(shape, geometry, (size, memory.source), recompute)
     device = torch.device(ctx.params.token_to_kv_pool_allocator.get_kvcache().device)
     who = chosen(from_environment().copies, device)
     by = f", --hicache-io-backend {options.hicache_io_backend}" if who == "engine" else ""

@@ -4,6 +4,7 @@ import dataclasses
 
 from sglang_ext.core.arena import ArenaShape
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.window import Recompute
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class HostPlan:
         window_tokens: of one window, in whole pages.
         spaced_tokens: of full attention, if a window is kept every ``interval`` tokens.
         interval: tokens between windows inside a prompt; 0: none is kept there.
+        recompute: what a branch inside a cached prompt costs at most.
     """
 
     bytes: int
@@ -27,18 +29,19 @@ class HostPlan:
     window_tokens: int
     spaced_tokens: int
     interval: int
+    recompute: Recompute
 
     @classmethod
     def of(
-        cls, shape: ArenaShape, geometry: Geometry, budget: tuple[int, str], interval: int
+        cls, shape: ArenaShape, geometry: Geometry, budget: tuple[int, str], recompute: Recompute
     ) -> "HostPlan":
         """What fits in an arena.
 
         Args:
             budget: (bytes, the option that says so).
-            interval: see ``interval``.
+            recompute: see ``window.promised``.
         """
-        size, source = budget
+        (size, source), interval = budget, recompute.always
         window_tokens = geometry.window_pages * geometry.page_tokens
         *full, window = (sum(page) for page in shape.page_bytes)
         room = shape.extents * sum(shape.extent_bytes)
@@ -54,6 +57,7 @@ class HostPlan:
             window_tokens=window_tokens,
             spaced_tokens=spaced,
             interval=interval,
+            recompute=recompute,
         )
 
     def describe(self, ranks: int) -> str:
@@ -64,6 +68,10 @@ class HostPlan:
         if self.spaced_tokens:
             fits.append(f"{self.spaced_tokens:,} tokens with a window every {self.interval:,}")
         inside = f"a window every {self.interval:,} tokens" if self.interval else "none"
+        if 0 < self.recompute.with_room < self.interval:
+            inside += f", every {self.recompute.with_room:,} while there is room"
+        if self.interval:
+            inside += ", so that a branch recomputes no more than that and a page"
         return (
             f"{_size(self.bytes)} of host memory a rank ({self.source}){in_all}, one memory for "
             f"both kinds of layers: room for {' or '.join(fits)}; kept inside prompts: {inside}"

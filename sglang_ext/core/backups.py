@@ -13,13 +13,15 @@ from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostR
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.sampling import passed_over
-from sglang_ext.core.window import complete_windows, deepest_resume
+from sglang_ext.core.window import complete_windows, deepest_resume, dense_points
 from sglang_ext.core.write_policy import pages_to_copy_now
 
 _MOST_PATHS_A_STEP = 8
 """A step starts as many copies of each kind at most; the next one goes on."""
 _MOST_LOOKED_AT = 64
 """Paths that may be looked at for that, as some have nothing that can be copied."""
+_MOST_SPARE = 1024
+"""Windows that are kept because there is room: all of them are looked at when it is needed."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _STEPS_AHEAD = 3
 """Copies are ahead of eviction by what so many steps take."""
@@ -42,6 +44,7 @@ class Backups(HostRoom):
             return None
         # a copy that is not needed yet takes nothing away from those that are
         no_room = self.storage is None and self._free(self.host, needed_now=False) == 0
+        no_room &= len(self.checkpoints.beyond) == 0
         if no_room and not self.table.host.present[rows].all():
             # the usual answer where nothing comes twice, so it is given before anything is planned
             return self._decline(DeclineReason.HOST_FULL)
@@ -238,7 +241,7 @@ class Backups(HostRoom):
             hold,
             rows,
         )
-        transfer.stops = reserved.stops
+        transfer.stops, transfer.spare = reserved.stops, reserved.spare
         transfer.failed_here = not reserved.done
         return transfer
 
@@ -255,13 +258,21 @@ class Backups(HostRoom):
         reach = max(*stops, self._reach(rows)) if stops else self._reach(rows)
         return pages[self.table.depth[pages] < reach]
 
-    def _keep_windows(self, path: Rows, stops: tuple[int, ...]) -> None:
-        """Keep those windows whose pages are all on the host."""
+    def _keep_windows(
+        self, path: Rows, stops: tuple[int, ...], spare: tuple[int, ...] = ()
+    ) -> None:
+        """Keep those windows whose pages are all on the host.
+
+        Args:
+            spare: those of ``stops`` for which there just was room.
+        """
         kept, size = self.checkpoints, self.geometry.window_pages
         for stop in stops:
             ready = self.table.swa_host.ready[path[max(0, stop - size) : stop]].all()
             if ready and not kept.ends[path[stop - 1]]:
                 kept.add(path[:stop])
+                if stop in spare:
+                    kept.beyond.add(int(path[stop - 1]))
 
     def _reach(self, rows: Rows) -> int:
         """Pages of a path that lead to a window on the host."""
@@ -318,10 +329,7 @@ class Backups(HostRoom):
         needed = self._in_windows(rows, stops)
         guard = self._guard(rows, needed, claim)
         reserved = _Reserved(full[:0], full[:0], (), True)
-        if claim is not None:
-            self._make_room(self.host, len(full), claim)
-        elif self.storage is not None:
-            self._recycle(self.host, len(full))
+        self._make_some_room(self.host, len(full), claim)
         if len(full) > (free := self._free(self.host, claim is not None)):
             # the beginning of it, up to where a request can resume
             self.counters.declined[DeclineReason.HOST_FULL] += 1
@@ -339,16 +347,15 @@ class Backups(HostRoom):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
             if reserved.stops and pinned > self.policy.pinned_window_pages:
                 break
-            if claim is not None:
-                self._make_room(self.host_window, len(missing), claim)
-            elif self.storage is not None:
-                self._recycle(self.host_window, len(missing))
+            self._make_some_room(self.host_window, len(missing), claim)
             if len(missing) > self._free(self.host_window, claim is not None):
                 self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
             reserved.done &= self._reserve(self.host_window, missing)
             reserved.window = np.concatenate((reserved.window, missing))
             reserved.stops = stops[: len(reserved.stops) + 1]
+        else:
+            self._reserve_spare(rows, reserved)
         reserved.full = self._leading_somewhere(rows, full, reserved.stops)
         self._drop_rest(full, reserved.full)
         guard.release()
@@ -357,9 +364,47 @@ class Backups(HostRoom):
             return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
         return reserved
 
+    def _make_some_room(self, space: HostSpace, pages: int, claim: Claim | None) -> None:
+        """Free host pages for a backup. To one that is not needed yet gives way only what
+        nobody has asked for, and with storage, what is there and on the device too."""
+        if claim is not None:
+            self._make_room(space, pages, claim)
+            return
+        other = self._sharing(space)
+        while self.checkpoints.beyond and pages > self._free(space, needed_now=False):
+            if not ((other is not None and self._vacate(other)) or self._drop_spare()):
+                break
+        if self.storage is not None:
+            self._recycle(space, pages)
+
+    def _reserve_spare(self, rows: Rows, reserved: "_Reserved") -> None:
+        """Add windows inside a prompt that are kept as long as nothing else needs the room; not
+        when more is taken than free, for then something else will need it soon."""
+        both = (self.host, self.host_window)
+        if self.policy.dense_pages == 0 or not _have_more_room_than_is_taken(both):
+            return
+        if len(self.checkpoints.beyond) >= _MOST_SPARE:
+            self._drop_spare()
+        table, size = self.table, self.geometry.window_pages
+        usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
+        kept = self.checkpoints.ends[rows]
+        kept[np.array(reserved.stops, dtype=np.int64) - 1] = True
+        for stop in dense_points(kept, complete_windows(usable, size), self.policy.dense_pages):
+            window = rows[max(0, stop - size) : stop]
+            missing = window[~table.swa_host.present[window]]
+            pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
+            room = self._free(self.host_window, needed_now=False)
+            if pinned > self.policy.pinned_window_pages or len(missing) > room:
+                break
+            if not _have_more_room_than_is_taken(both):
+                break
+            reserved.done &= self._reserve(self.host_window, missing)
+            reserved.window = np.concatenate((reserved.window, missing))
+            reserved.stops, reserved.spare = (*reserved.stops, stop), (*reserved.spare, stop)
+
     def _guard(self, rows: Rows, needed: Rows, claim: Claim | None) -> Hold:
         """Holds what a backup needs; where nothing gives way to it, nothing has to be held."""
-        if claim is None and self.storage is None:
+        if claim is None and self.storage is None and not self.checkpoints.beyond:
             return Hold()
         return Hold((self.table.host, rows), (self.table.swa_host, needed))
 
@@ -432,7 +477,7 @@ class Backups(HostRoom):
         if ok:
             table.host.make_ready(transfer.full.rows)
             table.swa_host.make_ready(transfer.window.rows)
-            self._keep_windows(transfer.path, transfer.stops)
+            self._keep_windows(transfer.path, transfer.stops, transfer.spare)
             self.queue_persist(transfer.path)
             self.counters.backed_up_pages += len(transfer.full)
             self.counters.backed_up_window_pages += len(transfer.window)
@@ -446,6 +491,10 @@ class Backups(HostRoom):
         self._drop_unneeded(self._in_windows(transfer.path, transfer.stops))
 
 
+def _have_more_room_than_is_taken(spaces: tuple[HostSpace, ...]) -> bool:
+    return all(space.free_pages >= space.column.n_present for space in spaces)
+
+
 @dataclasses.dataclass(slots=True)
 class _Reserved:
     """What of a backup there was host room for; RESERVED, and not held yet.
@@ -453,6 +502,7 @@ class _Reserved:
     Attributes:
         full, window: rows to copy.
         stops: resume points whose windows are whole with ``window``.
+        spare: those of them for which there is room that nothing else needs.
         done: whether this rank's pools really gave slots.
     """
 
@@ -460,3 +510,4 @@ class _Reserved:
     window: Rows
     stops: tuple[int, ...]
     done: bool
+    spare: tuple[int, ...] = ()

@@ -18,12 +18,15 @@ class Checkpoints:
         uses: (rows,) int32, kept windows that this page lies in.
         below: (rows,) int32, kept windows that end with this page or below it. A page with
             none leads to no resume point on the host.
+        beyond: ends of windows that are kept because there was room; some may have been asked
+            for since.
     """
 
     def __init__(self, table: PageTable, window_pages: int) -> None:
         self.ends = np.zeros(table.capacity, dtype=bool)
         self.uses = np.zeros(table.capacity, dtype=np.int32)
         self.below = np.zeros(table.capacity, dtype=np.int32)
+        self.beyond: set[int] = set()
         self._table = table
         self._window_pages = window_pages
 
@@ -37,12 +40,20 @@ class Checkpoints:
     def remove(self, end: int) -> Rows:
         """Keep a window no longer; returns its pages that no other kept window needs."""
         path = self._table.path(end)
+        self.beyond.discard(end)
         self.ends[end] = False
         self.below[path] -= 1
         window = path[-self._window_pages :]
         self.uses[window] -= 1
         unneeded: Rows = window[self.uses[window] == 0]
         return unneeded
+
+    def spare(self) -> Rows:
+        """Ends of those that nobody has asked for since and that have others below them,
+        rising."""
+        ends = np.array(sorted(self.beyond), dtype=np.int64)
+        spare: Rows = ends[~self._table.resume[ends] & (self.below[ends] > 1)]
+        return spare
 
     def above(self, end: int) -> int | None:
         """End of the nearest kept window above the one that ends with ``end``."""

@@ -35,7 +35,8 @@ def fingerprint(index: CacheIndex) -> int:
     for flags in (table.stored, table.window_stored):
         state.update(flags.tobytes())
     kept = index.checkpoints
-    for array in (kept.ends, kept.uses, kept.below):
+    beyond = np.array(sorted(kept.beyond), dtype=np.int64)
+    for array in (kept.ends, kept.uses, kept.below, beyond):
         state.update(array.tobytes())
     for column in columns:
         for array in (column.present, column.ready, column.locks):

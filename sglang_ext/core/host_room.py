@@ -58,7 +58,8 @@ class HostRoom(IndexState):
     def _make_room(self, space: HostSpace, pages: int, claim: Claim) -> None:
         """Free host pages of a component until there are ``pages``, as far as possible.
 
-        First goes what costs least: copies that lead to no window on the host; copies of what
+        First goes what costs least: windows that are kept only because there was room; copies
+        that lead to no window on the host; copies of what
         is on the device too; then windows inside conversations that others near them make up
         for; then copies of what is on the device and has descendants on the host alone; then
         the ends of those prefixes that are worth least. Where both components share a memory,
@@ -74,6 +75,7 @@ class HostRoom(IndexState):
         other = self._sharing(space)
         tails = self._tails(claim.worth)
         stages: list[Callable[[], int]] = [
+            self._drop_spare,
             self._drop_useless,
             lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age),
             self._drop_superseded,
@@ -83,7 +85,7 @@ class HostRoom(IndexState):
         copies = self._copies_of_device()
         if other is not None:
             stages.insert(
-                2, lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
+                3, lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
             )
         given = 0
         for drop in stages:
@@ -173,6 +175,24 @@ class HostRoom(IndexState):
             freed = self._forget_windows(np.array([end]))
             self.counters.reclaimed_duplicate_window_pages += freed
             missing -= freed
+
+    # ---- what nobody has asked for -----------------------------------------------------
+
+    def _drop_spare(self) -> int:
+        """Drop some windows that are kept because there was room: those first that were not
+        used for longest. Looks at no others."""
+        table, kept = self.table, self.checkpoints
+        ends = kept.spare()
+        if len(ends) == 0:
+            kept.beyond.clear()  # the rest is worth it by now
+            return 0
+        windows = kept.windows(ends)
+        frees = ((windows >= 0) & (kept.uses[windows] == 1)).any(axis=1)
+        ends = ends[frees & ~self._in_use(windows)]
+        ends = ends[np.argsort(table.last_use(ends), kind="stable")]
+        freed = self._forget_windows(ends[:_PART])
+        self.counters.evicted_host_window_pages += freed
+        return freed
 
     # ---- what no request can resume from -------------------------------------
 

@@ -107,6 +107,7 @@ def _check_windows(index: CacheIndex) -> None:
         window = index.window_of(path)
         uses[window] += 1
         _require(bool(table.swa_host.ready[window].all()), "a kept window has a hole")
+    _require(bool(kept.ends[list(kept.beyond)].all()), "a window is spare and not kept")
     _require(bool((uses == kept.uses).all()), "uses of window pages")
     _require(bool((below == kept.below).all()), "kept windows below a page")
     loose = table.swa_host.ready & (uses == 0) & (table.swa_host.locks == 0)

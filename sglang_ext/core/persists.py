@@ -113,7 +113,9 @@ class Persists(Loads):
             reach, full = int(table.depth[full[room]]), full[:room]
             self.queue_persist(path)
         above = path[:reach]
-        stops = tuple((np.flatnonzero(self.checkpoints.ends[above]) + 1).tolist())
+        kept = self.checkpoints
+        needed = kept.ends[above] & ~np.isin(above, kept.spare())
+        stops = tuple((np.flatnonzero(needed) + 1).tolist())
         window = self._in_windows(above, stops)
         window = window[table.window_stored[window] == 0]
         if len(full) == 0 and len(window) == 0:

@@ -99,6 +99,7 @@ class Transfer:
         path: rows whose device pages ``hold`` locks.
         stops: pages of ``path`` before each resume point whose window is on the host after
             the commit; of a backup.
+        spare: those of them that are kept only because there is room.
         failed_here: this rank has no host slots for it. It is not copied, and every
             rank commits it as failed.
         abandoned: eviction took its pages back. Its host slots are no longer in the
@@ -112,5 +113,6 @@ class Transfer:
     hold: Hold
     path: Rows
     stops: tuple[int, ...] = ()
+    spare: tuple[int, ...] = ()
     failed_here: bool = False
     abandoned: bool = False

@@ -75,6 +75,7 @@ class BackupPolicy:
     Attributes:
         write: when a page is copied to the host.
         checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
+        dense_pages: the same while the host has free room; 0 keeps no more then.
         pinned_pages: device pages that pending backups may copy. The paths that lead to these
             are held as well, until the copies have been made.
         pinned_window_pages: the same for sliding-window copies.
@@ -91,6 +92,7 @@ class BackupPolicy:
     low_pages: int
     low_window_pages: int
     most_low_pages: int = 0
+    dense_pages: int = 0
 
     @classmethod
     def for_device(
@@ -100,6 +102,7 @@ class BackupPolicy:
         pages: int,
         window_pages: int,
         host_pages: int,
+        dense_pages: int = 0,
     ) -> "BackupPolicy":
         """What a server with so many device pages of each component runs with.
 
@@ -116,6 +119,7 @@ class BackupPolicy:
             low_pages=min(pages // _LOW_SHARE, ahead),
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
             most_low_pages=min(pages // _PINNED_SHARE, host_pages // _MOST_AHEAD_SHARE),
+            dense_pages=dense_pages,
         )
 
 

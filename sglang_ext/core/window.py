@@ -1,5 +1,6 @@
 """Sliding windows: where a request can resume, and which windows are kept for that."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,9 +49,72 @@ def checkpoint_pages(
         return -(-tokens // geometry.page_tokens)
     if len(page_bytes) == 1:
         return _WINDOWS_ALONE * geometry.window_pages
+    return max(geometry.window_pages, _apart(geometry, page_bytes, _WINDOW_SHARE))
+
+
+_DENSE_SHARE = 4
+"""In memory that nothing else needs they may take one in so many bytes,"""
+_DENSE_TOKENS = 4096
+"""and more, where that leaves them further apart than this."""
+
+
+def dense_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]], interval: int) -> int:
+    """Distance of the windows kept inside a prompt as long as the host has free room, in pages; 0
+    where those that are always kept are as close.
+
+    Args:
+        page_bytes: as for ``checkpoint_pages``.
+        interval: what that gives.
+    """
+    apart = -(-_DENSE_TOKENS // geometry.page_tokens)
+    if len(page_bytes) > 1:
+        apart = min(apart, _apart(geometry, page_bytes, _DENSE_SHARE))
+    apart = max(geometry.window_pages, apart)
+    return apart if apart < interval else 0
+
+
+def _apart(geometry: Geometry, page_bytes: Sequence[Sequence[int]], share: int) -> int:
+    """Pages between windows that take one in ``share`` bytes of what the pages take."""
     full, window = (sum(size) for size in page_bytes)
-    window_bytes = geometry.window_pages * window
-    return max(geometry.window_pages, -(-_WINDOW_SHARE * window_bytes // full))
+    return -(-share * geometry.window_pages * window // full)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recompute:
+    """What a request that branches off inside a cached prompt computes again: at most so many
+    tokens and a page; 0 for no bound.
+
+    Attributes:
+        always: whatever else the host has to keep.
+        with_room: as long as the host has free memory.
+    """
+
+    always: int
+    with_room: int
+
+
+def promised(geometry: Geometry, interval: int, dense: int) -> Recompute:
+    """What is promised with these distances, see ``checkpoint_pages`` and ``dense_pages``."""
+    page = geometry.page_tokens
+    return Recompute(interval * page, (dense or interval) * page)
+
+
+def dense_points(kept: NDArray[np.bool_], complete: NDArray[np.bool_], interval: int) -> list[int]:
+    """Boundaries of a path with complete windows, so that with those of the windows that are
+    kept no two are further apart than ``interval`` pages, as far as possible.
+
+    Args:
+        kept: (pages,) bool, the window that ends with this page is kept anyway.
+        complete: (pages,) bool, it exists.
+    """
+    available = np.flatnonzero(complete) + 1
+    found, last = [], 0
+    for point in [*(np.flatnonzero(kept) + 1).tolist(), len(kept)]:
+        while point - last > interval and (j := _next(available, last, interval)) < point:
+            found.append(j)
+            last = j
+        last = point
+    return found
 
 
 def complete_windows(has_window: NDArray[np.bool_], window_pages: int) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
 from sglang_ext.core.state import BackupPolicy, HostTier
-from sglang_ext.core.window import checkpoint_pages
+from sglang_ext.core.window import checkpoint_pages, dense_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import ModelShape
 from sglang_ext.sizing.pools import CountedDevicePool, NoBytes
@@ -110,6 +110,7 @@ class Replay:
             budget.device_pages,
             budget.device_window_pages,
             shape.pages(0),
+            dense_pages(self.geometry, page_bytes, interval),
         )
         self.index = CacheIndex(
             self.geometry,

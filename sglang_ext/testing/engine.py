@@ -116,6 +116,7 @@ class Sizes:
     storage_stop: int = 1
     storage_share: int = 1
     more_ticks: int = 0
+    dense_pages: int = 0
 
     def limits(self, rows: int) -> AgeLimits:
         """What ages of a table with so many rows have bits for."""
@@ -130,6 +131,7 @@ class Sizes:
             pinned_window_pages=max(1, self.device_window_pages // self.pinned_share),
             low_pages=self.device_pages // self.low_share,
             low_window_pages=self.device_window_pages // self.low_share,
+            dense_pages=self.dense_pages,
         )
 
 

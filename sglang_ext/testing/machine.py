@@ -89,6 +89,7 @@ class IndexMachine(RuleBasedStateMachine):
             extent_pages=data.draw(st.sampled_from([0, 0, 2, 3])),
             eviction=data.draw(st.sampled_from(["lru", "lru", *POLICIES])),
             more_ticks=(0, 1, 9)[pages % 3],
+            dense_pages=(0, 1, 3)[pages % 5 % 3],
             spare=Spare(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))),
         )
         self.demotes = data.draw(st.booleans())

@@ -9,6 +9,7 @@ from sglang_ext.adapter.host_arena import only_ours_says_how_much
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.core.arena import shape_for
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.window import Recompute
 
 GEOMETRY = Geometry(device_page=16, window=127)
 FULL, WINDOW = (1000, 1000), (500, 500)
@@ -16,9 +17,10 @@ FULL, WINDOW = (1000, 1000), (500, 500)
 BUDGET = 10_000_000
 
 
-def host_plan(interval: int = 4096) -> HostPlan:
+def host_plan(always: int = 4096, with_room: int = 1024) -> HostPlan:
     shape = shape_for(BUDGET, (FULL, WINDOW), 1)
-    return HostPlan.of(shape, GEOMETRY, (BUDGET, "--hicache-size 0.01"), interval)
+    recompute = Recompute(always, with_room)
+    return HostPlan.of(shape, GEOMETRY, (BUDGET, "--hicache-size 0.01"), recompute)
 
 
 def test_what_fits_follows_from_the_bytes() -> None:
@@ -35,8 +37,9 @@ def test_what_fits_follows_from_the_bytes() -> None:
 
 
 def test_without_windows_inside_and_without_full_attention() -> None:
-    assert host_plan(interval=0).spaced_tokens == 0
-    alone = HostPlan.of(shape_for(BUDGET, (WINDOW,), 1), GEOMETRY, (BUDGET, "x"), 1024)
+    assert host_plan(0, 0).spaced_tokens == 0
+    shape = shape_for(BUDGET, (WINDOW,), 1)
+    alone = HostPlan.of(shape, GEOMETRY, (BUDGET, "x"), Recompute(1024, 1024))
     assert alone.tokens == 0
     assert alone.windows == pytest.approx(BUDGET / 1000 / 8, rel=0.01)
     assert "full attention or" not in alone.describe(1)
@@ -56,7 +59,7 @@ def test_the_line_has_every_decision() -> None:
         "400.00 GB on all 2 ranks",
         "tokens of full attention",
         "windows of 128 tokens",
-        "a window every 4,096",
+        "a window every 4,096 tokens, every 1,024 while there is room",
         "write policy write_back, eviction slru",
         "copies: engine, --hicache-io-backend kernel",
         "storage: file, pages of abc",

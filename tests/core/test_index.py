@@ -26,7 +26,7 @@ def serve(engine: SimEngine, tokens: NDArray[np.int64], namespace: object = None
     engine.finish(request)
 
 
-def engine_with(**sizes: Any) -> SimEngine:
+def engine_with(engine_type: type[SimEngine] = SimEngine, **sizes: Any) -> SimEngine:
     """16-token pages, a window of two pages; nothing is copied before its time."""
     defaults = {
         "device_pages": 12,
@@ -34,7 +34,7 @@ def engine_with(**sizes: Any) -> SimEngine:
         "host_pages": 24,
         "host_window_pages": 12,
     }
-    return SimEngine(Geometry(PAGE, 32), Sizes(**{"low_share": 1000, **defaults, **sizes}))
+    return engine_type(Geometry(PAGE, 32), Sizes(**{"low_share": 1000, **defaults, **sizes}))
 
 
 def started(engine: SimEngine, tokens: NDArray[np.int64]) -> SimRequest:

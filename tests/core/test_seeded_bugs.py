@@ -297,7 +297,7 @@ def half_a_window_is_copied(patch: Patch) -> None:
 
 
 def a_window_is_kept_before_it_is_whole(patch: Patch) -> None:
-    def keep(self: CacheIndex, path: Any, stops: tuple[int, ...]) -> None:
+    def keep(self: CacheIndex, path: Any, stops: tuple[int, ...], spare: Any = ()) -> None:
         for stop in stops:
             if not self.checkpoints.ends[path[stop - 1]]:
                 self.checkpoints.add(path[:stop])

@@ -1,8 +1,11 @@
 """Who resumes anywhere in a cached prompt computes at most the checkpoint interval again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from sglang_ext.core.window import promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import ModelShape
 from sglang_ext.sizing.replay import Budget, Replay
@@ -40,3 +43,17 @@ def test_a_resume_anywhere_is_bounded(interval: int, host_share: float) -> None:
     assert result.from_host > 0 and cache.index.counters.evicted_host_pages > 0
     assert result.most_again <= interval + PAGE
     assert result.again > 0, "nothing was ever computed again"
+
+
+def test_with_room_it_is_bounded_where_windows_are_large() -> None:
+    """One as large as 24 pages: the distance that is always kept is longer than any prompt."""
+    model = dataclasses.replace(MODEL, full_layers=1, swa_layers=8)
+    budget = Budget(600, 480, 4 << 30)
+    cache = Replay(model, budget, WritePolicy.WRITE_THROUGH, PAGE, chunk=512)
+    policy, geometry = cache.index.policy, cache.geometry
+    recompute = promised(geometry, policy.checkpoint_pages, policy.dense_pages)
+    assert recompute.with_room < 4000 < recompute.always
+    resume_anywhere(cache, RESUMES // 40, seed=1)
+    result = cache.result()
+    assert cache.index.counters.evicted_host_window_pages == 0, "the host was full"
+    assert 0 < result.most_again <= recompute.with_room + PAGE
