@@ -16,7 +16,7 @@ from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import PathTable
+from sglang_ext.core.paths import NO_REST, Page, PathTable
 from sglang_ext.core.plan import PrefixMatch
 
 _POLICIES: dict[Rank, int] = {
@@ -44,6 +44,7 @@ class CompiledTable(PathTable):
         self._policy = _POLICIES[rank]
         self._window = geometry.window_pages
         self._seeds: dict[int, int] = {}
+        links = capacity + 1 if geometry.resumes_inside else 1
         arrays: dict[str, NDArray[Any]] = {
             **{name: getattr(self, name) for name in loops.FIELDS if hasattr(self, name)},
             "last_request": self._last_request,
@@ -53,8 +54,10 @@ class CompiledTable(PathTable):
             "swa_host_ready": self.swa_host.ready,
             "buckets": self._buckets,
             "weights": self._hasher.weights,
+            "links": np.full((links, 3), -1, dtype=np.int32),
         }
-        self._arrays = loops.table_of(arrays)
+        self._kept = arrays
+        self._arrays = loops.table_of(arrays, geometry.device_page)
 
     # ---- lookup --------------------------------------------------------------
 
@@ -66,32 +69,39 @@ class CompiledTable(PathTable):
         rows = np.empty(len(pages), dtype=np.int64)
         return rows[: loops.lookup(self._arrays, pages, root, self._seed(root), rows)]
 
-    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages), dtype=np.int64)
-        known, best, ready, to_pin = loops.match(
-            self._arrays, pages, root, self._seed(root), self._window, rows
+        rows = np.empty(len(pages) + 1, dtype=np.int64)
+        last = rest.reshape(-1, pages.shape[1])
+        known, best, ready, to_pin, cut = loops.match(
+            self._arrays, pages, last, root, self._seed(root), self._window, rows
         )
-        return PrefixMatch(rows[:best], ready, to_pin, known - best)
+        return PrefixMatch(rows[:best], ready, to_pin, max(0, known - best), cut)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages), dtype=np.int64)
-        tick = self.tick + 1
-        known, best, ready, to_pin = loops.match_and_use(
-            self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
+        rows = np.empty(len(pages) + 1, dtype=np.int64)
+        last = rest.reshape(-1, pages.shape[1])
+        tick, seed = self.tick + 1, self._seed(root)
+        known, best, ready, to_pin, cut = loops.match_and_use(
+            self._arrays, pages, last, root, seed, tick, self._policy, self._window, rows
         )
-        if known == 0:
-            return _NOTHING
         if best:
             self.tick = tick
-        return PrefixMatch(rows[:best], ready, to_pin, known - best)
+        elif known == 0:
+            return _NOTHING
+        return PrefixMatch(rows[:best], ready, to_pin, max(0, known - best), cut)
+
+    def inside(self, parent: int, page: Page, *, usable: bool = True) -> tuple[int, int]:
+        """See PageTable."""
+        found: tuple[int, int] = loops.inside(self._arrays, parent, page.reshape(1, -1), usable)
+        return found
 
     def row_of(self, digest: int) -> int | None:
         """See PageTable."""
