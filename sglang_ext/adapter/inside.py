@@ -33,6 +33,7 @@ class InsidePages:
         self._page = index.geometry.page_tokens
         self._device_page = index.geometry.device_page
         self._chunk = chunk
+        self._blank = np.full(self._page, PAD, dtype=np.int64)
 
     def end(self, up_to: int) -> int:
         """How many of a finished request's first ``up_to`` tokens are in whole device pages."""
@@ -40,7 +41,7 @@ class InsidePages:
 
     def rest(self, token_ids: Any, length: int) -> Page:
         """What of the first ``length`` tokens is behind the whole pages, filled up with PAD."""
-        page = np.full(self._page, PAD, dtype=np.int64)
+        page = self._blank.copy()
         if count := length % self._page:
             start = (length - count) * _TOKEN_BYTES
             page[:count] = np.frombuffer(token_ids, np.int64, count, start)

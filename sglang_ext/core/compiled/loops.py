@@ -374,19 +374,20 @@ def deepest_resume(usable, window):
     return best
 
 
-@compiled(FOUND(COLUMNS, PAGES, PAGES, int64, uint64, int64, int64, LONGS))
-def _match(c, pages, rest, root, seed, device_page, window, out):
+@compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, int64, LONGS))
+def _match(c, pages, root, seed, device_page, window, out):
     known = _lookup(c, pages, root, seed, out)
-    count, cut = known, int64(0)
-    if rest.shape[0] > 0:
+    count, cut, total, width = known, int64(0), pages.shape[0], c.weights.size
+    if out.size > total:
         parent = out[known - 1] if known > 0 else root
-        if known < pages.shape[0]:
+        if known < total:
             last, shared = _inside(c, parent, pages, known, device_page, True)
         else:
+            rest = out[total + 1 :].reshape((1, width))
             last, shared = _inside(c, parent, rest, 0, device_page, True)
         if last >= 0:
             out[known] = last
-            count, cut = known + 1, rest.shape[1] - shared
+            count, cut = known + 1, width - shared
     usable = np.empty(count, dtype=np.bool_)
     on_device = count
     for i in range(count - 1, -1, -1):
@@ -405,15 +406,21 @@ def _match(c, pages, rest, root, seed, device_page, window, out):
             to_pin += not (c.swa_device[row] and c.swa_locks[row] > 0)
     else:
         best = ready
-    return known, best, ready, to_pin, cut if best > known else int64(0)
+    if best > known:
+        return int64(0), best, ready, to_pin, cut
+    return known - best, best, ready, to_pin, int64(0)
 
 
-@compiled(FOUND(TABLE, PAGES, PAGES, int64, uint64, int64, LONGS))
-def match(table, pages, rest, root, seed, window, out):
-    """See ``PathTable.match``; writes the rows to ``out``: (pages found, pages of the best resume
-    point, pages of the best one on the device, window pages to pin, tokens cut off). ``rest`` is
-    one page, or none."""
-    return _match(columns(table), pages, rest, root, seed, table[_DEVICE_PAGE], window, out)
+@compiled(FOUND(TABLE, PAGES, int64, uint64, int64, LONGS))
+def match(table, pages, root, seed, window, out):
+    """See ``PathTable.match``; writes the rows to ``out``: (pages found behind the best resume
+    point, its pages, those of the best one on the device, window pages to pin, tokens cut off).
+
+    Args:
+        out: room for a row for each page; where the match may end inside one, for one more, and
+            behind them the rest of the prompt.
+    """
+    return _match(columns(table), pages, root, seed, table[_DEVICE_PAGE], window, out)
 
 
 @compiled(int64(COLUMNS, int64, int64))
@@ -455,11 +462,11 @@ def use(table, rows, tick, policy, window):
     _use(columns(table), rows, tick, policy, window)
 
 
-@compiled(FOUND(TABLE, PAGES, PAGES, int64, uint64, int64, int64, int64, LONGS))
-def match_and_use(table, pages, rest, root, seed, tick, policy, window, out):
+@compiled(FOUND(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
+def match_and_use(table, pages, root, seed, tick, policy, window, out):
     """``match``, then ``use`` of what it finds."""
     c = columns(table)
-    found = _match(c, pages, rest, root, seed, table[_DEVICE_PAGE], window, out)
+    found = _match(c, pages, root, seed, table[_DEVICE_PAGE], window, out)
     if found[1] > 0:
         _use(c, out[: found[1]], tick, policy, window)
     return found

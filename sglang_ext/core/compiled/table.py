@@ -30,6 +30,15 @@ _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
 
 
+def _room(pages: Pages, rest: Page) -> Rows:
+    """What the compiled match writes to, see ``loops.match``."""
+    if rest is NO_REST:
+        return np.empty(len(pages), dtype=np.int64)
+    room = np.empty(len(pages) + 1 + len(rest), dtype=np.int64)
+    room[len(pages) + 1 :] = rest
+    return room
+
+
 class CompiledTable(PathTable):
     """The page table; see ``PageTable`` and ``PathTable``."""
 
@@ -74,29 +83,27 @@ class CompiledTable(PathTable):
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages) + 1, dtype=np.int64)
-        last = rest.reshape(-1, pages.shape[1])
-        known, best, ready, to_pin, cut = loops.match(
-            self._arrays, pages, last, root, self._seed(root), self._window, rows
+        rows = _room(pages, rest)
+        behind, best, ready, to_pin, cut = loops.match(
+            self._arrays, pages, root, self._seed(root), self._window, rows
         )
-        return PrefixMatch(rows[:best], ready, to_pin, max(0, known - best), cut)
+        return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
 
     def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages) + 1, dtype=np.int64)
-        last = rest.reshape(-1, pages.shape[1])
-        tick, seed = self.tick + 1, self._seed(root)
-        known, best, ready, to_pin, cut = loops.match_and_use(
-            self._arrays, pages, last, root, seed, tick, self._policy, self._window, rows
+        rows = _room(pages, rest)
+        tick = self.tick + 1
+        behind, best, ready, to_pin, cut = loops.match_and_use(
+            self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
         )
         if best:
             self.tick = tick
-        elif known == 0:
+        elif behind == 0:
             return _NOTHING
-        return PrefixMatch(rows[:best], ready, to_pin, max(0, known - best), cut)
+        return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
 
     def inside(self, parent: int, page: Page, *, usable: bool = True) -> tuple[int, int]:
         """See PageTable."""
