@@ -31,9 +31,7 @@ _NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
 
 
 def _room(pages: Pages, rest: Page) -> Rows:
-    """What the compiled match writes to, see ``loops.match``."""
-    if rest is NO_REST:
-        return np.empty(len(pages), dtype=np.int64)
+    """What the compiled match writes to where it may end inside a page, see ``loops.match``."""
     room = np.empty(len(pages) + 1 + len(rest), dtype=np.int64)
     room[len(pages) + 1 :] = rest
     return room
@@ -83,7 +81,7 @@ class CompiledTable(PathTable):
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = _room(pages, rest)
+        rows = np.empty(len(pages), np.int64) if rest is NO_REST else _room(pages, rest)
         behind, best, ready, to_pin, cut = loops.match(
             self._arrays, pages, root, self._seed(root), self._window, rows
         )
@@ -94,7 +92,7 @@ class CompiledTable(PathTable):
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = _room(pages, rest)
+        rows = np.empty(len(pages), np.int64) if rest is NO_REST else _room(pages, rest)
         tick = self.tick + 1
         behind, best, ready, to_pin, cut = loops.match_and_use(
             self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
