@@ -1,0 +1,61 @@
+"""Pages of one token: what is found of each prompt, beside the engine's own cache."""
+
+import random
+from typing import Any
+
+import pytest
+
+from launch.server import OURS, Server
+from tests.e2e.conftest import assert_idle_and_alive
+
+HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "6")
+Answers = list[tuple[int, int, list[int]]]
+
+
+def ask_one_after_another(server: Server) -> Answers:
+    """(tokens, those found, answer) of conversations that share a prompt, and of prompts that
+    branch off anywhere in them or come again."""
+    rng, answers = random.Random(5), []
+
+    def words(count: int) -> list[int]:
+        return [rng.randrange(10, 500) for _ in range(count)]
+
+    def ask(tokens: list[int], length: int) -> list[int]:
+        sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
+        body = {"input_ids": tokens, "sampling_params": sampling}
+        answer: Any = server.post("/generate", body, 120)
+        answers.append((len(tokens), answer["meta_info"]["cached_tokens"], answer["output_ids"]))
+        return list(answer["output_ids"])
+
+    shared = words(149)
+    histories = [shared + words(rng.randint(5, 120)) for _ in range(4)]
+    for _ in range(3):
+        for history in histories:
+            history += ask(history, rng.choice([1, 7, 16, 21]))
+            history += words(rng.randint(1, 60))
+    for history in histories:
+        cut = rng.randint(1, len(history))
+        ask(history[:cut] + words(rng.randint(1, 40)), 4)
+        ask(history[:cut], 4)
+    ask(shared[:5] + words(3), 3)
+    ask(shared[:1] + words(30), 3)
+    return answers
+
+
+@pytest.mark.parametrize(("tokens", "tier"), [(12_000, ()), (1_200, HOST)])
+def test_each_request_finds_what_the_engines_own_cache_finds(
+    serve,  # noqa: ANN001
+    tokens: int,
+    tier: tuple[str, ...],
+) -> None:
+    both = []
+    for selection in (OURS, ()):
+        with serve(128, *selection, *tier, "--page-size", "1", tokens=tokens) as server:
+            both.append(ask_one_after_another(server))
+            assert_idle_and_alive(server)
+    ours, stock = both
+    assert [answer for *_, answer in ours] == [answer for *_, answer in stock]
+    found = [(length, here, there) for (length, here, _), (_, there, _) in zip(*both, strict=True)]
+    assert not [request for request in found if request[1] < request[2]]
+    if not tier:  # nothing was evicted
+        assert not [request for request in found if request[1] != request[2]]
