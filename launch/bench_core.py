@@ -136,6 +136,7 @@ class Rig:
     def _build_ours(self, params: Any) -> None:
         from sglang_ext.adapter.admission import Admission
         from sglang_ext.adapter.device_pool import EngineDevicePool
+        from sglang_ext.adapter.inside import InsidePages
         from sglang_ext.adapter.prefix_cache import SwaHiCache
         from sglang_ext.core.eviction import Spare
         from sglang_ext.core.geometry import Geometry
@@ -147,10 +148,12 @@ class Rig:
         index = CacheIndex(geometry, rows, pool, spare=Spare.for_device(rows, rows))
         admission = Admission(_UNLIMITED, geometry.retained_tokens, params.page_size, None)
         self.cache = cache = SwaHiCache(params, index, pool, admission)
+        if geometry.resumes_inside:
+            cache.inside = InsidePages(index, pool, None)
         requests = itertools.count()
 
         def insert(key: Any, tokens: Any, owned: int) -> None:
-            pages, namespace = cache._key(key)
+            pages, namespace, _ = cache._key(key)
             first = owned // geometry.page_tokens
             full, swa = pool.owned_slots(tokens[owned : pages.size], 0)
             index.insert(pages, namespace, first, full, swa, next(requests))

@@ -1,6 +1,8 @@
 """The core's device pool over SGLang's hybrid sliding-window allocator."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.columns import ABSENT, Slots
 from sglang_ext.core.compiled.scans import clear_rows
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.tails import Own
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
@@ -52,16 +55,52 @@ class SlotIndices:
         return first.reshape(len(first), -1, self._slots_per_page)
 
 
+class ForwardOrder:
+    """Work on the device in the order of forward passes: behind the one that runs while the
+    scheduler goes on, and before the next one.
+
+    Args:
+        stream: of the forward passes; on a CPU everything is in order.
+    """
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = stream if isinstance(stream, torch.cuda.Stream) else None
+
+    @contextmanager
+    def after(self, *tensors: torch.Tensor) -> Iterator[None]:
+        """What is submitted in this block, which uses ``tensors``."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+        for tensor in tensors:
+            tensor.record_stream(self._stream)
+
+    def wait(self) -> None:
+        """What the scheduler submits next finds it done."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+
 class EngineDevicePool:
     """DevicePool (see ``core.ports``) over ``SWATokenToKVPoolAllocator``.
 
     Attributes:
         rows_name_full: the row of a request names the full-attention slots of its pages.
+        forward: the order of what is copied on the device.
     """
 
     rows_name_full = True
 
-    def __init__(self, allocator: "SWATokenToKVPoolAllocator", geometry: Geometry) -> None:
+    def __init__(
+        self,
+        allocator: "SWATokenToKVPoolAllocator",
+        geometry: Geometry,
+        forward: ForwardOrder | None = None,
+    ) -> None:
+        self.forward = forward or ForwardOrder()
         self._allocator = allocator
         self._device = allocator.device
         self._device_page = geometry.device_page
@@ -88,6 +127,35 @@ class EngineDevicePool:
         tokens = self._allocator.swa_attn_allocator.alloc(pages * self._page_tokens)
         return None if tokens is None else self._indices.slots(tokens)
 
+    def allocate_bound(self, slots: int) -> tuple[Slots, Slots] | None:
+        """See DevicePool."""
+        tokens = slots * self._device_page
+        full = self._allocator.full_attn_allocator.alloc(tokens)
+        if full is None:
+            return None
+        swa = self._allocator.swa_attn_allocator.alloc(tokens)
+        if swa is None:
+            self._allocator.full_attn_allocator.free(full)
+            return None
+        self._allocator.set_full_to_swa_mapping(full, swa)
+        return self._single_slots(full), self._single_slots(swa)
+
+    def _single_slots(self, tokens: torch.Tensor) -> Slots:
+        first: NDArray[np.int64] = tokens[:: self._device_page].cpu().numpy()
+        return (first // self._device_page).astype(np.int32)
+
+    def copy(self, full: Slots, swa: Slots, new_full: Slots, new_swa: Slots) -> None:
+        """See DevicePool."""
+        cache = self._allocator.get_kvcache()
+        pools = ((cache.full_kv_pool, full, new_full), (cache.swa_kv_pool, swa, new_swa))
+        for pool, old, new in pools:
+            source, target = self._tokens(old), self._tokens(new)
+            with self.forward.after(source, target):
+                # the engine's other way is set up for speculative decoding only
+                native, pool.use_native_move_kv_cache = pool.use_native_move_kv_cache, True
+                pool.move_kv_cache(target, source)
+                pool.use_native_move_kv_cache = native
+
     def bind_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool."""
         self._allocator.set_full_to_swa_mapping(self._tokens(full), self._tokens(swa))
@@ -112,7 +180,18 @@ class EngineDevicePool:
             by_page[self._page_ids(full)] = 0
         self._allocator.swa_attn_allocator.free_page_ids(self._page_ids(swa))
 
-    def owned_slots(self, tokens: torch.Tensor, given_back: int) -> tuple[Slots, Slots]:
+    def tail_slots(self, tokens: torch.Tensor) -> tuple[Slots, Slots]:
+        """Slots (n,) of device pages of a request, and their peers; 0 where one has none."""
+        first = self._with_peers(tokens[:: self._device_page]) // self._device_page
+        full, swa = first.astype(np.int32)
+        return full, swa
+
+    def owned_slots(
+        self,
+        tokens: torch.Tensor,
+        given_back: int,
+        own: Own | None = None,
+    ) -> tuple[Slots, Slots]:
         """Slots of whole pages that a request owns, and their peers.
 
         A page whose window has moved on in part gives back the rest of its peers:
@@ -122,12 +201,16 @@ class EngineDevicePool:
             tokens: token indices of whole pages, on the device.
             given_back: so many of the first ones have lost their peers to the window; the
                 engine's map says so too.
+            own: what the request has of the first page since just now: ``tokens`` may not
+                know it yet.
 
         Returns:
             (full, swa), each (pages, slots_per_page); swa is ABSENT where a page has
             no peer.
         """
         full, swa = self._indices.slots_of(self._with_peers(tokens[:: self._device_page]))
+        if own is not None and len(full):
+            full[0, : len(own.full)], swa[0, : len(own.swa)] = own.full, own.swa
         # slot 0 is the engine's padding: a peer of 0 means none
         if swa.all():
             return full, swa

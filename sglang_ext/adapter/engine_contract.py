@@ -39,6 +39,7 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.mem_cache.allocator.swa.SWATokenToKVPoolAllocator.clear_full_to_swa_mapping": (
         "self full_indices"
     ),
+    "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.move_kv_cache": "self tgt_loc src_loc",
     "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler.build_hybrid_swa_group": (
         "page_size full_kv_pool swa_kv_pool full_layer_mapping swa_layer_mapping use_mla "
         "kv_host_size swa_host_size host_full_evict_fn host_swa_evict_fn device_swa_evict_fn "

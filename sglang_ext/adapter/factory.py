@@ -11,9 +11,10 @@ from sglang_ext.adapter import checkpoint
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
-from sglang_ext.adapter.device_pool import EngineDevicePool, SlotIndices
+from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
+from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
@@ -67,10 +68,12 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
     assert params.sliding_window_size is not None
-    geometry = Geometry(device_page=params.page_size, window=params.sliding_window_size)
+    window_only = ctx.full_tokens_per_layer == 0
+    geometry = Geometry(
+        device_page=params.page_size, window=params.sliding_window_size, whole_pages=window_only
+    )
     allocator = params.token_to_kv_pool_allocator
     rank = POLICIES[get_memory().radix_eviction_policy]
-    window_only = ctx.full_tokens_per_layer == 0
     window_pages = allocator.size_swa // geometry.page_tokens
     device_pages = allocator.size_full // geometry.page_tokens
     spare = Spare.for_device(device_pages, window_pages)
@@ -79,14 +82,11 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         group, memory = build_host_group(params, kv_pool, geometry)
         arena = memory.arena
         host_pages = arena.shape.pages(0)
-    device_pool: EngineDevicePool | WindowOnlyDevicePool
     if window_only:
         # what the host keeps of a prefix lies in the table, whatever of it has KV
         host_pages *= ROWS_PER_WINDOW_PAGE
         device_pages *= ROWS_PER_WINDOW_PAGE
-        device_pool = WindowOnlyDevicePool(allocator, geometry, device_pages)
-    else:
-        device_pool = EngineDevicePool(allocator, geometry)
+    device_pool = _device_pool(ctx, geometry, device_pages)
     if not ctx.enable_hierarchical_cache:
         index = CacheIndex(geometry, device_pages, device_pool, rank=rank, spare=spare)
     else:
@@ -114,13 +114,10 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
-    cache = (WindowOnlyCache if window_only else SwaHiCache)(
-        params,
-        index,
-        device_pool,
-        admission,
-        low_values_first=get_schedule().schedule_low_priority_values_first,
-    )
+    kind = WindowOnlyCache if window_only else SwaHiCache
+    low_first = get_schedule().schedule_low_priority_values_first
+    cache = kind(params, index, device_pool, admission, low_values_first=low_first)
+    cache.inside = _inside(index, device_pool, admission.chunk)
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:
@@ -158,6 +155,24 @@ def start_plan(
         copies=who + by,
         storage=cache.storage_setup.opened if cache.storage_setup is not None else None,
     )
+
+
+def _device_pool(
+    ctx: "TreeCacheBuildContext", geometry: Geometry, device_pages: int
+) -> EngineDevicePool | WindowOnlyDevicePool:
+    allocator: Any = ctx.params.token_to_kv_pool_allocator
+    if geometry.whole_pages:
+        return WindowOnlyDevicePool(allocator, geometry, device_pages)
+    forward = ForwardOrder(ctx.tp_worker.model_runner.forward_stream)
+    return EngineDevicePool(allocator, geometry, forward)
+
+
+def _inside(
+    index: CacheIndex, device_pool: EngineDevicePool | WindowOnlyDevicePool, chunk: int | None
+) -> InsidePages | None:
+    if not index.geometry.resumes_inside or isinstance(device_pool, WindowOnlyDevicePool):
+        return None
+    return InsidePages(index, device_pool, chunk)
 
 
 def _attach_host_tier(

@@ -24,12 +24,15 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.core import invariants
 from sglang_ext.core.columns import Rows, Slots
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.paths import NO_REST, Page
 from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
+from sglang_ext.core.tails import Own
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -65,13 +68,18 @@ def importance(priority: int | None, *, low_values_first: bool) -> int:
 
 
 class Prefix:
-    """A prefix in the table: what the engine keeps as a node handle."""
+    """A prefix in the table: what the engine keeps as a node handle.
 
-    __slots__ = ("generation", "rows")
+    Attributes:
+        cut: tokens at the end of the last page that are not in the prefix.
+    """
 
-    def __init__(self, rows: Rows, generation: int) -> None:
+    __slots__ = ("cut", "generation", "rows")
+
+    def __init__(self, rows: Rows, generation: int, cut: int = 0) -> None:
         self.rows = rows
         self.generation = generation
+        self.cut = cut
 
 
 class SwaHiCache(StorageCalls, BasePrefixCache):
@@ -86,6 +94,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     Attributes of ours:
         resets: how often everything was dropped.
         waiting_release: see ``idle_calls``.
+        inside: where device pages are smaller than the table's; set by the factory.
     """
 
     def __init__(
@@ -108,6 +117,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._page_type = np.dtype((np.int64, (self._page_tokens,)))
         self._admission = admission
         self._low_values_first = low_values_first
+        self.inside: InsidePages | None = None
         window = index.geometry.window_pages * self._page_tokens
         self._surely_admitted = admission.surely_up_to(window)
         self._locks: dict[int, Hold] = {}
@@ -154,6 +164,8 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         key = params.key
         match = self.index.match_and_use(*self._key(key))
+        if match.cut and match.device_pages < len(match.rows):
+            match = self._loadable(match, params)
         if self.metrics is not None:
             self.metrics.matched(match.behind * self._page_tokens)
         if len(match.rows) == 0:
@@ -161,19 +173,29 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         # the key itself may be limited, the prefill is not
         if len(key.token_ids) > self._surely_admitted:
             match = self._admissible(match, params)
-        rows, pages, to_pin, _ = match
-        best = on_device = self._prefix(rows)
+        rows, pages, to_pin, _, cut = match
+        page = self._page_tokens
+        best = on_device = self._prefix(rows, cut)
+        length = on_device_length = len(rows) * page - cut
         if pages < len(rows):
             on_device = self._prefix(rows[:pages])
-        page = self._page_tokens
+            on_device_length = pages * page
         return MatchResult(
-            device_prefix_len=pages * page,
+            device_prefix_len=on_device_length,
             last_device_node=on_device,
             last_host_node=best,
             best_match_node=best,
-            host_hit_length=(len(rows) - pages) * page,
+            host_hit_length=length - on_device_length,
             swa_host_hit_length=to_pin * page,
         )
+
+    def _loadable(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
+        """The match, or the best one of whole pages if a load must not end inside one."""
+        assert self.inside is not None
+        if self.inside.may_load(len(match.rows), self._max_new_tokens(params.req)):
+            return match
+        pages, namespace, _ = self._key(params.key)
+        return self.index.match(pages, namespace)
 
     def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best part of it with which the engine can admit the request:
@@ -183,13 +205,14 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         on_device = match.rows[: match.device_pages]
         locked = len(self.index.window_of(on_device)) * self._page_tokens
         pinned = match.window_pages_to_pin * self._page_tokens
-        extend = length - len(match.rows) * self._page_tokens
+        extend = length - len(match.rows) * self._page_tokens + match.cut
         if self._admission.is_possible(extend, max_new, locked, pinned):
             return match
         self.index.counters.inadmissible += 1
-        extend = length - len(on_device) * self._page_tokens
+        cut = match.cut if len(on_device) == len(match.rows) else 0
+        extend = length - len(on_device) * self._page_tokens + cut
         if self._admission.is_possible(extend, max_new, locked, 0):
-            return PrefixMatch(on_device, len(on_device), 0)
+            return PrefixMatch(on_device, len(on_device), 0, cut=cut)
         return PrefixMatch(match.rows[:0], 0, 0)
 
     def _max_new_tokens(self, req: "Req | None") -> int:
@@ -212,7 +235,8 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
 
     def path_device_indices(self, node: Prefix) -> torch.Tensor:
         """Token indices of a prefix as the engine writes them, int64 on the device."""
-        return self._row_tokens(node.rows)
+        tokens = self._row_tokens(node.rows)
+        return tokens[: len(tokens) - node.cut] if node.cut else tokens
 
     def _row_tokens(self, rows: Rows) -> torch.Tensor:
         table = self.index.table
@@ -224,12 +248,14 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
             return False
         return np.array_equal(self.index.table.device.slots[rows], full[: len(rows)])
 
-    def _key(self, key: "RadixKey") -> tuple[Pages, Hashable]:
+    def _key(self, key: "RadixKey") -> tuple[Pages, Hashable, Page]:
+        """(whole pages, namespace, what is behind them if requests may resume there)."""
         token_ids = key.token_ids
         # a match of a short prompt is mostly calls; the length of a key is two of them
         plain = key.limit is None and not key.is_bigram
         length = len(token_ids) if plain else len(key)
-        return self._pages(token_ids, length), (key.extra_key, key.cache_salt)
+        rest = NO_REST if self.inside is None else self.inside.rest(token_ids, length)
+        return self._pages(token_ids, length), (key.extra_key, key.cache_salt), rest
 
     def _pages(self, token_ids: Any, length: int) -> Pages:
         """The whole pages of the first ``length`` tokens; a view where possible."""
@@ -239,10 +265,10 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
             return np.empty((0, page), dtype=np.int64)
         return np.frombuffer(token_ids, self._page_type, count)
 
-    def _prefix(self, rows: Rows) -> Prefix:
+    def _prefix(self, rows: Rows, cut: int = 0) -> Prefix:
         if len(rows) == 0:
             return self._root
-        return Prefix(rows, int(self.index.table.generation[rows[-1]]))
+        return Prefix(rows, int(self.index.table.generation[rows[-1]]), cut)
 
     # ---- lock ----------------------------------------------------------------
 
@@ -268,37 +294,63 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     # ---- insert --------------------------------------------------------------
 
     def checkpoint(self, req: "Req", *, up_to: int, **kwargs: Any) -> None:
-        """Take over the whole pages of a request's row up to ``up_to`` and lock them."""
-        kv = req.kv
+        """Take over the whole pages of a request's row up to ``up_to`` and lock them; when it
+        has finished, what is behind them too."""
+        kv, page = req.kv, self._page_tokens
         # in a batch that mixes prefills and decodes the last token has KV before it has a name
         up_to = min(up_to, len(req.full_untruncated_fill_ids))
-        first, count = kv.cache_protected_len // self._page_tokens, up_to // self._page_tokens
+        # row positions [owned, whole) are whole pages that belong to the request, or will
+        owned, whole = kv.cache_protected_len // page * page, up_to // page * page
+        end = whole
+        if self.inside is not None and req.finished():
+            end = self.inside.end(up_to)
         number = _request_number(req.rid)
         priority = importance(
             getattr(req, "priority", None), low_values_first=self._low_values_first
         )
-        if count <= first:
-            rows = req.last_node.rows[:first]
+        if end <= kv.cache_protected_len:
+            rows = req.last_node.rows
             if self.index.count_request(rows, number, priority):
                 self._queue_backup(rows)
             return
-        # row positions [owned, end) are whole pages that still belong to the request
-        owned, end = first * self._page_tokens, count * self._page_tokens
         row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
-        given_back = min(max(0, kv.get_evicted_seqlen(ComponentType.SWA) - owned), end - owned)
-        full, swa = self._device_pool.owned_slots(row[owned:end], given_back)
-        pages = self._pages(req.full_untruncated_fill_ids, end)
-        namespace = (req.extra_key, req.cache_salt)
-        rows = self.index.insert(pages, namespace, first, full, swa, number, priority)
-        repeat = (len(req.origin_input_ids) - 1) // self._page_tokens
+        used = kv.cache_protected_len - owned
+        own = self._own(req, used, row) if used else None
+        if used and own is None:
+            return  # without room for a page of its own the request stays as it is
+        first = owned // page
+        given_back = min(max(0, kv.get_evicted_seqlen(ComponentType.SWA) - owned), whole - owned)
+        full, swa = self._device_pool.owned_slots(row[owned:whole], given_back, own)
+        tail = None
+        if self.inside is not None and end > whole:
+            begin = own if whole == owned else None
+            tail = self.inside.tail(req.full_untruncated_fill_ids, row, whole, end, begin)
+        rows = self.index.insert(
+            self._pages(req.full_untruncated_fill_ids, whole),
+            (req.extra_key, req.cache_salt),
+            first,
+            full,
+            swa,
+            number,
+            priority,
+            tail,
+        )
+        repeat = (len(req.origin_input_ids) - 1) // page
         if first <= repeat <= len(rows):
             self.index.note_prompt_end(rows, repeat)
-        self._device_pool.stays_with_request(full[len(rows) - first :])
-        protected = len(rows) * self._page_tokens
-        if not self._row_names(rows[first:], full):
-            row[owned:protected] = self._row_tokens(rows[first:]).to(row.dtype)
+        taken = rows[first : whole // page]
+        self._device_pool.stays_with_request(full[len(taken) :])
+        if not self._row_names(taken, full):
+            if used and self.inside is not None:
+                self.inside.write(row, owned, self.index.table.device.slots[taken])
+            else:
+                stop = owned + len(taken) * page
+                row[owned:stop] = self._row_tokens(taken).to(row.dtype)
+        protected = min(len(rows) * page, end)
+        if protected < owned + used and self.inside is not None:
+            self.inside.wait()
 
-        node = self._prefix(rows)
+        node = self._prefix(rows, len(rows) * page - protected)
         old_lock, req.lock = req.lock, self.lock(node)
         self.unlock(old_lock)
         req.last_node = node
@@ -309,6 +361,20 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:
             self.cache_controller.queue_backup(rows)
+
+    def _own(self, req: "Req", used: int, row: torch.Tensor) -> Own | None:
+        """Slots of its own for the tokens that a request uses of the page that it resumed
+        inside, which it holds no longer; None without room."""
+        assert self.inside is not None
+        assert req.lock is not None
+        path, number = req.lock.node.rows, req.lock.receipt.node_id
+        assert number is not None
+        own = self.inside.own(path, used, self._locks[number], row)
+        if own is not None:
+            self._locks[number] = own.hold
+            req.lock.node = req.last_node = self._prefix(path[:-1])
+            req.kv.cache_protected_len -= used
+        return own
 
     # ---- evict ---------------------------------------------------------------
 
@@ -371,7 +437,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         node: Prefix = params.best_match_node
         if self.cache_controller is None or not self._load(node):
             return 0, params.req.last_node
-        return len(node.rows) * self._page_tokens - params.req.prefix_len, node
+        return len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len, node
 
     def _load(self, node: Prefix) -> bool:
         assert self.cache_controller is not None

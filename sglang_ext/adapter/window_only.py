@@ -18,6 +18,7 @@ from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.core.arena import Arena, ArenaPool, ArenaShape
 from sglang_ext.core.columns import ABSENT, Slots
 from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.tails import Own
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -68,6 +69,13 @@ class WindowOnlyDevicePool:
         tokens = self._allocator.swa_attn_allocator.alloc(pages * self._page_tokens)
         return None if tokens is None else self._indices.slots(tokens)
 
+    def allocate_bound(self, slots: int) -> tuple[Slots, Slots] | None:
+        """See DevicePool; requests resume at whole pages of the table here."""
+        return None
+
+    def copy(self, full: Slots, swa: Slots, new_full: Slots, new_swa: Slots) -> None:
+        """See DevicePool; nothing is copied inside pages."""
+
     def bind_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool; there is no map."""
 
@@ -82,7 +90,9 @@ class WindowOnlyDevicePool:
         """See DevicePool."""
         self._allocator.free_swa(self._indices.first_tokens(swa).to(self._device))
 
-    def owned_slots(self, tokens: torch.Tensor, given_back: int) -> tuple[Slots, Slots]:
+    def owned_slots(
+        self, tokens: torch.Tensor, given_back: int, own: Own | None = None
+    ) -> tuple[Slots, Slots]:
         """See ``EngineDevicePool.owned_slots``; there must be free numbers."""
         swa = self._indices.slots(tokens)
         lost = -(-given_back // self._page_tokens)

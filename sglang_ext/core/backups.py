@@ -290,6 +290,9 @@ class Backups(HostRoom):
             worth |= np.isin(rows, extra)
         if (best := deepest_resume(usable, size)) > self._reach(rows):
             worth[best - 1] = True
+        if self.storage is not None and len(rows) > 1 and table.is_tail(int(rows[-1])):
+            # from there the conversation goes on in storage, which takes no tails
+            worth[-2] = complete_windows(usable, size)[-2]
         worth &= ~self.checkpoints.ends[rows]
         return tuple((np.flatnonzero(worth)[::-1] + 1).tolist())
 

@@ -51,6 +51,7 @@ class Counters:
     abandoned_transfers: int = 0
     failed_transfers: int = 0
     collisions: int = 0
+    copied_inside: int = 0
     inadmissible: int = 0
     declined: collections.Counter[DeclineReason] = dataclasses.field(
         default_factory=collections.Counter

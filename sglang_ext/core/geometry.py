@@ -14,10 +14,13 @@ class Geometry:
         device_page: tokens in one page of the engine's allocator.
         window: tokens before a position that its sliding-window layers read, at
             least 1 (a Hugging Face ``sliding_window`` of 128 is 127 here).
+        whole_pages: requests resume at the end of a table page only, also where device pages
+            are smaller.
     """
 
     device_page: int
     window: int
+    whole_pages: bool = False
 
     def __post_init__(self) -> None:
         if self.device_page < 1:
@@ -36,9 +39,15 @@ class Geometry:
         return self.slots_per_page * self.device_page
 
     @property
+    def resumes_inside(self) -> bool:
+        """Whether a request may resume inside a table page, see ``core.tails``."""
+        return self.slots_per_page > 1 and not self.whole_pages
+
+    @property
     def window_pages(self) -> int:
-        """Pages before a page boundary that a request resuming there must have."""
-        return -(-self.window // self.page_tokens)
+        """Pages of one window: what a request must have that resumes at the end of the last
+        of them, or anywhere inside it, where that is possible."""
+        return -(-self.window // self.page_tokens) + self.resumes_inside
 
     @property
     def retained_tokens(self) -> int:

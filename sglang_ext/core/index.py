@@ -9,22 +9,24 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.columns import Rows, Slots
 from sglang_ext.core.digest import Pages
+from sglang_ext.core.paths import NO_REST, Page
 from sglang_ext.core.plan import PrefixMatch
-from sglang_ext.core.prefetches import Prefetches
+from sglang_ext.core.tails import Tail, Tails
 
 
-class CacheIndex(Prefetches):
+class CacheIndex(Tails):
     """The table, its victims and its transfers behind one facade."""
 
-    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
-        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""
-        return self.table.match(pages, namespace)
+    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+        """Best resume point for a prompt of ``pages`` (n, page_tokens), and of ``rest`` behind
+        them, see ``PathTable.match``. Read-only."""
+        return self.table.match(pages, namespace, rest)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """The same for a request, which uses what is found."""
-        match = self.table.match_and_use(pages, namespace)
+        match = self.table.match_and_use(pages, namespace, rest)
         self._used(match.rows)
         return match
 
@@ -37,6 +39,7 @@ class CacheIndex(Prefetches):
         swa: Slots,
         request: int,
         priority: int = 0,
+        tail: Tail | None = None,
     ) -> Rows:
         """Take over what a request computed and return the path of its prefix.
 
@@ -49,14 +52,18 @@ class CacheIndex(Prefetches):
             swa: their sliding-window peers, ABSENT where the window has moved on.
             request: identifies the request among those of the last time.
             priority: of the request, for eviction by priority.
+            tail: what the request has behind those pages.
 
         Returns:
             The rows of pages ``[0, k)``. k is n except after a digest collision;
-            slots of pages ``[k, n)`` stay with the request. Slots of pages that the
-            table already has on the device are given back here; the request must
-            use the table's slots from now on.
+            slots of pages ``[k, n)`` stay with the request. Behind them comes the row of
+            the tail, if the table has taken it. Slots of pages that the table already has
+            on the device are given back here; the request must use the table's slots
+            from now on.
         """
         table = self.table
+        # what makes room for it might take what is in the table and not locked yet
+        padding = self._padding(tail)
         known = table.lookup(pages, namespace)
         assert len(known) >= first_owned, "a locked prefix left the table"
         table.advance()
@@ -72,6 +79,8 @@ class CacheIndex(Prefetches):
                 self.counters.collisions += 1
             self._give_device(added, full[start:stop], swa[start:stop])
             rows = np.concatenate((known, added)) if len(known) else added
+        if tail is not None and padding is not None:
+            rows = self._with_tail(rows, len(pages), namespace, tail, padding)
         if len(rows):
             table.record(rows, request, priority, self.policy.checkpoint_pages)
         return rows
@@ -114,32 +123,3 @@ class CacheIndex(Prefetches):
         if len(rows) - pages <= 1:
             table.resume[window[-1]] = True
             table.touch_window(window)
-
-    def _adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
-        """Merge a request's slots into rows that exist."""
-        table = self.table
-        missing = ~table.device.present[rows]
-        if missing.any():
-            self._give_device(rows[missing], full[missing], swa[missing])
-            rows, full, swa = rows[~missing], full[~missing], swa[~missing]
-        if len(rows) == 0:
-            return
-        # The rows keep their own full-attention slots: other requests may use
-        # them. Only a missing sliding-window peer is taken from the request.
-        live = swa[:, 0] != ABSENT
-        revived = live & ~table.swa_device.present[rows]
-        if revived.any():
-            where = rows[revived]
-            self.device_pool.move_window(full[revived], table.device.slots[where], swa[revived])
-            table.swa_device.put(where, swa[revived], ready=True)
-            live &= ~revived
-        if live.all():
-            self.device_pool.release_window(full, swa)
-        elif live.any():
-            self.device_pool.release_window(full[live], swa[live])
-        self.device_pool.release(full)
-
-    def _give_device(self, rows: Rows, full: Slots, swa: Slots) -> None:
-        table = self.table
-        table.device.put(rows, full, ready=True)
-        table.swa_device.put_live(rows, swa)

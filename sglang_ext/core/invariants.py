@@ -3,7 +3,7 @@
 import numpy as np
 
 from sglang_ext.core.columns import ABSENT, SlotColumn
-from sglang_ext.core.compiled.constants import FREE
+from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table import STORED, STORING, PageTable
@@ -74,6 +74,9 @@ def _check_rows(table: PageTable) -> None:
     _require(bool((counted[used] == table.children[used]).all()), "children count")
     _require(sum(table._root_rows.values()) == len(first), "rows of the namespaces")
     _require(bool((table.age[inner] < table.age[parents]).all()), "a page is newer than its parent")
+    tails = used[table.tokens[used, -1] == PAD]
+    _require(not table.children[tails].any(), "a tail has a child")
+    _require(table.geometry.resumes_inside or len(tails) == 0, "a tail in a table of whole pages")
 
 
 def _check_copies(table: PageTable) -> None:

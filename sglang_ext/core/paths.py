@@ -14,6 +14,9 @@ from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table import PageTable
 from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
 
+Page = NDArray[np.int64]
+NO_REST: Page = np.empty(0, dtype=np.int64)
+
 
 class PathTable(PageTable):
     """The page table and statements about its paths."""
@@ -27,25 +30,39 @@ class PathTable(PageTable):
         self.when_renumbered.append(queue.restart)
         return queue
 
-    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
-        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only."""
+    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only.
+
+        Args:
+            rest: (page_tokens,) what follows the pages, from some token on PAD; without it the
+                request does not resume inside a page.
+        """
         size = self.geometry.window_pages
         rows = self.lookup(pages, namespace)
+        known, cut = len(rows), 0
+        root = self.root(namespace)
+        if len(rest) and root is not None:
+            page = pages[known] if known < len(pages) else rest
+            last, shared = self.inside(int(rows[-1]) if known else root, page)
+            if last >= 0:
+                rows, cut = np.append(rows, last), len(page) - shared
         on_device = self.device.present[rows]
         device_pages = len(rows) if on_device.all() else int(on_device.argmin())
         swa_on_device = self.swa_device.present[rows]
         best = deepest_resume(swa_on_device | self.swa_host.ready[rows], size)
         ready = deepest_resume(swa_on_device[:device_pages], size)
         if ready >= best:
-            return PrefixMatch(rows[:ready], ready, 0, len(rows) - ready)
+            cut = cut if ready > known else 0
+            return PrefixMatch(rows[:ready], ready, 0, max(0, known - ready), cut)
         window = rows[max(0, best - size) : best]
         pinned = self.swa_device.present[window] & (self.swa_device.locks[window] > 0)
         to_pin = len(window) - int(np.count_nonzero(pinned))
-        return PrefixMatch(rows[:best], ready, to_pin, len(rows) - best)
+        cut = cut if best > known else 0
+        return PrefixMatch(rows[:best], ready, to_pin, max(0, known - best), cut)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """``match``, and ``use`` of a path that is found, in a tick of its own."""
-        match = self.match(pages, namespace)
+        match = self.match(pages, namespace, rest)
         if len(match.rows):
             self.advance()
             self.use(match.rows)

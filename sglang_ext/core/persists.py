@@ -105,6 +105,10 @@ class Persists(Loads):
 
     def _begin_persist(self, path: Rows) -> Persist | None:
         table = self.table
+        if table.is_tail(int(path[-1])):
+            path = path[:-1]  # storage has whole pages only
+            if len(path) == 0:
+                return None
         there = (table.stored[path] > 0) | table.host.ready[path]
         reach = len(path) if there.all() else int(there.argmin())
         full = path[:reach][table.stored[path[:reach]] == 0]

@@ -37,12 +37,15 @@ class PrefixMatch(NamedTuple):
             from free or evictable into protected. An upper bound.
         behind: cached pages of the prompt after the resume point: computed again for
             want of a window.
+        cut: tokens at the end of the last page of ``rows`` that are not the prompt's: the
+            request resumes inside that page. 0 if ``device_pages`` is less.
     """
 
     rows: Rows
     device_pages: int
     window_pages_to_pin: int
     behind: int = 0
+    cut: int = 0
 
 
 class Hold:

@@ -31,6 +31,16 @@ class DevicePool(Protocol):
         """Sliding-window slots, not yet the peer of anything, all or nothing."""
         ...
 
+    def allocate_bound(self, slots: int) -> tuple[Slots, Slots] | None:
+        """Single full-attention slots (slots,) and sliding-window slots, their peers; all or
+        nothing. Only where a page has several slots, as ``copy`` is."""
+        ...
+
+    def copy(self, full: Slots, swa: Slots, new_full: Slots, new_swa: Slots) -> None:
+        """Copy the KV of slots with peers (n,) to others, in the order of the engine's
+        forward passes."""
+        ...
+
     def bind_window(self, full: Slots, swa: Slots) -> None:
         """Make ``swa`` the peers of ``full``."""
         ...

@@ -20,6 +20,7 @@ from sglang_ext.core.compiled.constants import (
     MAX_RANK,
     MAX_TICK,
     NO_REQUEST,
+    PAD,
     RANK_SHIFT,
     TICK_SHIFT,
     UNUSED_BAND,
@@ -190,6 +191,64 @@ class PageTable:
                 return total + int(differs.argmax()) // self.geometry.page_tokens
             total, step = stop, step * 8
         return total
+
+    def inside(
+        self, parent: int, page: NDArray[np.int64], *, usable: bool = True
+    ) -> tuple[int, int]:
+        """The child of a row, or of the root of a namespace, that begins as a page does.
+
+        Siblings are kept as a treap: a search tree by tokens that is a heap by digest, so its
+        shape follows from what is in it. What is nearest to the page is on the way down to
+        where the page would be; here the way is walked by that definition.
+
+        Args:
+            page: (page_tokens,) tokens, from some token on PAD.
+            usable: leave out pages without a window on any tier.
+
+        Returns:
+            (row, tokens in common, in whole device pages); (-1, 0) if there is none.
+        """
+        rows = np.flatnonzero(self.parent == parent).tolist()
+        best, most, best_is_here, wanted = -1, 0, False, page.tolist()
+        while rows:
+            top = max(rows, key=lambda row: int(self.digest[row]))
+            tokens = self.tokens[top].tolist()
+            same = [a == b != PAD for a, b in zip(tokens, wanted, strict=True)]
+            shared = same.index(False) if False in same else len(same)
+            shared -= shared % self.geometry.device_page
+            here = bool(self.device.present[top] and self.swa_device.present[top])
+            there = bool(self.swa_device.present[top] or self.swa_host.ready[top])
+            if (there or not usable) and (shared, here) > (most, best_is_here) and shared:
+                best, most, best_is_here = top, shared, here
+            if tokens == wanted:
+                break
+            goes_up = tokens < wanted
+            rows = [
+                row
+                for row in rows
+                if row != top and (tokens < self.tokens[row].tolist()) == goes_up
+            ]
+        return best, most
+
+    def exact(self, above: Rows, page: NDArray[np.int64], namespace: Hashable) -> int | None:
+        """The row of a page below a path, whether a tail or a whole page."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return None
+        parent = int(above[-1]) if len(above) else root
+        digest = int(self.digest[parent]) if len(above) else self._hasher.seed(root)
+        row = self.row_of(self._hasher.one(digest, page, len(above)))
+        if row is None or self.parent[row] != parent or (self.tokens[row] != page).any():
+            return None
+        return row
+
+    def root(self, namespace: Hashable) -> int | None:
+        """Parent of the first pages of a namespace; None if it has no pages."""
+        return self._roots.get(namespace)
+
+    def is_tail(self, row: int) -> bool:
+        """Whether a row is a page that is not whole: the end of a request."""
+        return bool(self.tokens[row, -1] == PAD)
 
     def row_of(self, digest: int) -> int | None:
         """The row in the index under a digest."""

@@ -36,6 +36,13 @@ class CountedDevicePool:
         self._free_windows -= pages
         return np.zeros((pages, self._per_page), dtype=np.int32)
 
+    def allocate_bound(self, slots: int) -> tuple[Slots, Slots] | None:
+        """See DevicePool; a replay works in whole pages of the table."""
+        return None
+
+    def copy(self, full: Slots, swa: Slots, new_full: Slots, new_swa: Slots) -> None:
+        """See DevicePool."""
+
     def bind_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sglang_ext.core import invariants
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import ABSENT, Rows, Slots
-from sglang_ext.core.compiled.constants import FREE
+from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.eviction import NO_SPARE, Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
@@ -26,11 +26,13 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
+from sglang_ext.core.paths import NO_REST, Page
 from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
 from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
 from sglang_ext.core.storage_ledger import StorageLedger
 from sglang_ext.core.storage_plan import Prefetch, StorageLimits
 from sglang_ext.core.table import NO_LESS, STORED, AgeLimits
+from sglang_ext.core.tails import Tail
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
 from sglang_ext.testing.shared_memory import SimSharedMemory
@@ -55,14 +57,23 @@ class DeviceFullError(Exception):
 
 @dataclasses.dataclass(eq=False)
 class SimRequest:
-    """A running request. Pages ``[0, protected)`` belong to the table; ``tokens`` are its prompt
-    and the answer that it will get."""
+    """A running request.
+
+    Attributes:
+        tokens: its prompt and the answer that it will get.
+        prompt: tokens of the prompt.
+        full, swa: (n,) its device slots, those of the table first.
+        path: rows that it holds.
+        protected: slots ``[0, protected)`` belong to the table; some slots of the last of
+            ``path`` may not be among them: the request resumed inside that page.
+    """
 
     tokens: NDArray[np.int64]
     prompt: int
     namespace: object
     full: Slots
     swa: Slots
+    path: Rows
     protected: int
     computed: int
     lock: Hold
@@ -266,6 +277,16 @@ class SimEngine:
         count = max(0, len(tokens) - 1) // page
         return tokens[: count * page].reshape(count, page)
 
+    def _rest(self, tokens: NDArray[np.int64]) -> Page:
+        """What is behind the whole pages, if a request may resume there."""
+        if not self.geometry.resumes_inside:
+            return NO_REST
+        page = self.geometry.page_tokens
+        rest = np.full(page, PAD, dtype=np.int64)
+        count = len(tokens) % page
+        rest[:count] = tokens[len(tokens) - count :]
+        return rest
+
     def start(
         self,
         tokens: NDArray[np.int64],
@@ -280,7 +301,8 @@ class SimEngine:
         """
         geometry, index = self.geometry, self.index
         prompt = len(tokens) - answer
-        match = index.match_and_use(self._whole_pages(tokens[:prompt]), namespace)
+        rest = self._rest(tokens[: prompt - 1])
+        match = index.match_and_use(self._whole_pages(tokens[:prompt]), namespace, rest)
         rows = match.rows[: match.device_pages]
         if len(match.rows) > match.device_pages:
             # the engine locks the device prefix while it admits: the fallback must last
@@ -298,14 +320,21 @@ class SimEngine:
                 assert available[1] - left[1] <= promised[1], "admission was promised too little"
             else:
                 self._mark("load declined")
+        found = len(rows) * geometry.page_tokens
+        if len(rows) == len(match.rows):
+            found -= match.cut
+        if found % geometry.page_tokens:
+            self._mark("resumed inside")
+        slots = found // geometry.device_page
         request = SimRequest(
             tokens=tokens,
             prompt=prompt,
             namespace=namespace,
-            full=index.table.device.slots[rows].copy(),
-            swa=index.table.swa_device.slots[rows].copy(),
-            protected=len(rows),
-            computed=len(rows) * geometry.page_tokens,
+            full=index.table.device.slots[rows].reshape(-1)[:slots].copy(),
+            swa=index.table.swa_device.slots[rows].reshape(-1)[:slots].copy(),
+            path=rows,
+            protected=slots,
+            computed=found,
             lock=index.hold(rows),
             # pages another request is loading count as device pages: batches run in
             # order, and the batch of that request waits for its load
@@ -333,10 +362,10 @@ class SimEngine:
         """
         self._check_contents(request)
         stop = min(len(request.tokens), request.computed + count)
-        page = self.geometry.page_tokens
-        new_pages = -(-stop // page) - len(request.full)
-        if new_pages > 0:
-            self._allocate(request, new_pages)
+        page, per_page = self.geometry.page_tokens, self.geometry.slots_per_page
+        new_slots = -(-stop // page) * per_page - len(request.full)
+        if new_slots > 0:
+            self._allocate(request, new_slots)
         request.computed = stop
         self._write(request)
         self._slide(request)
@@ -345,7 +374,7 @@ class SimEngine:
 
     def finish(self, request: SimRequest) -> None:
         """Keep what was computed and free the rest."""
-        self._checkpoint(request)
+        self._checkpoint(request, finished=True)
         self.abort(request)
 
     def abort(self, request: SimRequest) -> None:
@@ -354,7 +383,8 @@ class SimEngine:
         request.lock.release()
         self.running.remove(request)
 
-    def _allocate(self, request: SimRequest, pages: int) -> None:
+    def _allocate(self, request: SimRequest, slots: int) -> None:
+        pages = -(-slots // self.geometry.slots_per_page)
         self.index.evict_device(
             pages - self.device.free_pages(),
             pages - self.device.free_window_pages(),
@@ -362,64 +392,76 @@ class SimEngine:
         )
         if min(self.device.free_pages(), self.device.free_window_pages()) < pages:
             raise DeviceFullError
-        full = self.device.allocate(pages)
-        swa = self.device.allocate_window(pages)
-        assert full is not None
-        assert swa is not None
-        self.device.bind_window(full, swa)
-        request.full = np.concatenate((request.full, full))
-        request.swa = np.concatenate((request.swa, swa))
+        new = self.device.allocate_bound(slots)
+        assert new is not None
+        request.full = np.concatenate((request.full, new[0]))
+        request.swa = np.concatenate((request.swa, new[1]))
 
     def _write(self, request: SimRequest) -> None:
-        """Compute KV: every own whole page now holds the request's prefix."""
+        """Compute KV: every own slot that is full now holds the request's prefix."""
         tags = self._tags(request)
         own = slice(request.protected, len(tags))
         self.device.full.write(request.full[own], tags[own])
-        live = request.swa[own][:, 0] != ABSENT
+        live = request.swa[own] != ABSENT
         self.device.window.write(request.swa[own][live], tags[own][live])
 
     def _slide(self, request: SimRequest) -> None:
         """Free own sliding-window slots that no later token reads."""
-        keep = self.geometry.retained_tokens + self.geometry.page_tokens
-        dead = max(0, request.computed - keep) // self.geometry.page_tokens
-        for page in range(request.protected, min(dead, len(request.full))):
-            if request.swa[page, 0] != ABSENT:
-                self._mark("slide")
-                one = slice(page, page + 1)
-                self.device.release_window(request.full[one], request.swa[one])
-                request.swa[page] = ABSENT
+        dead = max(0, request.computed - self.geometry.retained_tokens) // self.geometry.device_page
+        if self.geometry.slots_per_page == 1:
+            dead = max(0, dead - 1)
+        left = slice(request.protected, max(request.protected, dead))
+        self._drop_window(request, left)
 
-    def _checkpoint(self, request: SimRequest) -> None:
-        count = request.computed // self.geometry.page_tokens
-        first = request.protected
-        if count <= first:
-            if first:
-                pages = request.tokens[: first * self.geometry.page_tokens].reshape(first, -1)
-                rows = self.index.table.lookup(pages, request.namespace)
-                if self.index.count_request(rows, request.number, request.priority):
-                    self._back_up(rows)
+    def _drop_window(self, request: SimRequest, slots: slice) -> None:
+        live = request.swa[slots] != ABSENT
+        if live.any():
+            self._mark("slide")
+            self.device.release_window(request.full[slots][live], request.swa[slots][live])
+            request.swa[slots] = ABSENT
+
+    def _checkpoint(self, request: SimRequest, *, finished: bool = False) -> None:
+        geometry = self.geometry
+        page, per_page = geometry.page_tokens, geometry.slots_per_page
+        count, first = request.computed // page, request.protected // per_page
+        end = count * per_page
+        if finished and geometry.resumes_inside:
+            end = request.computed // geometry.device_page
+        if end <= request.protected:
+            if self.index.count_request(request.path, request.number, request.priority):
+                self._back_up(request.path)
             return
-        pages = request.tokens[: count * self.geometry.page_tokens].reshape(count, -1)
-        own = slice(first, count)
+        if not self._make_own(request, first * per_page):
+            self._mark("no room for a page of its own")
+            return
+        for number in range(first, count):
+            one = slice(number * per_page, (number + 1) * per_page)
+            if (request.swa[one] == ABSENT).any():
+                self._drop_window(request, one)
+        own = slice(first * per_page, count * per_page)
         rows = self.index.insert(
-            pages,
+            request.tokens[: count * page].reshape(count, page),
             request.namespace,
             first,
-            request.full[own],
-            request.swa[own],
+            request.full[own].reshape(-1, per_page),
+            request.swa[own].reshape(-1, per_page),
             request.number,
             request.priority,
+            self._tail(request, count * per_page, end),
         )
         repeat = len(self._whole_pages(request.tokens[: request.prompt]))
         if first <= repeat <= len(rows):
             self.index.note_prompt_end(rows, repeat)
+        if len(rows) > count:
+            self._mark("tail")
         table = self.index.table
-        request.full[: len(rows)] = table.device.slots[rows]
-        request.swa[: len(rows)] = table.swa_device.slots[rows]
+        protected = min(len(rows) * per_page, end)
+        request.full[:protected] = table.device.slots[rows].reshape(-1)[:protected]
+        request.swa[:protected] = table.swa_device.slots[rows].reshape(-1)[:protected]
         lock = self.index.hold(rows)
         request.lock.release()
-        request.lock = lock
-        request.protected = len(rows)
+        request.lock, request.path = lock, rows
+        request.protected = protected
         request.waits_for = self.index.last_op(TransferKind.LOAD)
         self._back_up(rows)
 
@@ -427,9 +469,30 @@ class SimEngine:
         if self.index.host_tier is not None:
             self._submit(self.index.begin_backup(rows))
 
+    def _tail(self, request: SimRequest, start: int, end: int) -> Tail | None:
+        """What is behind the last whole page, unless the window has left it."""
+        behind = slice(start, end)
+        if start == end or (request.swa[behind] == ABSENT).any():
+            return None
+        rest = self._rest(request.tokens[: end * self.geometry.device_page])
+        return Tail(rest, request.full[behind], request.swa[behind])
+
+    def _make_own(self, request: SimRequest, start: int) -> bool:
+        """Slots of its own for what a request reads of the page that it resumed inside."""
+        used = request.protected - start
+        if used == 0:
+            return True
+        own = self.index.own(request.path, used, request.lock)
+        if own is None:
+            return False
+        kept = slice(start, request.protected)
+        request.full[kept], request.swa[kept], request.lock = own
+        request.path, request.protected = request.path[:-1], start
+        return True
+
     def _free_own(self, request: SimRequest, start: int, stop: int) -> None:
         full, swa = request.full[start:stop], request.swa[start:stop]
-        live = swa[:, 0] != ABSENT
+        live = swa != ABSENT
         self.device.release_window(full[live], swa[live])
         self.device.release(full)
 
@@ -546,11 +609,11 @@ class SimEngine:
         """A forward pass reads, layer by layer, all full KV and the window before the
         next token; it waits for each layer of the loads its batch depends on."""
         tags = self._tags(request)
-        pages = len(tags)
-        first = max(0, request.computed - self.geometry.window) // self.geometry.page_tokens
-        window = request.swa[first:pages]
+        slots = len(tags)
+        first = max(0, request.computed - self.geometry.window) // self.geometry.device_page
+        window = request.swa[first:slots]
         assert (window != ABSENT).all(), "a page of the window has no KV"
-        full = request.full[:pages]
+        full = request.full[:slots]
         for number in range(LAYERS):
             self.lanes[TransferKind.LOAD].wait_for(request.waits_for, number)
             layer = slice(number, number + 1)
@@ -566,6 +629,8 @@ class SimEngine:
             path = table.path(leaf)
             tokens = table.tokens[path].reshape(-1)
             tags = prefix_tags(tokens, table.namespace(path), self.geometry)
+            tags = tags.reshape(len(path), -1)
+            real = table.tokens[path][:, :: self.geometry.device_page] != PAD
             for name, slots, column in (
                 ("device", self.device.full, table.device),
                 ("swa_device", self.device.window, table.swa_device),
@@ -573,8 +638,9 @@ class SimEngine:
                 ("swa_host", self.host_window, table.swa_host),
             ):
                 ready = column.ready[path]
-                held = column.slots[path[ready]]
-                assert slots.holds(held, tags[ready]), f"{name}: a page of another prefix"
+                held = column.slots[path[ready]][real[ready]]
+                fits = slots.holds(held, tags[ready][real[ready]])
+                assert fits, f"{name}: a page of another prefix"
             if self.storage is not None:
                 for rows, component in ((table.stored, 0), (table.window_stored, 1)):
                     self._check_stored(path, rows[path] == STORED, component)
@@ -596,9 +662,9 @@ class SimEngine:
         invariants.check(self.index)
         table, per_page = self.index.table, self.geometry.slots_per_page
         own = sum(len(r.full) - r.protected for r in self.running)
-        own_window = sum(int((r.swa[r.protected :, 0] != ABSENT).sum()) for r in self.running)
-        assert self.device.full.used == (table.device.n_present + own) * per_page
-        assert self.device.window.used == (table.swa_device.n_present + own_window) * per_page
+        own_window = sum(int((r.swa[r.protected :] != ABSENT).sum()) for r in self.running)
+        assert self.device.full.used == table.device.n_present * per_page + own
+        assert self.device.window.used == table.swa_device.n_present * per_page + own_window
         self._check_locks()
         abandoned = [t for t in self.index.pending[TransferKind.BACKUP].values() if t.abandoned]
         coming = [s for p in self.index.prefetches.values() for s in p.stages[p.published :]]
@@ -616,13 +682,19 @@ class SimEngine:
     def _check_locks(self) -> None:
         """Device pages are locked by the running requests and the pending transfers, by
         nobody else."""
-        table, geometry = self.index.table, self.geometry
+        table = self.index.table
         full = np.zeros(table.capacity, dtype=np.int32)
         window = full.copy()
         for request in self.running:
-            tokens = request.tokens[: request.protected * geometry.page_tokens]
-            rows = table.lookup(tokens.reshape(-1, geometry.page_tokens), request.namespace)
-            assert len(rows) == request.protected, "a running request lost its prefix"
+            rows = request.path
+            if len(rows):
+                assert np.array_equal(table.path(int(rows[-1])), rows), "a path has changed"
+                assert table.namespace(rows) == request.namespace
+            count = request.protected * self.geometry.device_page
+            tokens = table.tokens[rows].reshape(-1)[:count]
+            assert np.array_equal(tokens, request.tokens[:count]), (
+                "a running request lost its prefix"
+            )
             full[rows] += 1
             window[self.index.window_of(rows)] += 1
         for kind in TransferKind:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.compiled.constants import FREE
+from sglang_ext.core.columns import Rows, SlotColumn, Slots
+from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.plan import Declined, PrefixMatch, Transfer, TransferKind
+from sglang_ext.core.paths import NO_REST, Page
+from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
+from sglang_ext.core.tails import Own, Tail
 from sglang_ext.core.write_policy import WritePolicy
 
 Key = tuple[Hashable, bytes]
@@ -93,17 +95,21 @@ class ModelledIndex(CacheIndex):
         self._clock = self._first_tick = 0
         self.table.when_renumbered.append(self._move_together)
         self._keys: dict[tuple[int, int], Key] = {}
+        self._at_insert: States = {}
 
     # ---- operations ----------------------------------------------------------
 
-    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See CacheIndex; compared with the definition of the resume rule."""
-        found = super().match(pages, namespace)
+        found = super().match(pages, namespace, rest)
         known: list[ModelPage] = []
         for key in _keys(pages, namespace):
             if key not in self.pages:
                 break
             known.append(self.pages[key])
+        if len(rest):
+            page = pages[len(known)] if len(known) < len(pages) else rest
+            known += self._inside(pages[: len(known)], namespace, page, found)
         best = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=True))
         direct = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=False))
         expected = (max(best, direct), direct)
@@ -113,10 +119,44 @@ class ModelledIndex(CacheIndex):
         )
         return found
 
-    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def _inside(
+        self, above: Pages, namespace: Hashable, page: Page, found: PrefixMatch
+    ) -> list[ModelPage]:
+        """The page inside which a match may end, by definition: the child of ``above`` with most
+        tokens in common, of those with a window. Where some have none, another such child will
+        do, or none if no request could resume in it."""
+        prefix = above.tobytes()
+        parent = (namespace, prefix) if len(above) else None
+        common: dict[Key, int] = {}
+        some_have_none = False
+        for key, child in self.pages.items():
+            if key[0] == namespace and child.parent == parent and child.depth == len(above):
+                tokens = np.frombuffer(key[1][len(prefix) :], dtype=np.int64)
+                differs = np.flatnonzero((tokens != page) | (page == PAD))
+                count = int(differs[0]) if len(differs) else len(page)
+                count -= count % self.geometry.device_page
+                if child.swa_device or child.swa_host == READY:
+                    common[key] = count
+                else:
+                    some_have_none = True
+        most = max(common.values(), default=0)
+        if len(found.rows) > len(above):
+            key = self._key(int(found.rows[-1]))
+            _require(key in common, "a match ends inside a page that is not there")
+            _require(common[key] == len(page) - found.cut, "tokens of a page are not in common")
+            _require(some_have_none or common[key] == most, "another page has more in common")
+            return [self.pages[key]]
+        _require(found.cut == 0, "a whole page is cut")
+        # any of them will do: if one of the best could be resumed in, the match is not complete
+        best = [key for key, count in common.items() if count == most > 0]
+        if some_have_none or not best:
+            return []
+        return [self.pages[min(best, key=lambda key: not self.pages[key].swa_device)]]
+
+    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See CacheIndex."""
-        expected = self.match(pages, namespace)
-        found = super().match_and_use(pages, namespace)
+        expected = self.match(pages, namespace, rest)
+        found = super().match_and_use(pages, namespace, rest)
         _require(np.array_equal(found.rows, expected.rows), "match_and_use finds something else")
         _require(found[1:] == expected[1:], "match_and_use finds something else")
         if len(found.rows):
@@ -158,22 +198,27 @@ class ModelledIndex(CacheIndex):
 
     def insert(self, pages: Pages, namespace: Hashable, *args: Any) -> Rows:
         """See CacheIndex; the pages it names, and nothing else, are on the device now."""
-        first, _, swa, request, priority = args
-        before = self._states()
-        keys = list(_keys(pages, namespace))
-        known = sum(key in self.pages for key in keys)
+        first, _, swa, request, priority, tail = (*args, None)[:6]
         rows = super().insert(pages, namespace, *args)
+        before = self._at_insert
+        keys = list(_keys(pages, namespace))
+        if len(rows) > len(pages):
+            _require(tail is not None, "a tail appeared from nowhere")
+            keys.append((namespace, pages.tobytes() + tail.tokens.tobytes()))
+            swa = np.concatenate((swa, np.zeros((1, swa.shape[1]), swa.dtype)))
+        known = sum(key in before for key in keys)
         if 0 < known < len(rows):
             self._count_fork(keys[known - 1])
-        for depth, key in enumerate(_keys(pages[: len(rows)], namespace)):
-            parent = None if depth == 0 else (namespace, pages[:depth].tobytes())
+        for depth, key in enumerate(keys[: len(rows)]):
+            parent = None if depth == 0 else keys[depth - 1]
             page = self.pages.setdefault(key, ModelPage(depth, parent))
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
             page.count(request, priority)
             before[key] = page.states
-        self._use(rows)
+        if len(rows):
+            self._use(rows)
         self._expect(before, "insert")
         hits = self.table.hits[rows].tolist()
         counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
@@ -187,6 +232,24 @@ class ModelledIndex(CacheIndex):
         counted = super().count_request(rows, request, priority)
         _require(counted == expected, f"a request was counted: {counted}, expected {expected}")
         return counted
+
+    def _padding(self, tail: Tail | None) -> tuple[Slots, Slots] | None:
+        """See CacheIndex; what it evicts is checked by itself."""
+        padding = super()._padding(tail)
+        self._at_insert = self._states()
+        return padding
+
+    def own(self, path: Rows, used: int, hold: Hold) -> Own | None:
+        """See CacheIndex; nothing goes but a tail that is used up."""
+        key, is_tail = self._key(int(path[-1])), self.table.is_tail(int(path[-1]))
+        own = super().own(path, used, hold)
+        after = self._states()
+        gone = self.pages.keys() - after.keys()
+        _require(not gone or (gone == {key} and is_tail), "a page went with its user")
+        for other, states in after.items():
+            _require(states[:3] == self.pages[other].states[:3], "a copy went with a tail")
+        self._accept(after)
+        return own
 
     def _count_fork(self, key: Key) -> None:
         """A request goes on from a page for itself; whether another one had before."""

@@ -1,7 +1,7 @@
 """Pools without memory: they hand out slots and remember what each one holds.
 
-The content of a slot is the *tag* of the prefix it belongs to (see ``prefix_tags``),
-so "this page holds the KV of that prefix" is a comparison of integers. A slot that
+The content of a slot is the *tag* of the prefix that ends with it (see ``prefix_tags``),
+so "this slot holds the KV of that prefix" is a comparison of integers. A slot that
 was given back holds ``STALE``. Contents are kept for each layer: layers of one page
 are copied at different times.
 """
@@ -20,10 +20,11 @@ Tags = NDArray[np.int64]
 
 
 def prefix_tags(tokens: NDArray[np.int64], namespace: object, geometry: Geometry) -> Tags:
-    """Tag of every whole page of ``tokens`` (1-D): depends on all tokens up to its end."""
-    page = geometry.page_tokens
-    ends = range(page, len(tokens) + 1, page)
-    tags = [hash((namespace, tokens[:end].tobytes())) & 0x7FFFFFFFFFFF for end in ends]
+    """Tag of every slot that ``tokens`` (1-D) fill: depends on all tokens up to its end."""
+    page, tag, tags = geometry.device_page, hash(namespace), []
+    for end in range(page, len(tokens) + 1, page):
+        tag = hash((tag, tokens[end - page : end].tobytes())) & 0x7FFFFFFFFFFF
+        tags.append(tag)
     return np.array(tags, dtype=np.int64)
 
 
@@ -65,12 +66,16 @@ class SimSlots:
         if self.allocations_to_fail and pages:
             self.allocations_to_fail -= 1
             return None
-        count = pages * self._per_page
+        slots = self.take(pages * self._per_page)
+        return None if slots is None else slots.reshape(pages, self._per_page)
+
+    def take(self, count: int) -> Slots | None:
+        """Single slots, all or nothing."""
         if count > len(self.free):
             return None
         taken, self.free = self.free[:count], self.free[count:]
         self._taken[taken] = True
-        return np.array(taken, dtype=np.int32).reshape(pages, self._per_page)
+        return np.array(taken, dtype=np.int32)
 
     def release(self, slots: Slots) -> None:
         """Give back slots and spoil their contents. Freeing twice is an error."""
@@ -83,12 +88,12 @@ class SimSlots:
         self.content[:, flat] = STALE
 
     def write(self, slots: Slots, tags: Tags) -> None:
-        """Store the tag of each page in all of its slots."""
-        self.content[:, slots] = tags[:, None]
+        """Store the tag of each slot."""
+        self.content[:, slots] = tags
 
     def holds(self, slots: Slots, tags: Tags, layers: slice = slice(None)) -> bool:
-        """Whether each page's slots hold its tag."""
-        return bool((self.content[layers, slots] == tags[:, None]).all())
+        """Whether each slot holds its tag."""
+        return bool((self.content[layers, slots] == tags).all())
 
     def get(self, layer: int, slots: Slots) -> Tags:
         """Tag of each slot."""
@@ -135,6 +140,21 @@ class SimDevicePool:
     def allocate_window(self, pages: int) -> Slots | None:
         """See DevicePool."""
         return self.window.allocate(pages)
+
+    def allocate_bound(self, slots: int) -> tuple[Slots, Slots] | None:
+        """See DevicePool."""
+        if slots > min(len(self.full.free), len(self.window.free)):
+            return None
+        full, swa = self.full.take(slots), self.window.take(slots)
+        assert full is not None
+        assert swa is not None
+        self.bind_window(full, swa)
+        return full, swa
+
+    def copy(self, full: Slots, swa: Slots, new_full: Slots, new_swa: Slots) -> None:
+        """See DevicePool."""
+        for slots, old, new in ((self.full, full, new_full), (self.window, swa, new_swa)):
+            slots.content[:, new] = slots.content[:, old]
 
     def bind_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool."""

@@ -84,8 +84,8 @@ class SharedSlots(ArenaPool):
         self._memory.content[layer, self._span(slots)] = np.asarray(tags)[..., None]
 
     def holds(self, slots: Slots, tags: Tags) -> bool:
-        """Whether each page's slots hold its tag, in every layer."""
-        return all((self.get(layer, slots) == tags[:, None]).all() for layer in range(LAYERS))
+        """Whether each slot holds its tag, in every layer."""
+        return all((self.get(layer, slots) == tags).all() for layer in range(LAYERS))
 
     def _span(self, slots: Any) -> Any:
         return np.asarray(slots, dtype=np.int64)[..., None] * len(self._bytes) + self._bytes

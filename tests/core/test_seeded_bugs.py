@@ -13,8 +13,9 @@ from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.checkpoints import Checkpoints
 from sglang_ext.core.columns import SlotColumn
 from sglang_ext.core.compiled import loops, scans
-from sglang_ext.core.compiled.constants import TICK_SHIFT
+from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.table import CompiledTable
+from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.index import CacheIndex
@@ -22,7 +23,7 @@ from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.table import PageTable
-from sglang_ext.testing.pools import SimSlots
+from sglang_ext.testing.pools import SimDevicePool, SimSlots
 from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.simulation import Simulation
 
@@ -146,11 +147,11 @@ def revived_window_replaces_a_live_one(patch: Patch) -> None:
 def admission_counts_only_windows_on_the_host(patch: Patch) -> None:
     original = CacheIndex.match
 
-    def match(self: CacheIndex, pages: Any, namespace: Any) -> PrefixMatch:
-        found = original(self, pages, namespace)
+    def match(self: CacheIndex, pages: Any, namespace: Any, *rest: Any) -> PrefixMatch:
+        found = original(self, pages, namespace, *rest)
         window = self.window_of(found.rows)
         missing = int(np.count_nonzero(~self.table.swa_device.present[window]))
-        return PrefixMatch(found.rows, found.device_pages, missing)
+        return found._replace(window_pages_to_pin=missing)
 
     patch.setattr(CacheIndex, "match", match)
 
@@ -370,6 +371,33 @@ def a_flush_leaves_extents_behind(patch: Patch) -> None:
     patch.setattr(Arena, "clear", lambda self: hasattr(self, "_taken") or clear(self))
 
 
+def a_page_of_its_own_is_never_written(patch: Patch) -> None:
+    patch.setattr(SimDevicePool, "copy", lambda self, *slots: None)
+
+
+def a_tail_is_taken_from_those_who_hold_it(patch: Patch) -> None:
+    def left(self: CacheIndex, row: int, used: int) -> bool:
+        end = used * self.geometry.device_page
+        return bool(self.table.tokens[row, end] == PAD)
+
+    patch.setattr(CacheIndex, "_is_left_to_one", left)
+
+
+def a_match_inside_a_page_goes_too_far(patch: Patch) -> None:
+    original = PageTable.inside
+
+    def inside(self: PageTable, *args: Any, **options: Any) -> tuple[int, int]:
+        row, shared = original(self, *args, **options)
+        step = self.geometry.device_page
+        return row, min(shared + step, self.geometry.page_tokens - step) if shared else 0
+
+    patch.setattr(PathTable, "inside", inside)
+
+
+def a_window_does_not_reach_behind_who_resumes_inside(patch: Patch) -> None:
+    patch.setattr(Geometry, "window_pages", property(lambda g: -(-g.window // g.page_tokens)))
+
+
 def run_all_seeds() -> None:
     """The traffic that a correct index survives, see test_simulation."""
     for seed in range(SEEDS):
@@ -395,6 +423,10 @@ BUGS: list[Callable[[Patch], None]] = [
     a_hit_is_not_confirmed_by_tokens,
     loaded_pages_are_never_ready,
     an_abandoned_backup_gives_its_host_slots_back_at_once,
+    a_page_of_its_own_is_never_written,
+    a_tail_is_taken_from_those_who_hold_it,
+    a_match_inside_a_page_goes_too_far,
+    a_window_does_not_reach_behind_who_resumes_inside,
     an_abandoned_backup_is_published,
     a_request_counts_once_for_each_of_its_chunks,
     selective_copies_at_the_first_request,
@@ -499,6 +531,18 @@ def a_compiled_use_forgets_branches(patch: Patch) -> None:
         patch.setattr(CompiledTable, name, getattr(PathTable, name))
 
 
+def a_compiled_match_cuts_too_little_off(patch: Patch) -> None:
+    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def match(*args: Any) -> Any:
+            *found, cut = original(*args)
+            return *found, cut // 2
+
+        return match
+
+    for name in ("match", "match_and_use"):
+        patch.setattr(loops, name, patched(getattr(loops, name)))
+
+
 COMPILED_BUGS: list[Callable[[Patch], None]] = [
     a_compiled_lock_leaves_out_the_last_page,
     a_compiled_copy_is_not_counted,
@@ -506,6 +550,7 @@ COMPILED_BUGS: list[Callable[[Patch], None]] = [
     a_compiled_match_takes_half_a_window,
     compiled_victims_have_been_used_since,
     a_compiled_use_forgets_branches,
+    a_compiled_match_cuts_too_little_off,
 ]
 
 

@@ -36,7 +36,7 @@ def test_every_loaded_row_holds_the_kv_of_its_own_position() -> None:
         rows = rows_of(engine, request.tokens)[-2:]
         tags = prefix_tags(request.tokens, None, engine.geometry)[4:6]
         assert column.ready[rows].all()
-        assert engine.device.window.holds(column.slots[rows], tags)
+        assert engine.device.window.holds(column.slots[rows], tags[:, None])
         engine.compute(request, 1)
     check_all(engine)
 

@@ -7,6 +7,9 @@ changes, and for no other reason (see ``build``).
 FREE = -1
 """Parent of a row that is not in use."""
 NO_REQUEST = -1
+PAD = -(1 << 62) - 1
+"""Fills the page of a tail up; no token equals it. Odd: products of even numbers are small in
+the digests of pages."""
 MAX_COUNT = (1 << 31) - 1
 """Requests and forks of a page are counted up to this."""
 LEFT_THE_PATH = 2

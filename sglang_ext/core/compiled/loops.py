@@ -33,6 +33,7 @@ from sglang_ext.core.compiled.constants import (
     MAX_DEPTH,
     MAX_RANK,
     NO_REQUEST,
+    PAD,
     RANK_SHIFT,
     TICK_SHIFT,
     UNUSED_BAND,
@@ -46,6 +47,7 @@ LONGS = Array(int64, 1, "C")
 DIGESTS = Array(uint64, 1, "C")
 PAGES = Array(int64, 2, "C")
 SLOTS = Array(int32, 2, "C")
+FOUND = Tuple((int64, int64, int64, int64, int64))
 
 LRU, LFU, SLRU, PRIORITY = range(4)
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
@@ -78,22 +80,25 @@ FIELDS = {
     "swa_host_ready": FLAGS,
     "buckets": DIGESTS,
     "weights": LONGS,
+    "links": SLOTS,
 }
 """The arrays of a table, in the order in which ``TABLE`` has their addresses."""
 Columns = namedtuple("Columns", FIELDS)
 COLUMNS = NamedTuple(tuple(FIELDS.values()), Columns)
 TABLE = LONGS
-"""Rows, tokens of a page and buckets of a table, then the addresses of its arrays: one argument
-instead of many, each of which would have to be looked at in every call."""
-_SIZES = 3
+"""Rows, tokens of a page, buckets and links of a table and tokens of a device page, then the
+addresses of its arrays: one argument instead of many, each of which would have to be looked at
+in every call."""
+_SIZES = 5
+_DEVICE_PAGE = 4
 
 
-def table_of(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+def table_of(arrays: dict[str, NDArray[Any]], device_page: int) -> NDArray[np.int64]:
     """The ``TABLE`` argument for these arrays (see ``FIELDS``), which have to live as long and
     must not be replaced."""
     for name, type_ in FIELDS.items():
         assert numba.typeof(arrays[name]) == type_, f"{name} is not {type_}"
-    sizes = *arrays["tokens"].shape, len(arrays["buckets"])
+    sizes = *arrays["tokens"].shape, len(arrays["buckets"]), len(arrays["links"]), device_page
     return np.array([*sizes, *(arrays[name].ctypes.data for name in FIELDS)], dtype=np.int64)
 
 
@@ -125,6 +130,7 @@ def columns(table):
         carray(pointer(at[19]), rows, np.bool_),
         carray(pointer(at[20]), buckets, np.uint64),
         carray(pointer(at[21]), width, np.int64),
+        carray(pointer(at[22]), (table[3], 3), np.int32),
     )
 
 
@@ -216,6 +222,104 @@ def forget(buckets, digest, row):
     buckets[i] = uint64(EMPTY)
 
 
+# ---- siblings: a treap of the children of each row, see ``PageTable.inside`` ------------
+# The columns of ``links`` are: the sibling below on the side of smaller and of larger tokens,
+# and the topmost child. Behind the last row is the topmost first page, of all namespaces.
+
+LEFT, RIGHT, TOP = range(3)
+
+
+@compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64))
+def compare(c, row, parent, pages, number):
+    """(order of a row and a page below ``parent``: -1, 0 or 1; tokens that both begin with)."""
+    if c.parent[row] != parent:
+        return int64(-1 if c.parent[row] < parent else 1), int64(0)
+    for k in range(c.weights.size):
+        a, b = c.tokens[row, k], pages[number, k]
+        if a != b:
+            return int64(-1 if a < b else 1), int64(k)
+        if a == int64(PAD):
+            return int64(0), int64(k)
+    return int64(0), int64(c.weights.size)
+
+
+@compiled(int64(COLUMNS, int64))
+def top_of(c, parent):
+    """Where in ``links`` the topmost child of a row is."""
+    return parent if parent >= 0 else c.links.shape[0] - 1
+
+
+@compiled(Tuple((int64, int64))(COLUMNS, int64, PAGES, int64, int64, boolean))
+def _inside(c, parent, pages, number, device_page, usable):
+    best, most, best_is_here = int64(-1), int64(0), False
+    row = int64(c.links[top_of(c, parent), TOP])
+    while row >= 0:
+        order, shared = compare(c, row, parent, pages, number)
+        shared -= shared % device_page
+        if shared > 0 and (not usable or c.swa_device[row] or c.swa_host_ready[row]):
+            here = c.device[row] and c.swa_device[row]
+            if shared > most or (shared == most and here and not best_is_here):
+                best, most, best_is_here = row, shared, here
+        if order == 0:
+            break
+        row = int64(c.links[row, RIGHT if order < 0 else LEFT])
+    return best, most
+
+
+@compiled(Tuple((int64, int64))(TABLE, int64, PAGES, boolean))
+def inside(table, parent, pages, usable):
+    """See ``PageTable.inside``; of the first of ``pages``."""
+    return _inside(columns(table), parent, pages, 0, table[_DEVICE_PAGE], usable)
+
+
+@compiled(void(COLUMNS, int64, int64))
+def link_child(c, parent, row):
+    """Put a new row among the children of its parent."""
+    at, side = top_of(c, parent), TOP
+    node = int64(c.links[at, side])
+    while node >= 0 and c.digest[node] > c.digest[row]:
+        order, _ = compare(c, node, parent, c.tokens, row)
+        at, side = node, RIGHT if order < 0 else LEFT
+        node = int64(c.links[at, side])
+    c.links[at, side] = row
+    # what was there goes below, on its side of the row
+    low, low_side, high, high_side = row, LEFT, row, RIGHT
+    while node >= 0:
+        order, _ = compare(c, node, parent, c.tokens, row)
+        if order < 0:
+            c.links[low, low_side] = node
+            low, low_side = node, RIGHT
+            node = int64(c.links[node, RIGHT])
+        else:
+            c.links[high, high_side] = node
+            high, high_side = node, LEFT
+            node = int64(c.links[node, LEFT])
+    c.links[low, low_side] = -1
+    c.links[high, high_side] = -1
+
+
+@compiled(void(COLUMNS, int64, int64))
+def unlink_child(c, parent, row):
+    """Take a row out of the children of its parent."""
+    at, side = top_of(c, parent), TOP
+    node = int64(c.links[at, side])
+    while node != row:
+        order, _ = compare(c, node, parent, c.tokens, row)
+        at, side = node, RIGHT if order < 0 else LEFT
+        node = int64(c.links[at, side])
+    low, high = int64(c.links[row, LEFT]), int64(c.links[row, RIGHT])
+    while low >= 0 and high >= 0:
+        if c.digest[low] > c.digest[high]:
+            c.links[at, side] = low
+            at, side = low, RIGHT
+            low = int64(c.links[low, RIGHT])
+        else:
+            c.links[at, side] = high
+            at, side = high, LEFT
+            high = int64(c.links[high, LEFT])
+    c.links[at, side] = low if low >= 0 else high
+
+
 # ---- paths ------------------------------------------------------------------------
 
 
@@ -267,12 +371,23 @@ def deepest_resume(usable, window):
     return best
 
 
-@compiled(Tuple((int64, int64, int64, int64))(COLUMNS, PAGES, int64, uint64, int64, LONGS))
-def _match(c, pages, root, seed, window, out):
+@compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, int64, LONGS))
+def _match(c, pages, root, seed, device_page, window, out):
     known = _lookup(c, pages, root, seed, out)
-    usable = np.empty(known, dtype=np.bool_)
-    on_device = known
-    for i in range(known - 1, -1, -1):
+    count, cut, total, width = known, int64(0), pages.shape[0], c.weights.size
+    if out.size > total:
+        parent = out[known - 1] if known > 0 else root
+        if known < total:
+            last, shared = _inside(c, parent, pages, known, device_page, True)
+        else:
+            rest = out[total + 1 :].reshape((1, width))
+            last, shared = _inside(c, parent, rest, 0, device_page, True)
+        if last >= 0:
+            out[known] = last
+            count, cut = known + 1, width - shared
+    usable = np.empty(count, dtype=np.bool_)
+    on_device = count
+    for i in range(count - 1, -1, -1):
         row = out[i]
         usable[i] = c.swa_device[row] or c.swa_host_ready[row]
         if not c.device[row]:
@@ -288,14 +403,21 @@ def _match(c, pages, root, seed, window, out):
             to_pin += not (c.swa_device[row] and c.swa_locks[row] > 0)
     else:
         best = ready
-    return known, best, ready, to_pin
+    if best > known:
+        return int64(0), best, ready, to_pin, cut
+    return known - best, best, ready, to_pin, int64(0)
 
 
-@compiled(Tuple((int64, int64, int64, int64))(TABLE, PAGES, int64, uint64, int64, LONGS))
+@compiled(FOUND(TABLE, PAGES, int64, uint64, int64, LONGS))
 def match(table, pages, root, seed, window, out):
-    """See ``PathTable.match``; writes the rows to ``out``: (pages found, pages of the best resume
-    point, pages of the best one on the device, window pages to pin)."""
-    return _match(columns(table), pages, root, seed, window, out)
+    """See ``PathTable.match``; writes the rows to ``out``: (pages found behind the best resume
+    point, its pages, those of the best one on the device, window pages to pin, tokens cut off).
+
+    Args:
+        out: room for a row for each page; where the match may end inside one, for one more, and
+            behind them the rest of the prompt.
+    """
+    return _match(columns(table), pages, root, seed, table[_DEVICE_PAGE], window, out)
 
 
 @compiled(int64(COLUMNS, int64, int64))
@@ -337,13 +459,11 @@ def use(table, rows, tick, policy, window):
     _use(columns(table), rows, tick, policy, window)
 
 
-@compiled(
-    Tuple((int64, int64, int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS)
-)
+@compiled(FOUND(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
 def match_and_use(table, pages, root, seed, tick, policy, window, out):
     """``match``, then ``use`` of what it finds."""
     c = columns(table)
-    found = _match(c, pages, root, seed, window, out)
+    found = _match(c, pages, root, seed, table[_DEVICE_PAGE], window, out)
     if found[1] > 0:
         _use(c, out[: found[1]], tick, policy, window)
     return found
@@ -489,6 +609,12 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         c.window_stored[row] = 0
         c.keyed[row] = False
         c.last_request[row] = NO_REQUEST
+    if c.links.shape[0] > 1:
+        for i in range(count):
+            c.links[out[i], TOP] = out[i + 1] if i + 1 < count else -1
+            if i > 0:
+                c.links[out[i], LEFT] = c.links[out[i], RIGHT] = -1
+        link_child(c, parent, out[0])
     if parent >= 0:
         shared = c.hits[parent] > 1 or c.children[parent] > 0
         c.forks[parent] += shared and c.forks[parent] < MAX_COUNT
@@ -505,6 +631,8 @@ def remove(table, rows, roots):
         row = rows[i]
         forget(c.buckets, c.digest[row], row)
         parent = c.parent[row]
+        if c.links.shape[0] > 1:
+            unlink_child(c, parent, row)
         if parent >= 0:
             c.children[parent] -= 1
             roots[i] = 0

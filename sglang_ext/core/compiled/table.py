@@ -16,7 +16,7 @@ from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import PathTable
+from sglang_ext.core.paths import NO_REST, Page, PathTable
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table import NO_LESS, AgeLimits
 
@@ -29,6 +29,13 @@ _POLICIES: dict[Rank, int] = {
 _BUCKETS_PER_ROW = 2
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
+
+
+def _room(pages: Pages, rest: Page) -> Rows:
+    """What the compiled match writes to where it may end inside a page, see ``loops.match``."""
+    room = np.empty(len(pages) + 1 + len(rest), dtype=np.int64)
+    room[len(pages) + 1 :] = rest
+    return room
 
 
 class CompiledTable(PathTable):
@@ -47,6 +54,7 @@ class CompiledTable(PathTable):
         self._policy = _POLICIES[rank]
         self._window = geometry.window_pages
         self._seeds: dict[int, int] = {}
+        links = capacity + 1 if geometry.resumes_inside else 1
         arrays: dict[str, NDArray[Any]] = {
             **{name: getattr(self, name) for name in loops.FIELDS if hasattr(self, name)},
             "last_request": self._last_request,
@@ -56,8 +64,10 @@ class CompiledTable(PathTable):
             "swa_host_ready": self.swa_host.ready,
             "buckets": self._buckets,
             "weights": self._hasher.weights,
+            "links": np.full((links, 3), -1, dtype=np.int32),
         }
-        self._arrays = loops.table_of(arrays)
+        self._kept = arrays
+        self._arrays = loops.table_of(arrays, geometry.device_page)
 
     # ---- lookup --------------------------------------------------------------
 
@@ -69,32 +79,37 @@ class CompiledTable(PathTable):
         rows = np.empty(len(pages), dtype=np.int64)
         return rows[: loops.lookup(self._arrays, pages, root, self._seed(root), rows)]
 
-    def match(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages), dtype=np.int64)
-        known, best, ready, to_pin = loops.match(
+        rows = np.empty(len(pages), np.int64) if rest is NO_REST else _room(pages, rest)
+        behind, best, ready, to_pin, cut = loops.match(
             self._arrays, pages, root, self._seed(root), self._window, rows
         )
-        return PrefixMatch(rows[:best], ready, to_pin, known - best)
+        return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable) -> PrefixMatch:
+    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages), dtype=np.int64)
+        rows = np.empty(len(pages), np.int64) if rest is NO_REST else _room(pages, rest)
         tick = self.now + 1
-        known, best, ready, to_pin = loops.match_and_use(
+        behind, best, ready, to_pin, cut = loops.match_and_use(
             self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
         )
-        if known == 0:
-            return _NOTHING
         if best:
             self._set_tick(self.tick + 1)
-        return PrefixMatch(rows[:best], ready, to_pin, known - best)
+        elif behind == 0:
+            return _NOTHING
+        return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
+
+    def inside(self, parent: int, page: Page, *, usable: bool = True) -> tuple[int, int]:
+        """See PageTable."""
+        found: tuple[int, int] = loops.inside(self._arrays, parent, page.reshape(1, -1), usable)
+        return found
 
     def row_of(self, digest: int) -> int | None:
         """See PageTable."""

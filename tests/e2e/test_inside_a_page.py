@@ -1,0 +1,79 @@
+"""Pages of one token: what is found of each prompt, beside the engine's own cache."""
+
+import random
+from typing import Any
+
+import pytest
+
+from launch.server import OURS, Server
+from tests.e2e.conftest import assert_idle_and_alive
+
+HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "6")
+Answers = list[tuple[list[int], int, list[int]]]
+
+
+def common(left: list[int], right: list[int]) -> int:
+    """Tokens with which both begin."""
+    pairs = zip(left, right, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+def by_definition(answers: Answers) -> list[int]:
+    """What of each prompt is there if nothing is ever lost: all that it has in common with an
+    earlier one and its answer, whose last token is not computed. One token is left to compute."""
+    known: list[list[int]] = []
+    found = []
+    for prompt, _, answer in answers:
+        shared = (common(prompt[:-1], other) for other in known)
+        found.append(max(shared, default=0))
+        known.append(prompt + answer[:-1])
+    return found
+
+
+def ask_one_after_another(server: Server) -> Answers:
+    """(prompt, tokens found, answer) of conversations that share a prompt, and of prompts that
+    branch off anywhere in them or come again."""
+    rng, answers = random.Random(5), []
+
+    def words(count: int) -> list[int]:
+        return [rng.randrange(10, 500) for _ in range(count)]
+
+    def ask(tokens: list[int], length: int) -> list[int]:
+        sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
+        body = {"input_ids": tokens, "sampling_params": sampling}
+        answer: Any = server.post("/generate", body, 120)
+        answers.append((list(tokens), answer["meta_info"]["cached_tokens"], answer["output_ids"]))
+        return list(answer["output_ids"])
+
+    shared = words(149)
+    histories = [shared + words(rng.randint(5, 120)) for _ in range(4)]
+    for _ in range(3):
+        for history in histories:
+            history += ask(history, rng.choice([1, 7, 16, 21]))
+            history += words(rng.randint(1, 60))
+    for history in histories:
+        cut = rng.randint(1, len(history))
+        ask(history[:cut] + words(rng.randint(1, 40)), 4)
+        ask(history[:cut], 4)
+    ask(shared[:5] + words(3), 3)
+    ask(shared[:1] + words(30), 3)
+    return answers
+
+
+@pytest.mark.parametrize(("tokens", "tier"), [(12_000, ()), (1_200, HOST)])
+def test_each_request_finds_what_the_engines_own_cache_finds(
+    serve,  # noqa: ANN001
+    tokens: int,
+    tier: tuple[str, ...],
+) -> None:
+    both = []
+    for selection in (OURS, ()):
+        with serve(128, *selection, *tier, "--page-size", "1", tokens=tokens) as server:
+            both.append(ask_one_after_another(server))
+            assert_idle_and_alive(server)
+    ours, stock = both
+    assert [answer for *_, answer in ours] == [answer for *_, answer in stock]
+    found = [(here, there) for (_, here, _), (_, there, _) in zip(ours, stock, strict=True)]
+    assert not [request for request in found if request[0] < request[1]]
+    if not tier:  # nothing was evicted
+        assert [here for here, _ in found] == by_definition(ours)
