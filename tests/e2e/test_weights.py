@@ -131,19 +131,20 @@ def test_weights_that_change_under_load(
 
 
 def write_adapter(root: Path, seed: int) -> Path:
-    """A LoRA adapter of the attention of the tiny model."""
+    """A LoRA adapter of the tiny model: of layers whose adapters the engine can run on a CPU."""
     root.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    widths = {"q_proj": (64, 64), "k_proj": (64, 32), "v_proj": (64, 32), "o_proj": (64, 64)}
+    widths = {"self_attn.o_proj": (64, 64), "mlp.down_proj": (128, 64)}
     tensors = {}
     for layer in range(4):
         for name, (narrow, wide) in widths.items():
-            path = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            path = f"base_model.model.model.layers.{layer}.{name}"
             for part, shape in (("A", (8, narrow)), ("B", (wide, 8))):
                 values = torch.randn(shape, generator=generator) / 8
                 tensors[f"{path}.lora_{part}.weight"] = values
     save_file(tensors, root / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": sorted(widths)}
+    targets = sorted(name.split(".")[1] for name in widths)
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": targets}
     (root / "adapter_config.json").write_text(json.dumps(config))
     return root
 
