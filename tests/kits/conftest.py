@@ -15,7 +15,7 @@ def everything() -> Iterator[tuple[Cell, Kit, str]]:
     """(cell, kit, test), so ordered that a server serves as many as it can."""
     for cell in cells.ALL:
         for kit in sorted(registry.RUN, key=lambda kit: (kit.options, kit.environment)):
-            if cell.tier in kit.tiers:
+            if kit.means_something(cell):
                 for test in kit.tests:
                     yield cell, kit, test
 

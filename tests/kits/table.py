@@ -25,7 +25,8 @@ need no trained model run against servers with this cache, imported from the whe
 Every server has 12,000 tokens on the device, and with a host tier three times as much there.
 Columns are page size and tier; the three marks of a tier with a host are the write policies
 `write_through`, `write_through_selective` and `write_back`. ✓ all tests of the row pass, ✗ one
-fails, · not run.
+fails, · not run, - means nothing there: one request leaves nothing in storage with
+`write_through_selective` (copies what a second one uses) and `write_back` (copies what is evicted).
 """
 
 
@@ -36,6 +37,8 @@ def columns() -> list[tuple[int, str]]:
 
 def mark(results: Mapping[str, Any], cell: Cell, kit: Kit, tests: Sequence[str]) -> str:
     """One sign for some tests of a kit on one kind of server."""
+    if not kit.means_something(cell):
+        return "-"
     outcomes = {
         results.get(f"{cell.name}-{kit.name}-{test}", {"outcome": ""})["outcome"] for test in tests
     }
@@ -101,6 +104,7 @@ def main() -> None:
         f"{cell.name}-{kit.name}-{test}"
         for cell in cells.ALL
         for kit in registry.RUN
+        if kit.means_something(cell)
         for test in kit.tests
     }
     results = json.loads(record.read_text()) if record.exists() else {}
