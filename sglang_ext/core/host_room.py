@@ -190,7 +190,7 @@ class HostRoom(IndexState):
         frees = ((windows >= 0) & (kept.uses[windows] == 1)).any(axis=1)
         ends = ends[frees & ~self._in_use(windows)]
         ends = ends[np.argsort(table.last_use(ends), kind="stable")]
-        freed = self._forget_windows(ends[:_PART])
+        freed = self._forget_windows(ends[: -(-len(ends) // _PART)])
         self.counters.evicted_host_window_pages += freed
         return freed
 

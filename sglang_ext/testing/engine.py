@@ -19,7 +19,6 @@ from sglang_ext.core import invariants
 from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.compiled.constants import FREE, PAD
-from sglang_ext.core.eviction import NO_SPARE, Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.geometry import Geometry
@@ -28,27 +27,19 @@ from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.paths import NO_REST, Page
 from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
-from sglang_ext.core.state import BackupPolicy, HostTier, SharedMemory
+from sglang_ext.core.state import HostTier, SharedMemory
 from sglang_ext.core.storage_ledger import StorageLedger
 from sglang_ext.core.storage_plan import Prefetch, StorageLimits
-from sglang_ext.core.table import NO_LESS, STORED, AgeLimits
+from sglang_ext.core.table import STORED
 from sglang_ext.core.tails import Tail
-from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
 from sglang_ext.testing.shared_memory import SimSharedMemory
+from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.storage import SimStorage, SimStore, StorageFaults
 from sglang_ext.testing.transfers import HostSlots, Pace, SimLane
 
 _SLOT_BYTES = (2, 3)
 """Of each component, in shared memory: neither is a multiple of the other."""
-
-
-PRIORITIES = (
-    (-(1 << 63), -(1 << 31) - 1, -1000, -129),
-    (-128, -1, 0, 1, 127, 128),
-    (1000, 2000, (1 << 31) - 1, 1 << 31, 3_000_000_000, (1 << 63) - 1),
-)
-"""Low, middle and high ones, of the ends of what a request may have and of narrower types."""
 
 
 class DeviceFullError(Exception):
@@ -95,55 +86,6 @@ class Arrival:
     namespace: object
     priority: int
     op: int | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sizes:
-    """What an engine is built with; pages are table pages.
-
-    Attributes:
-        eviction: the engine's name of the policy.
-        storage_threshold: fewest pages worth a prefetch; 0 for no storage.
-        storage_stop: see StorageLimits.
-        spare: what an eviction may free beyond what is asked for.
-        more_ticks: what ages have bits for, beyond what the table needs; 0 for a server's.
-        storage_share: storage may hold up one in so many host pages as on a server.
-        extent_pages: 0 for a host pool of each component; else both share the memory that
-            the two would have, in extents of so many of the larger pages.
-    """
-
-    device_pages: int
-    device_window_pages: int
-    host_pages: int = 0
-    host_window_pages: int = 0
-    checkpoint_pages: int = 4
-    pinned_share: int = 4
-    low_share: int = 4
-    write: WritePolicy = WritePolicy.WRITE_THROUGH
-    extent_pages: int = 0
-    eviction: str = "lru"
-    spare: Spare = NO_SPARE
-    storage_threshold: int = 0
-    storage_stop: int = 1
-    storage_share: int = 1
-    more_ticks: int = 0
-    dense_pages: int = 0
-
-    def limits(self, rows: int) -> AgeLimits:
-        """What ages of a table with so many rows have bits for."""
-        return AgeLimits(ticks=2 * rows + self.more_ticks) if self.more_ticks else NO_LESS
-
-    def policy(self) -> BackupPolicy:
-        """The backup policy of these sizes."""
-        return BackupPolicy(
-            write=self.write,
-            checkpoint_pages=self.checkpoint_pages,
-            pinned_pages=max(1, self.device_pages // self.pinned_share),
-            pinned_window_pages=max(1, self.device_window_pages // self.pinned_share),
-            low_pages=self.device_pages // self.low_share,
-            low_window_pages=self.device_window_pages // self.low_share,
-            dense_pages=self.dense_pages,
-        )
 
 
 class SimEngine:

@@ -15,7 +15,8 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.priority_ranks import PriorityRanks
 from sglang_ext.core.table import AgeLimits
-from sglang_ext.testing.engine import PRIORITIES, SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import PRIORITIES, Sizes
 
 PAGE = 16
 NOTHING = np.empty(0, dtype=np.int64)

@@ -122,7 +122,8 @@ def test_those_not_used_for_longest_go_first() -> None:
     for seed in range(6):
         back_up(engine, prompt(24, seed))
     serve(engine, prompt(24, 0))
-    assert engine.index._drop_spare()
+    for _ in range(8):  # a sixteenth each time
+        assert engine.index._drop_spare()
     left = [len(kept_at(engine, prompt(24, seed))) for seed in range(6)]
     assert left[0] == 6, "of the prompt that was used last"
     assert left[1] == 1

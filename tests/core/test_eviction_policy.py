@@ -12,7 +12,8 @@ from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_RANK, MAX_TICK, 
 from sglang_ext.core.eviction_policy import POLICIES, Uses
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.table import PageTable
-from sglang_ext.testing.engine import PRIORITIES, SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import PRIORITIES, Sizes
 from tests.failures.scenarios import PAGE, join, prompt, rows_of
 
 RANKS = st.integers(0, MAX_RANK)

@@ -5,7 +5,8 @@ import pytest
 
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 from tests.core.test_index import PAGE
 
 WINDOWS = (2 * PAGE, 2 * PAGE - 4)

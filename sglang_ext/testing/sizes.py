@@ -1,0 +1,64 @@
+"""What a simulated engine is built with, and priorities that its requests may have."""
+
+import dataclasses
+
+from sglang_ext.core.eviction import NO_SPARE, Spare
+from sglang_ext.core.state import BackupPolicy
+from sglang_ext.core.table import NO_LESS, AgeLimits
+from sglang_ext.core.write_policy import WritePolicy
+
+PRIORITIES = (
+    (-(1 << 63), -(1 << 31) - 1, -1000, -129),
+    (-128, -1, 0, 1, 127, 128),
+    (1000, 2000, (1 << 31) - 1, 1 << 31, 3_000_000_000, (1 << 63) - 1),
+)
+"""Low, middle and high ones, of the ends of what a request may have and of narrower types."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an engine is built with; pages are table pages.
+
+    Attributes:
+        eviction: the engine's name of the policy.
+        storage_threshold: fewest pages worth a prefetch; 0 for no storage.
+        storage_stop: see StorageLimits.
+        spare: what an eviction may free beyond what is asked for.
+        more_ticks: what ages have bits for, beyond what the table needs; 0 for a server's.
+        storage_share: storage may hold up one in so many host pages as on a server.
+        extent_pages: 0 for a host pool of each component; else both share the memory that
+            the two would have, in extents of so many of the larger pages.
+    """
+
+    device_pages: int
+    device_window_pages: int
+    host_pages: int = 0
+    host_window_pages: int = 0
+    checkpoint_pages: int = 4
+    pinned_share: int = 4
+    low_share: int = 4
+    write: WritePolicy = WritePolicy.WRITE_THROUGH
+    extent_pages: int = 0
+    eviction: str = "lru"
+    spare: Spare = NO_SPARE
+    storage_threshold: int = 0
+    storage_stop: int = 1
+    storage_share: int = 1
+    more_ticks: int = 0
+    dense_pages: int = 0
+
+    def limits(self, rows: int) -> AgeLimits:
+        """What ages of a table with so many rows have bits for."""
+        return AgeLimits(ticks=2 * rows + self.more_ticks) if self.more_ticks else NO_LESS
+
+    def policy(self) -> BackupPolicy:
+        """The backup policy of these sizes."""
+        return BackupPolicy(
+            write=self.write,
+            checkpoint_pages=self.checkpoint_pages,
+            pinned_pages=max(1, self.device_pages // self.pinned_share),
+            pinned_window_pages=max(1, self.device_window_pages // self.pinned_share),
+            low_pages=self.device_pages // self.low_share,
+            low_window_pages=self.device_window_pages // self.low_share,
+            dense_pages=self.dense_pages,
+        )
