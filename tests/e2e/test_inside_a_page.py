@@ -1,6 +1,6 @@
 """Pages of one token: what is found of each prompt, beside the engine's own cache."""
 
-import os
+import itertools
 import random
 from typing import Any
 
@@ -13,14 +13,19 @@ HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "6")
 Answers = list[tuple[list[int], int, list[int]]]
 
 
+def in_common(one: list[int], other: list[int]) -> int:
+    """Tokens that both begin with."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 def by_definition(answers: Answers) -> list[int]:
     """What of each prompt is there if nothing is ever lost: all that it has in common with an
     earlier one and its answer, whose last token is not computed. One token is left to compute."""
     known: list[list[int]] = []
     found = []
     for prompt, _, answer in answers:
-        shared = (len(os.path.commonprefix([prompt[:-1], other])) for other in known)
-        found.append(max(shared, default=0))
+        found.append(max((in_common(prompt[:-1], other) for other in known), default=0))
         known.append(prompt + answer[:-1])
     return found
 
