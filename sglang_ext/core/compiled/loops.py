@@ -1,9 +1,9 @@
 """Loops over the rows of a path: what ``PageTable``, ``PathTable`` and ``SlotColumn`` do in
 NumPy, without a statement for every step.
 
-They are in one file because what is compiled and kept on disk is compiled again when its
-own file changes, not when a file that it calls does (``arrays``, ``siblings``). Rows are int64; arrays are named as the
-attributes of ``PageTable`` are.
+They are in one file because what is compiled and kept on disk is compiled again when its own
+file changes, not when a file that it calls does (``arrays``, ``siblings``). Rows are int64; arrays
+are named as the attributes of ``PageTable`` are.
 """
 
 import numpy as np
