@@ -6,7 +6,6 @@ checks, before each step, that every slot it is about to read holds the KV of it
 own prefix.
 """
 
-import dataclasses
 import itertools
 import math
 import random
@@ -26,66 +25,23 @@ from sglang_ext.core.host_room import Claim
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
 from sglang_ext.core.paths import NO_REST, Page
-from sglang_ext.core.plan import Declined, Hold, Transfer, TransferKind
+from sglang_ext.core.plan import Declined, Transfer, TransferKind
 from sglang_ext.core.state import HostTier, SharedMemory
 from sglang_ext.core.storage_ledger import StorageLedger
 from sglang_ext.core.storage_plan import Prefetch, StorageLimits
 from sglang_ext.core.table import STORED
 from sglang_ext.core.tails import Tail
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
+from sglang_ext.testing.requests import Arrival, DeviceFullError, SimRequest
 from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.storage import SimStorage, SimStore, StorageFaults
 from sglang_ext.testing.transfers import HostSlots, Pace, SimLane
 
+__all__ = ["Arrival", "DeviceFullError", "SimEngine", "SimRequest", "Sizes"]
+
 _SLOT_BYTES = (2, 3)
 """Of each component, in shared memory: neither is a multiple of the other."""
-
-
-class DeviceFullError(Exception):
-    """The device has no room; a real engine retracts a request."""
-
-
-@dataclasses.dataclass(eq=False)
-class SimRequest:
-    """A running request.
-
-    Attributes:
-        tokens: its prompt and the answer that it will get.
-        prompt: tokens of the prompt.
-        full, swa: (n,) its device slots, those of the table first.
-        path: rows that it holds.
-        protected: slots ``[0, protected)`` belong to the table; some slots of the last of
-            ``path`` may not be among them: the request resumed inside that page.
-    """
-
-    tokens: NDArray[np.int64]
-    prompt: int
-    namespace: object
-    full: Slots
-    swa: Slots
-    path: Rows
-    protected: int
-    computed: int
-    lock: Hold
-    waits_for: int
-    number: int
-    priority: int
-
-    @property
-    def done(self) -> bool:
-        """Whether the whole prompt is computed."""
-        return self.computed >= len(self.tokens)
-
-
-@dataclasses.dataclass(eq=False, frozen=True)
-class Arrival:
-    """A request that waits for storage, and the prefetch it waits for, if any."""
-
-    tokens: NDArray[np.int64]
-    namespace: object
-    priority: int
-    op: int | None
 
 
 class SimEngine:

@@ -33,9 +33,10 @@ from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest
+from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
+from sglang_ext.testing.requests import DeviceFullError, SimRequest
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
 
 DEVICE_PAGES = (1, 2, 16)

@@ -23,9 +23,10 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.paths import PathTable
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine
+from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
+from sglang_ext.testing.requests import DeviceFullError
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
 from sglang_ext.testing.storage import StorageFaults
 from sglang_ext.testing.transfers import Pace

@@ -10,7 +10,8 @@ from sglang_ext.core.eviction import Spare
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.state import BackupPolicy
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, SimRequest
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.requests import DeviceFullError, SimRequest
 from sglang_ext.testing.sizes import Sizes
 
 _MOST_STEPS = 100_000

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.storage import SimStore, StorageFaults
 
 PAGE = 16

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sglang_ext.core.plan import Transfer
 from sglang_ext.core.window import dense_points
-from sglang_ext.testing.engine import SimEngine, SimRequest
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.requests import SimRequest
 from tests.core.test_index import PAGE, engine_with, prompt, serve
 from tests.failures.scenarios import join, rows_of
 

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from sglang_ext.core import invariants
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import Declined, DeclineReason, Hold, TransferKind
-from sglang_ext.testing.engine import SimEngine, SimRequest, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.requests import SimRequest
+from sglang_ext.testing.sizes import Sizes
 
 PAGE = 16
 

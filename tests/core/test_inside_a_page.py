@@ -15,7 +15,8 @@ from sglang_ext.core.paths import PathTable
 from sglang_ext.core.storage_plan import StorageLimits
 from sglang_ext.core.table import FREE
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 
 PAGE, WINDOW = 16, 40
 Tokens = NDArray[np.int64]

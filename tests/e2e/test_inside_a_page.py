@@ -1,5 +1,6 @@
 """Pages of one token: what is found of each prompt, beside the engine's own cache."""
 
+import itertools
 import random
 from typing import Any
 
@@ -12,10 +13,10 @@ HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "6")
 Answers = list[tuple[list[int], int, list[int]]]
 
 
-def common(left: list[int], right: list[int]) -> int:
-    """Tokens with which both begin."""
-    pairs = zip(left, right, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+def in_common(one: list[int], other: list[int]) -> int:
+    """Tokens that both begin with."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def by_definition(answers: Answers) -> list[int]:
@@ -24,8 +25,7 @@ def by_definition(answers: Answers) -> list[int]:
     known: list[list[int]] = []
     found = []
     for prompt, _, answer in answers:
-        shared = (common(prompt[:-1], other) for other in known)
-        found.append(max(shared, default=0))
+        found.append(max((in_common(prompt[:-1], other) for other in known), default=0))
         known.append(prompt + answer[:-1])
     return found
 

@@ -10,7 +10,8 @@ from sglang_ext.adapter.device_pool import EngineDevicePool
 from sglang_ext.core.columns import ABSENT, Rows
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 from tests.failures.scenarios import (
     ALL,
     PAGE,

@@ -14,7 +14,8 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE
 from sglang_ext.core.plan import Declined, DeclineReason, Transfer, TransferKind
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 from tests.failures.scenarios import (
     ALL,
     PAGE,

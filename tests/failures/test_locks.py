@@ -11,7 +11,9 @@ from sglang_ext.adapter.prefix_cache import Prefix, SwaHiCache
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import Transfer, TransferKind
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import DeviceFullError, SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.requests import DeviceFullError
+from sglang_ext.testing.sizes import Sizes
 from tests.failures.scenarios import (
     ALL,
     PAGE,

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
-from sglang_ext.testing.engine import SimEngine, Sizes
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.transfers import Pace
 from tests.failures.scenarios import ALL, PAGE, Tokens, check_all, find, prompt, run
 

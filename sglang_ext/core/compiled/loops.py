@@ -4,25 +4,28 @@ NumPy, without a statement for every step.
 Rows are int64; arrays are named as the attributes of ``PageTable`` are.
 """
 
-from collections import namedtuple
-from typing import Any
-
-import numba
 import numpy as np
-from numba import carray
 from numba.core.types import (
-    Array,
-    NamedTuple,
     Tuple,
     boolean,
-    int8,
-    int32,
     int64,
     uint64,
     void,
 )
-from numpy.typing import NDArray
 
+from sglang_ext.core.compiled.arrays import (
+    COLUMNS,
+    DEVICE_PAGE,
+    DIGESTS,
+    FLAGS,
+    FOUND,
+    INTS,
+    LONGS,
+    PAGES,
+    SLOTS,
+    TABLE,
+    columns,
+)
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import (
     DIGEST_BASE,
@@ -33,21 +36,12 @@ from sglang_ext.core.compiled.constants import (
     MAX_DEPTH,
     MAX_RANK,
     NO_REQUEST,
-    PAD,
     RANK_SHIFT,
     TICK_SHIFT,
     UNUSED_BAND,
 )
-from sglang_ext.core.compiled.memory import pointer, prefetch
-
-FLAGS = Array(boolean, 1, "C")
-BYTES = Array(int8, 1, "C")
-INTS = Array(int32, 1, "C")
-LONGS = Array(int64, 1, "C")
-DIGESTS = Array(uint64, 1, "C")
-PAGES = Array(int64, 2, "C")
-SLOTS = Array(int32, 2, "C")
-FOUND = Tuple((int64, int64, int64, int64, int64))
+from sglang_ext.core.compiled.memory import prefetch
+from sglang_ext.core.compiled.siblings import LEFT, RIGHT, TOP, inside_of, link_child, unlink_child
 
 LRU, LFU, SLRU, PRIORITY = range(4)
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
@@ -55,83 +49,6 @@ _MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB13311
 EMPTY = (1 << 64) - 1
 """A bucket without a row."""
 _HALF = (1 << 32) - 1
-
-
-FIELDS = {
-    "parent": INTS,
-    "depth": INTS,
-    "digest": DIGESTS,
-    "tokens": PAGES,
-    "children": INTS,
-    "generation": INTS,
-    "age": LONGS,
-    "swa_age": LONGS,
-    "hits": INTS,
-    "forks": INTS,
-    "priority": INTS,
-    "resume": FLAGS,
-    "stored": BYTES,
-    "window_stored": BYTES,
-    "keyed": FLAGS,
-    "last_request": LONGS,
-    "device": FLAGS,
-    "swa_device": FLAGS,
-    "swa_locks": INTS,
-    "swa_host_ready": FLAGS,
-    "buckets": DIGESTS,
-    "weights": LONGS,
-    "links": SLOTS,
-}
-"""The arrays of a table, in the order in which ``TABLE`` has their addresses."""
-Columns = namedtuple("Columns", FIELDS)
-COLUMNS = NamedTuple(tuple(FIELDS.values()), Columns)
-TABLE = LONGS
-"""Rows, tokens of a page, buckets and links of a table and tokens of a device page, then the
-addresses of its arrays: one argument instead of many, each of which would have to be looked at
-in every call."""
-_SIZES = 5
-_DEVICE_PAGE = 4
-
-
-def table_of(arrays: dict[str, NDArray[Any]], device_page: int) -> NDArray[np.int64]:
-    """The ``TABLE`` argument for these arrays (see ``FIELDS``), which have to live as long and
-    must not be replaced."""
-    for name, type_ in FIELDS.items():
-        assert numba.typeof(arrays[name]) == type_, f"{name} is not {type_}"
-    sizes = *arrays["tokens"].shape, len(arrays["buckets"]), len(arrays["links"]), device_page
-    return np.array([*sizes, *(arrays[name].ctypes.data for name in FIELDS)], dtype=np.int64)
-
-
-@compiled(COLUMNS(TABLE))
-def columns(table):
-    """The arrays of a table."""
-    rows, width, buckets = table[0], table[1], table[2]
-    at = table[_SIZES:]
-    return Columns(
-        carray(pointer(at[0]), rows, np.int32),
-        carray(pointer(at[1]), rows, np.int32),
-        carray(pointer(at[2]), rows, np.uint64),
-        carray(pointer(at[3]), (rows, width), np.int64),
-        carray(pointer(at[4]), rows, np.int32),
-        carray(pointer(at[5]), rows, np.int32),
-        carray(pointer(at[6]), rows, np.int64),
-        carray(pointer(at[7]), rows, np.int64),
-        carray(pointer(at[8]), rows, np.int32),
-        carray(pointer(at[9]), rows, np.int32),
-        carray(pointer(at[10]), rows, np.int32),
-        carray(pointer(at[11]), rows, np.bool_),
-        carray(pointer(at[12]), rows, np.int8),
-        carray(pointer(at[13]), rows, np.int8),
-        carray(pointer(at[14]), rows, np.bool_),
-        carray(pointer(at[15]), rows, np.int64),
-        carray(pointer(at[16]), rows, np.bool_),
-        carray(pointer(at[17]), rows, np.bool_),
-        carray(pointer(at[18]), rows, np.int32),
-        carray(pointer(at[19]), rows, np.bool_),
-        carray(pointer(at[20]), buckets, np.uint64),
-        carray(pointer(at[21]), width, np.int64),
-        carray(pointer(at[22]), (table[3], 3), np.int32),
-    )
 
 
 # ---- the map from digests to rows: open addressing, linear probing -------------------
@@ -222,104 +139,6 @@ def forget(buckets, digest, row):
     buckets[i] = uint64(EMPTY)
 
 
-# ---- siblings: a treap of the children of each row, see ``PageTable.inside`` ------------
-# The columns of ``links`` are: the sibling below on the side of smaller and of larger tokens,
-# and the topmost child. Behind the last row is the topmost first page, of all namespaces.
-
-LEFT, RIGHT, TOP = range(3)
-
-
-@compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64))
-def compare(c, row, parent, pages, number):
-    """(order of a row and a page below ``parent``: -1, 0 or 1; tokens that both begin with)."""
-    if c.parent[row] != parent:
-        return int64(-1 if c.parent[row] < parent else 1), int64(0)
-    for k in range(c.weights.size):
-        a, b = c.tokens[row, k], pages[number, k]
-        if a != b:
-            return int64(-1 if a < b else 1), int64(k)
-        if a == int64(PAD):
-            return int64(0), int64(k)
-    return int64(0), int64(c.weights.size)
-
-
-@compiled(int64(COLUMNS, int64))
-def top_of(c, parent):
-    """Where in ``links`` the topmost child of a row is."""
-    return parent if parent >= 0 else c.links.shape[0] - 1
-
-
-@compiled(Tuple((int64, int64))(COLUMNS, int64, PAGES, int64, int64, boolean))
-def _inside(c, parent, pages, number, device_page, usable):
-    best, most, best_is_here = int64(-1), int64(0), False
-    row = int64(c.links[top_of(c, parent), TOP])
-    while row >= 0:
-        order, shared = compare(c, row, parent, pages, number)
-        shared -= shared % device_page
-        if shared > 0 and (not usable or c.swa_device[row] or c.swa_host_ready[row]):
-            here = c.device[row] and c.swa_device[row]
-            if shared > most or (shared == most and here and not best_is_here):
-                best, most, best_is_here = row, shared, here
-        if order == 0:
-            break
-        row = int64(c.links[row, RIGHT if order < 0 else LEFT])
-    return best, most
-
-
-@compiled(Tuple((int64, int64))(TABLE, int64, PAGES, boolean))
-def inside(table, parent, pages, usable):
-    """See ``PageTable.inside``; of the first of ``pages``."""
-    return _inside(columns(table), parent, pages, 0, table[_DEVICE_PAGE], usable)
-
-
-@compiled(void(COLUMNS, int64, int64))
-def link_child(c, parent, row):
-    """Put a new row among the children of its parent."""
-    at, side = top_of(c, parent), TOP
-    node = int64(c.links[at, side])
-    while node >= 0 and c.digest[node] > c.digest[row]:
-        order, _ = compare(c, node, parent, c.tokens, row)
-        at, side = node, RIGHT if order < 0 else LEFT
-        node = int64(c.links[at, side])
-    c.links[at, side] = row
-    # what was there goes below, on its side of the row
-    low, low_side, high, high_side = row, LEFT, row, RIGHT
-    while node >= 0:
-        order, _ = compare(c, node, parent, c.tokens, row)
-        if order < 0:
-            c.links[low, low_side] = node
-            low, low_side = node, RIGHT
-            node = int64(c.links[node, RIGHT])
-        else:
-            c.links[high, high_side] = node
-            high, high_side = node, LEFT
-            node = int64(c.links[node, LEFT])
-    c.links[low, low_side] = -1
-    c.links[high, high_side] = -1
-
-
-@compiled(void(COLUMNS, int64, int64))
-def unlink_child(c, parent, row):
-    """Take a row out of the children of its parent."""
-    at, side = top_of(c, parent), TOP
-    node = int64(c.links[at, side])
-    while node != row:
-        order, _ = compare(c, node, parent, c.tokens, row)
-        at, side = node, RIGHT if order < 0 else LEFT
-        node = int64(c.links[at, side])
-    low, high = int64(c.links[row, LEFT]), int64(c.links[row, RIGHT])
-    while low >= 0 and high >= 0:
-        if c.digest[low] > c.digest[high]:
-            c.links[at, side] = low
-            at, side = low, RIGHT
-            low = int64(c.links[low, RIGHT])
-        else:
-            c.links[at, side] = high
-            at, side = high, LEFT
-            high = int64(c.links[high, LEFT])
-    c.links[at, side] = low if low >= 0 else high
-
-
 # ---- paths ------------------------------------------------------------------------
 
 
@@ -378,10 +197,10 @@ def _match(c, pages, root, seed, device_page, window, out):
     if out.size > total:
         parent = out[known - 1] if known > 0 else root
         if known < total:
-            last, shared = _inside(c, parent, pages, known, device_page, True)
+            last, shared = inside_of(c, parent, pages, known, device_page, True)
         else:
             rest = out[total + 1 :].reshape((1, width))
-            last, shared = _inside(c, parent, rest, 0, device_page, True)
+            last, shared = inside_of(c, parent, rest, 0, device_page, True)
         if last >= 0:
             out[known] = last
             count, cut = known + 1, width - shared
@@ -417,7 +236,7 @@ def match(table, pages, root, seed, window, out):
         out: room for a row for each page; where the match may end inside one, for one more, and
             behind them the rest of the prompt.
     """
-    return _match(columns(table), pages, root, seed, table[_DEVICE_PAGE], window, out)
+    return _match(columns(table), pages, root, seed, table[DEVICE_PAGE], window, out)
 
 
 @compiled(int64(COLUMNS, int64, int64))
@@ -463,7 +282,7 @@ def use(table, rows, tick, policy, window):
 def match_and_use(table, pages, root, seed, tick, policy, window, out):
     """``match``, then ``use`` of what it finds."""
     c = columns(table)
-    found = _match(c, pages, root, seed, table[_DEVICE_PAGE], window, out)
+    found = _match(c, pages, root, seed, table[DEVICE_PAGE], window, out)
     if found[1] > 0:
         _use(c, out[: found[1]], tick, policy, window)
     return found

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled import loops, siblings
+from sglang_ext.core.compiled.arrays import FIELDS, table_of
 from sglang_ext.core.compiled.columns import CompiledColumn
 from sglang_ext.core.compiled.demotion import CompiledDemotion
 from sglang_ext.core.compiled.victims import CompiledVictims
@@ -56,7 +57,7 @@ class CompiledTable(PathTable):
         self._seeds: dict[int, int] = {}
         links = capacity + 1 if geometry.resumes_inside else 1
         arrays: dict[str, NDArray[Any]] = {
-            **{name: getattr(self, name) for name in loops.FIELDS if hasattr(self, name)},
+            **{name: getattr(self, name) for name in FIELDS if hasattr(self, name)},
             "last_request": self._last_request,
             "device": self.device.present,
             "swa_device": self.swa_device.present,
@@ -67,7 +68,7 @@ class CompiledTable(PathTable):
             "links": np.full((links, 3), -1, dtype=np.int32),
         }
         self._kept = arrays
-        self._arrays = loops.table_of(arrays, geometry.device_page)
+        self._arrays = table_of(arrays, geometry.device_page)
 
     # ---- lookup --------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class CompiledTable(PathTable):
 
     def inside(self, parent: int, page: Page, *, usable: bool = True) -> tuple[int, int]:
         """See PageTable."""
-        found: tuple[int, int] = loops.inside(self._arrays, parent, page.reshape(1, -1), usable)
+        found: tuple[int, int] = siblings.inside(self._arrays, parent, page.reshape(1, -1), usable)
         return found
 
     def row_of(self, digest: int) -> int | None:

@@ -1,0 +1,105 @@
+"""The children of each row as a treap, see ``PageTable.inside``; compiled."""
+
+from numba.core.types import Tuple, boolean, int64, void
+
+from sglang_ext.core.compiled.arrays import COLUMNS, DEVICE_PAGE, PAGES, TABLE, columns
+from sglang_ext.core.compiled.build import compiled
+from sglang_ext.core.compiled.constants import PAD
+
+# ---- siblings: a treap of the children of each row, see ``PageTable.inside`` ------------
+# The columns of ``links`` are: the sibling below on the side of smaller and of larger tokens,
+# and the topmost child. Behind the last row is the topmost first page, of all namespaces.
+
+LEFT, RIGHT, TOP = range(3)
+
+
+@compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64))
+def compare(c, row, parent, pages, number):
+    """(order of a row and a page below ``parent``: -1, 0 or 1; tokens that both begin with)."""
+    if c.parent[row] != parent:
+        return int64(-1 if c.parent[row] < parent else 1), int64(0)
+    for k in range(c.weights.size):
+        a, b = c.tokens[row, k], pages[number, k]
+        if a != b:
+            return int64(-1 if a < b else 1), int64(k)
+        if a == int64(PAD):
+            return int64(0), int64(k)
+    return int64(0), int64(c.weights.size)
+
+
+@compiled(int64(COLUMNS, int64))
+def top_of(c, parent):
+    """Where in ``links`` the topmost child of a row is."""
+    return parent if parent >= 0 else c.links.shape[0] - 1
+
+
+@compiled(Tuple((int64, int64))(COLUMNS, int64, PAGES, int64, int64, boolean))
+def inside_of(c, parent, pages, number, device_page, usable):
+    """See ``PageTable.inside``; of one of ``pages``."""
+    best, most, best_is_here = int64(-1), int64(0), False
+    row = int64(c.links[top_of(c, parent), TOP])
+    while row >= 0:
+        order, shared = compare(c, row, parent, pages, number)
+        shared -= shared % device_page
+        if shared > 0 and (not usable or c.swa_device[row] or c.swa_host_ready[row]):
+            here = c.device[row] and c.swa_device[row]
+            if shared > most or (shared == most and here and not best_is_here):
+                best, most, best_is_here = row, shared, here
+        if order == 0:
+            break
+        row = int64(c.links[row, RIGHT if order < 0 else LEFT])
+    return best, most
+
+
+@compiled(Tuple((int64, int64))(TABLE, int64, PAGES, boolean))
+def inside(table, parent, pages, usable):
+    """See ``PageTable.inside``; of the first of ``pages``."""
+    return inside_of(columns(table), parent, pages, 0, table[DEVICE_PAGE], usable)
+
+
+@compiled(void(COLUMNS, int64, int64))
+def link_child(c, parent, row):
+    """Put a new row among the children of its parent."""
+    at, side = top_of(c, parent), TOP
+    node = int64(c.links[at, side])
+    while node >= 0 and c.digest[node] > c.digest[row]:
+        order, _ = compare(c, node, parent, c.tokens, row)
+        at, side = node, RIGHT if order < 0 else LEFT
+        node = int64(c.links[at, side])
+    c.links[at, side] = row
+    # what was there goes below, on its side of the row
+    low, low_side, high, high_side = row, LEFT, row, RIGHT
+    while node >= 0:
+        order, _ = compare(c, node, parent, c.tokens, row)
+        if order < 0:
+            c.links[low, low_side] = node
+            low, low_side = node, RIGHT
+            node = int64(c.links[node, RIGHT])
+        else:
+            c.links[high, high_side] = node
+            high, high_side = node, LEFT
+            node = int64(c.links[node, LEFT])
+    c.links[low, low_side] = -1
+    c.links[high, high_side] = -1
+
+
+@compiled(void(COLUMNS, int64, int64))
+def unlink_child(c, parent, row):
+    """Take a row out of the children of its parent."""
+    at, side = top_of(c, parent), TOP
+    node = int64(c.links[at, side])
+    while node != row:
+        order, _ = compare(c, node, parent, c.tokens, row)
+        at, side = node, RIGHT if order < 0 else LEFT
+        node = int64(c.links[at, side])
+    low, high = int64(c.links[row, LEFT]), int64(c.links[row, RIGHT])
+    while low >= 0 and high >= 0:
+        if c.digest[low] > c.digest[high]:
+            c.links[at, side] = low
+            at, side = low, RIGHT
+            low = int64(c.links[low, RIGHT])
+        else:
+            c.links[at, side] = high
+            at, side = high, LEFT
+            high = int64(c.links[high, LEFT])
+    c.links[at, side] = low if low >= 0 else high

@@ -1,0 +1,55 @@
+"""Requests of a simulated engine."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.columns import Rows, Slots
+from sglang_ext.core.plan import Hold
+
+
+class DeviceFullError(Exception):
+    """The device has no room; a real engine retracts a request."""
+
+
+@dataclasses.dataclass(eq=False)
+class SimRequest:
+    """A running request.
+
+    Attributes:
+        tokens: its prompt and the answer that it will get.
+        prompt: tokens of the prompt.
+        full, swa: (n,) its device slots, those of the table first.
+        path: rows that it holds.
+        protected: slots ``[0, protected)`` belong to the table; some slots of the last of
+            ``path`` may not be among them: the request resumed inside that page.
+    """
+
+    tokens: NDArray[np.int64]
+    prompt: int
+    namespace: object
+    full: Slots
+    swa: Slots
+    path: Rows
+    protected: int
+    computed: int
+    lock: Hold
+    waits_for: int
+    number: int
+    priority: int
+
+    @property
+    def done(self) -> bool:
+        """Whether the whole prompt is computed."""
+        return self.computed >= len(self.tokens)
+
+
+@dataclasses.dataclass(eq=False, frozen=True)
+class Arrival:
+    """A request that waits for storage, and the prefetch it waits for, if any."""
+
+    tokens: NDArray[np.int64]
+    namespace: object
+    priority: int
+    op: int | None
