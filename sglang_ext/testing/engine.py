@@ -24,7 +24,6 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
-from sglang_ext.core.paths import NO_REST, Page
 from sglang_ext.core.plan import Declined, Transfer, TransferKind
 from sglang_ext.core.state import HostTier, SharedMemory
 from sglang_ext.core.storage_ledger import StorageLedger
@@ -32,7 +31,13 @@ from sglang_ext.core.storage_plan import Prefetch, StorageLimits
 from sglang_ext.core.table import STORED
 from sglang_ext.core.tails import Tail
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
-from sglang_ext.testing.requests import Arrival, DeviceFullError, SimRequest
+from sglang_ext.testing.requests import (
+    Arrival,
+    DeviceFullError,
+    SimRequest,
+    behind_whole_pages,
+    whole_pages,
+)
 from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.storage import SimStorage, SimStore, StorageFaults
@@ -140,7 +145,7 @@ class SimEngine:
         self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
     ) -> None:
         """A request gets in line; storage is asked for its prompt."""
-        plan = self.index.begin_lookup(self._whole_pages(tokens), namespace)
+        plan = self.index.begin_lookup(whole_pages(tokens, self.geometry), namespace)
         op = None
         if isinstance(plan, Prefetch):
             assert self.storage is not None
@@ -169,22 +174,6 @@ class SimEngine:
         if arrival.op is not None:
             self.index.cancel_prefetch(arrival.op)
 
-    def _whole_pages(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        # one token must be left to compute
-        page = self.geometry.page_tokens
-        count = max(0, len(tokens) - 1) // page
-        return tokens[: count * page].reshape(count, page)
-
-    def _rest(self, tokens: NDArray[np.int64]) -> Page:
-        """What is behind the whole pages, if a request may resume there."""
-        if not self.geometry.resumes_inside:
-            return NO_REST
-        page = self.geometry.page_tokens
-        rest = np.full(page, PAD, dtype=np.int64)
-        count = len(tokens) % page
-        rest[:count] = tokens[len(tokens) - count :]
-        return rest
-
     def start(
         self,
         tokens: NDArray[np.int64],
@@ -199,8 +188,8 @@ class SimEngine:
         """
         geometry, index = self.geometry, self.index
         prompt = len(tokens) - answer
-        rest = self._rest(tokens[: prompt - 1])
-        match = index.match_and_use(self._whole_pages(tokens[:prompt]), namespace, rest)
+        rest = behind_whole_pages(tokens[: prompt - 1], geometry)
+        match = index.match_and_use(whole_pages(tokens[:prompt], geometry), namespace, rest)
         rows = match.rows[: match.device_pages]
         if len(match.rows) > match.device_pages:
             # the engine locks the device prefix while it admits: the fallback must last
@@ -347,7 +336,7 @@ class SimEngine:
             request.priority,
             self._tail(request, count * per_page, end),
         )
-        repeat = len(self._whole_pages(request.tokens[: request.prompt]))
+        repeat = len(whole_pages(request.tokens[: request.prompt], geometry))
         if first <= repeat <= len(rows):
             self.index.note_prompt_end(rows, repeat)
         if len(rows) > count:
@@ -372,7 +361,7 @@ class SimEngine:
         behind = slice(start, end)
         if start == end or (request.swa[behind] == ABSENT).any():
             return None
-        rest = self._rest(request.tokens[: end * self.geometry.device_page])
+        rest = behind_whole_pages(request.tokens[: end * self.geometry.device_page], self.geometry)
         return Tail(rest, request.full[behind], request.swa[behind])
 
     def _make_own(self, request: SimRequest, start: int) -> bool:

@@ -6,6 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, Slots
+from sglang_ext.core.compiled.constants import PAD
+from sglang_ext.core.digest import Pages
+from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.paths import NO_REST, Page
 from sglang_ext.core.plan import Hold
 
 
@@ -53,3 +57,21 @@ class Arrival:
     namespace: object
     priority: int
     op: int | None
+
+
+def whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Pages:
+    """What a request with this prompt looks for: one token must be left to compute."""
+    page = geometry.page_tokens
+    count = max(0, len(tokens) - 1) // page
+    return tokens[: count * page].reshape(count, page)
+
+
+def behind_whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Page:
+    """What is behind the whole pages, if a request may resume there."""
+    if not geometry.resumes_inside:
+        return NO_REST
+    page = geometry.page_tokens
+    rest = np.full(page, PAD, dtype=np.int64)
+    count = len(tokens) % page
+    rest[:count] = tokens[len(tokens) - count :]
+    return rest
