@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
-from sglang_ext.core.arena import Arena, ArenaShape
 from sglang_ext.core.columns import ABSENT, Rows, Slots
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.eviction_policy import POLICIES
@@ -45,9 +44,6 @@ from sglang_ext.testing.transfers import HostSlots, Pace, SimLane
 
 __all__ = ["Arrival", "DeviceFullError", "SimEngine", "SimRequest", "Sizes"]
 
-_SLOT_BYTES = (2, 3)
-"""Of each component, in shared memory: neither is a multiple of the other."""
-
 
 class SimEngine:
     """One rank: requests, pools and transfers around one index.
@@ -76,7 +72,7 @@ class SimEngine:
         self.host_window: HostSlots = SimSlots(sizes.host_window_pages * per_page, geometry)
         shared = None
         if sizes.extent_pages:
-            shared = self._shared_memory(sizes, per_page)
+            shared = SimSharedMemory.of(sizes, per_page)
             self.host, self.host_window = shared.full, shared.window
         host_rows = self.host.total // per_page
         tier = None
@@ -129,15 +125,6 @@ class SimEngine:
         transfers = (t for lane in self.lanes.values() for t in lane.submitted)
         slots = [(t.full, t.window)[component].host for t in transfers]
         return slots + (self.storage.in_flight(component) if self.storage else [])
-
-    @staticmethod
-    def _shared_memory(sizes: Sizes, per_page: int) -> SimSharedMemory:
-        page_bytes = [size * per_page for size in _SLOT_BYTES]
-        total = sizes.host_pages * page_bytes[0] + sizes.host_window_pages * page_bytes[1]
-        extent_bytes = sizes.extent_pages * max(page_bytes) + 1
-        pages = tuple((size,) for size in page_bytes)
-        shape = ArenaShape(total // extent_bytes, (extent_bytes,), pages, per_page)
-        return SimSharedMemory(Arena(shape), _SLOT_BYTES)
 
     # ---- requests ------------------------------------------------------------
 

@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from sglang_ext.core.arena import Arena, ArenaPool
+from sglang_ext.core.arena import Arena, ArenaPool, ArenaShape
 from sglang_ext.core.columns import Slots
 from sglang_ext.testing.pools import LAYERS, STALE, Tags
+from sglang_ext.testing.sizes import Sizes
+
+_SLOT_BYTES = (2, 3)
+"""Of each component: neither is a multiple of the other."""
 
 
 class SimSharedMemory:
@@ -27,6 +31,16 @@ class SimSharedMemory:
         self.full, self.window = (
             SharedSlots(self, component, size) for component, size in enumerate(slot_bytes)
         )
+
+    @classmethod
+    def of(cls, sizes: Sizes, per_page: int) -> "SimSharedMemory":
+        """As much as separate pools of these sizes would have together."""
+        page_bytes = [size * per_page for size in _SLOT_BYTES]
+        total = sizes.host_pages * page_bytes[0] + sizes.host_window_pages * page_bytes[1]
+        extent_bytes = sizes.extent_pages * max(page_bytes) + 1
+        pages = tuple((size,) for size in page_bytes)
+        shape = ArenaShape(total // extent_bytes, (extent_bytes,), pages, per_page)
+        return cls(Arena(shape), _SLOT_BYTES)
 
     def move(self, component: int, source: Slots, target: Slots) -> None:
         """See HostMemory. What is left behind is spoiled."""
