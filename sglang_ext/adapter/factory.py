@@ -100,6 +100,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             window_pages,
             arena.shape.pages(0),
             dense,
+            (params.chunked_prefill_size or 0) // geometry.page_tokens,
         )
         if window_only:
             tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))

@@ -13,6 +13,7 @@ from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostR
 from sglang_ext.core.host_space import HostSpace
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
 from sglang_ext.core.sampling import passed_over
+from sglang_ext.core.state import STEPS_KEPT
 from sglang_ext.core.window import complete_windows, deepest_resume, dense_points
 from sglang_ext.core.write_policy import pages_to_copy_now
 
@@ -25,8 +26,6 @@ _MOST_SPARE = 1024
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _STEPS_AHEAD = 3
 """Copies are ahead of eviction by what so many steps take."""
-_STEPS_KEPT = 1024
-"""What a step has taken is forgotten after about so many that take less; and its fraction."""
 _NEVER = 1 << 62
 _BACKLOG = Declined(DeclineReason.BACKLOG)
 
@@ -84,12 +83,12 @@ class Backups(HostRoom):
         taken = self._free_at_step + self._evicted_in_step - free
         self._free_at_step, self._evicted_in_step = free, 0
         if taken > 0:
-            faded = self._step_share - self._step_share // _STEPS_KEPT
-            self._step_share = max(taken * _STEPS_KEPT, faded)
+            faded = self._step_share - self._step_share // STEPS_KEPT
+            self._step_share = max(taken * STEPS_KEPT, faded)
 
     def _low_pages(self) -> int:
         """Pages, free ones included, that eviction shall be able to free without a loss."""
-        policy, ahead = self.policy, _STEPS_AHEAD * self._step_share // _STEPS_KEPT
+        policy, ahead = self.policy, _STEPS_AHEAD * self._step_share // STEPS_KEPT
         return max(policy.low_pages, min(ahead, policy.most_low_pages))
 
     def _catch_up(self) -> list[Transfer]:

@@ -33,6 +33,8 @@ _AHEAD_SHARE = 12
 _MOST_AHEAD_SHARE = 4
 """or in this many where single steps take more."""
 
+STEPS_KEPT = 1024
+"""What a step has taken is forgotten after about so many that take less; and its fraction."""
 _MOST_LATE = 1024
 """Paths whose copy was put off; beyond, the oldest one waits until its eviction is near."""
 _MOST_WAITING = 4096
@@ -83,6 +85,7 @@ class BackupPolicy:
             before it meets one without a host copy; made good when a third of them are used.
         low_window_pages: the same for sliding-window copies.
         most_low_pages: where single steps take more than that, they are as many as this.
+        step_pages: what a step is taken to need before any was seen.
     """
 
     write: WritePolicy
@@ -92,6 +95,7 @@ class BackupPolicy:
     low_pages: int
     low_window_pages: int
     most_low_pages: int = 0
+    step_pages: int = 0
     dense_pages: int = 0
 
     @classmethod
@@ -103,11 +107,13 @@ class BackupPolicy:
         window_pages: int,
         host_pages: int,
         dense_pages: int = 0,
+        step_pages: int = 0,
     ) -> "BackupPolicy":
         """What a server with so many device pages of each component runs with.
 
         Args:
             host_pages: full-attention pages that the host has room for.
+            step_pages: most that a step prefills.
         """
         # what is copied ahead is in both tiers at once
         ahead = host_pages // _AHEAD_SHARE
@@ -120,6 +126,8 @@ class BackupPolicy:
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
             most_low_pages=min(pages // _PINNED_SHARE, host_pages // _MOST_AHEAD_SHARE),
             dense_pages=dense_pages,
+            # other policies have made their copies by then
+            step_pages=max(0, step_pages) if write is WritePolicy.WRITE_BACK else 0,
         )
 
 
@@ -202,7 +210,7 @@ class IndexState:
         self._pause = 0
         # free pages of the device at the last step, and the most that a step has taken of late
         self._free_at_step = self._evicted_in_step = 0
-        self._step_share = 0
+        self._step_share = self.policy.step_pages * STEPS_KEPT
         # (last row, its generation) of paths whose copy was due while others were being made
         self._late: deque[tuple[int, int]] = deque(maxlen=_MOST_LATE)
         # pages that were being copied when one of them was last refused

@@ -88,6 +88,9 @@ class Cache(StorageCalls):
     def holds_nothing(self) -> bool:
         return self.pages == 0
 
+    def settle(self, *, give_up: bool) -> None:
+        assert not give_up, "what is written of the old weights is theirs"
+
     def reset(self) -> None:
         self.pages = 0
         self.resets += 1
