@@ -15,7 +15,7 @@ from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer
 from sglang_ext.core.sampling import passed_over
 from sglang_ext.core.state import STEPS_KEPT
 from sglang_ext.core.window import complete_windows, deepest_resume, dense_points
-from sglang_ext.core.write_policy import pages_to_copy_now
+from sglang_ext.core.write_policy import WritePolicy, pages_to_copy_now
 
 _MOST_PATHS_A_STEP = 8
 """A step starts as many copies of each kind at most; the next one goes on."""
@@ -38,7 +38,7 @@ class Backups(HostRoom):
 
         None: there is nothing to copy.
         """
-        rows = rows[: pages_to_copy_now(self.policy.write, self.table.hits[rows])]
+        rows = rows[: pages_to_copy_now(self._write_policy(), self.table.hits[rows])]
         if len(rows) == 0:
             return None
         # a copy that is not needed yet takes nothing away from those that are
@@ -51,6 +51,15 @@ class Backups(HostRoom):
         if plan == _BACKLOG:
             self._late.append((int(rows[-1]), int(self.table.generation[rows[-1]])))
         return plan
+
+    def _write_policy(self) -> WritePolicy:
+        """Where running requests hold nearly all of the device, what they leave is needed at
+        once when they end: it is too late then to copy it ahead of its eviction."""
+        write = self.policy.write
+        free = self.device_pool.free_pages() + self.table.device.n_evictable
+        if write is WritePolicy.WRITE_BACK and free < self._low_pages():
+            return WritePolicy.WRITE_THROUGH
+        return write
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
