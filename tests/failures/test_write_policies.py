@@ -24,8 +24,8 @@ def test_a_host_allocation_that_fails_is_a_dropped_page_not_a_copy() -> None:
     """D1."""
     engine = engine_with(write=WritePolicy.WRITE_BACK, low_share=1)
     tokens = prompt(4)
-    serve(engine, tokens)
     engine.host.allocations_to_fail = 1
+    serve(engine, tokens)
     engine.demote()
     engine.settle()
     counters = engine.index.counters
