@@ -94,10 +94,14 @@ class Backups(HostRoom):
         if taken > 0:
             faded = self._step_share - self._step_share // STEPS_KEPT
             self._step_share = max(taken * STEPS_KEPT, faded)
+            self._steps_of_care = max(0, self._steps_of_care - 1)
 
     def _low_pages(self) -> int:
-        """Pages, free ones included, that eviction shall be able to free without a loss."""
+        """Pages, free ones included, that eviction shall be able to free without a loss: what is
+        copied ahead is in both tiers at once, so they are no more than was seen to be needed."""
         policy, ahead = self.policy, _STEPS_AHEAD * self._step_share // STEPS_KEPT
+        if not self._steps_of_care:
+            return policy.low_pages
         return max(policy.low_pages, min(ahead, policy.most_low_pages))
 
     def _catch_up(self) -> list[Transfer]:

@@ -9,6 +9,8 @@ from sglang_ext.core.backups import Backups
 from sglang_ext.core.columns import Rows
 from sglang_ext.core.compiled.constants import FREE, INSIDE_BAND
 from sglang_ext.core.plan import Transfer, TransferKind
+from sglang_ext.core.state import STEPS_KEPT
+from sglang_ext.core.write_policy import worth_keeping
 
 Flags = NDArray[np.bool_]
 
@@ -85,6 +87,13 @@ class DeviceRoom(Backups):
         lost: Flags = table.swa_device.present[rows] & ~kept & (table.swa_age[rows] >= INSIDE_BAND)
         return lost
 
+    def _note_lost(self, rows: Rows) -> None:
+        """Pages leave the device before they have been copied. If they were worth it, and the
+        host did not just refuse, copies have to begin sooner for a while."""
+        refused = self._pause or self.is_sampling
+        if not refused and worth_keeping(self.policy.write, self.table.hits[rows]).any():
+            self._steps_of_care = STEPS_KEPT
+
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self.table
         windows = self._drop_device_windows(rows[table.swa_device.present[rows]])
@@ -93,6 +102,7 @@ class DeviceRoom(Backups):
             extra, extra_windows = self._remove(rows)
             return len(rows) + extra, windows + extra_windows
         on_host = table.host.present[rows]
+        self._note_lost(rows[~on_host])
         self.counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
         extra, extra_windows = self._remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there

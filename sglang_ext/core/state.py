@@ -31,7 +31,7 @@ _LOW_SHARE = 4
 _AHEAD_SHARE = 12
 """And not more than one in this many host pages,"""
 _MOST_AHEAD_SHARE = 4
-"""or in this many where single steps take more."""
+"""or, where single steps take more, in this many of those that the device would not fill."""
 
 STEPS_KEPT = 1024
 """What a step has taken is forgotten after about so many that take less; and its fraction."""
@@ -124,7 +124,7 @@ class BackupPolicy:
             pinned_window_pages=window_pages // _PINNED_SHARE,
             low_pages=min(pages // _LOW_SHARE, ahead),
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
-            most_low_pages=min(pages // _PINNED_SHARE, host_pages // _MOST_AHEAD_SHARE),
+            most_low_pages=min(pages // _PINNED_SHARE, (host_pages - pages) // _MOST_AHEAD_SHARE),
             dense_pages=dense_pages,
             # other policies have made their copies by then
             step_pages=max(0, step_pages) if write is WritePolicy.WRITE_BACK else 0,
@@ -211,6 +211,8 @@ class IndexState:
         # free pages of the device at the last step, and the most that a step has taken of late
         self._free_at_step = self._evicted_in_step = 0
         self._step_share = self.policy.step_pages * STEPS_KEPT
+        # so many steps yet copies are further ahead, since pages were lost
+        self._steps_of_care = STEPS_KEPT if self.policy.step_pages else 0
         # (last row, its generation) of paths whose copy was due while others were being made
         self._late: deque[tuple[int, int]] = deque(maxlen=_MOST_LATE)
         # pages that were being copied when one of them was last refused
@@ -317,7 +319,7 @@ class IndexState:
         storage = [self._next_persist, self._next_prefetch, self._storage_paused_until]
         storage += [self._prefetched_pages, self._persisted_pages, len(self._to_persist)]
         room = [self._pause, self._room_left, self._window_room_left, self._held]
-        room += [len(self._late), self._free_at_step, self._step_share]
+        room += [len(self._late), self._free_at_step, self._step_share, self._steps_of_care]
         return [*room, self._sampling.lost, *detached, *storage]
 
     # ---- storage -------------------------------------------------------------

@@ -138,7 +138,8 @@ class Replay:
         counted.requests += 1
         counted.prompt += len(prompt)
         rows = self._resume(prompt)
-        request = _Request(rows, index.hold(rows), counted.requests)
+        repeat = (len(prompt) - 1) // self._page
+        request = _Request(rows, index.hold(rows), counted.requests, repeat)
         tokens = np.concatenate((prompt, answer))
         stops = [
             *range(len(rows) * self._page + self._chunk, len(prompt), self._chunk),
@@ -211,6 +212,8 @@ class Replay:
         index, first = self.index, len(request.rows)
         rows = index.insert(pages, None, first, full, swa, request.number)
         self._counted.pages += len(rows) - first
+        if first <= request.repeat <= len(rows):
+            index.note_prompt_end(rows, request.repeat)
         lock = index.hold(rows)
         request.lock.release()
         request.lock, request.rows = lock, rows
@@ -228,8 +231,10 @@ class Replay:
 
 @dataclasses.dataclass(slots=True)
 class _Request:
-    """A running request: the path that belongs to the index, and its lock."""
+    """A running request: the path that belongs to the index, its lock, and the pages after
+    which its prompt would be resumed if it came again."""
 
     rows: Rows
     lock: Hold
     number: int
+    repeat: int

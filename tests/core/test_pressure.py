@@ -56,4 +56,5 @@ def test_a_full_host_takes_in_what_a_few_long_prompts_leave(page: int, write: Wr
         scheduler.run()
     whole = 1699 // page * page
     found = sum(scheduler.found["again", number] for number in (11, 10, 9, 8))
-    assert found >= 0.95 * 4 * whole, found
+    # less than 0.81 of it where copies are ahead of a part of the device, whatever steps take
+    assert found >= 0.85 * 4 * whole, found
