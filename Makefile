@@ -11,10 +11,10 @@ ONLY ?= *
 demo: .venv/ready
 	$(BIN)/python -m launch.demo
 
-# real servers one after another: each of them takes both cores
+# two real servers at a time, a core for each; what shares a server is in one file
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --ignore tests/e2e --ignore tests/kits
-	$(BIN)/python -m pytest tests/e2e tests/kits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e tests/kits
 
 check: .venv/ready
 	$(BIN)/ruff check .
