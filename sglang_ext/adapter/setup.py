@@ -65,9 +65,10 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     from sglang_ext.adapter import clear_answer, idle_calls, weight_updates
     from sglang_ext.adapter.factory import build_tree_cache
 
-    clear_answer.install()
-    weight_updates.install()
-    idle_calls.install()
+    if not ctx.disable_radix_cache:  # the engine's own has nothing to be told
+        clear_answer.install()
+        weight_updates.install()
+        idle_calls.install()
     return build_tree_cache(ctx)
 
 
