@@ -258,7 +258,8 @@ def test_a_prompt_that_gives_way_keeps_its_beginning(serve, tmp_path: Path) -> N
         flush(server)
         again = generate(server, long, 8)
         assert again["output_ids"] == first["output_ids"]
-        assert cached(again)["storage"] >= 800
+        # of a thousand KB the short prompt takes a quarter, and a third of the rest are windows
+        assert cached(again)["storage"] >= 512
         assert_idle_and_alive(server)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 1000_000
 
