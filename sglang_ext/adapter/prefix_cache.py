@@ -347,8 +347,12 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
                 stop = owned + len(taken) * page
                 row[owned:stop] = self._row_tokens(taken).to(row.dtype)
         protected = min(len(rows) * page, end)
-        if protected < owned + used and self.inside is not None:
+        if own is not None and self.inside is not None and protected < owned + used:
             self.inside.wait()
+            # the engine counts what the request shared as left by the window already
+            evicted = min(kv.get_evicted_seqlen(ComponentType.SWA), owned + used)
+            lost = max(0, evicted - owned) // self.page_size
+            self._device_pool.release_window(own.full[:lost], own.swa[:lost])
 
         node = self._prefix(rows, len(rows) * page - protected)
         old_lock, req.lock = req.lock, self.lock(node)
