@@ -16,7 +16,7 @@ from sglang_ext.core.table import PageTable
 from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
-SEEDS, STEPS = 120, 800
+SEEDS, STEPS = 360, 800
 
 
 def storage_reads_slots_that_are_free(patch: Patch) -> None:
