@@ -10,6 +10,9 @@ microseconds. Evictions are what it costs to free 1,024 tokens: stock takes whol
 its calls find the work done. Growth is the time with a million pages beside that with ten thousand.
 
     python -m launch.bench_core --out out/core.json
+    python -m launch.bench_core --before ../checkout --cores ours --out out/core.json
+
+The second one compares with another checkout of the project, which runs its own bench.
 """
 
 import argparse
@@ -30,9 +33,11 @@ from typing import Any
 from tqdm import tqdm
 
 from launch.server import CPU, inherited
-from sglang_ext.arguments import Parser, output_file
+from sglang_ext.arguments import Parser, output_file, refusal
 
 CORES = ("ours", "rust", "python")
+BEFORE = "before"
+"""Ours, from another checkout."""
 PARTS = ("table", "growth")
 Cell = tuple[int, int, int]
 """Page size, pages, prompt tokens."""
@@ -57,11 +62,19 @@ IN_A_ROW = 5
 PROCESSES = 5
 MOST_PAGES = {"python": 100_000}
 """Cells with more pages are left out,"""
-ONCE_ABOVE = {"ours": 100_000, "rust": 100_000, "python": 1_000}
+ONCE_ABOVE = {"ours": 100_000, BEFORE: 100_000, "rust": 100_000, "python": 1_000}
 """or measured in one process: minutes pass until so many pages are there."""
 GROWTH = (10_000, 1_000_000)
 _UNLIMITED = 1 << 30
 _WAITS = "waits for the token"
+
+
+def checkout(text: str) -> Path:
+    """A checkout of the project."""
+    path = Path(text).absolute()
+    if not (path / "launch" / "bench_core.py").is_file():
+        raise refusal(text, "a checkout of this project, with launch/bench_core.py")
+    return path
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,10 +87,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--pages", nargs="+", type=int, choices=PAGES, default=PAGES, help="of a cache"
     )
+    parser.add_argument("--before", type=checkout, help="checkout to compare with")
     parser.add_argument("--core", choices=CORES, help=argparse.SUPPRESS)
     parser.add_argument("--cell", type=int, nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--cpu", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.before:
+        args.cores = (*args.cores, BEFORE)
+    return args
 
 
 def cells(*, quick: bool) -> list[Cell]:
@@ -322,14 +339,20 @@ def pass_token() -> None:
 class Child:
     """A process that measures one core in one cell while it has the token."""
 
-    def __init__(self, core: str, cell: Cell, cpu: int) -> None:
+    def __init__(self, core: str, cell: Cell, cpu: int, before: Path | None) -> None:
+        environment = {**inherited(), **CPU}
+        folder = before if core == BEFORE else None
+        if folder is not None:
+            paths = (folder, folder / "cpu_platform")
+            environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+            core = "ours"
+        if core != "ours":
+            environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"] = core
         command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
-        environment = {**inherited(), **CPU, "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": core}
-        if core == "ours":
-            del environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"]
         self._process = subprocess.Popen(
             [*command, "--cell", *map(str, cell), "--cpu", str(cpu)],
             env=environment,
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -359,14 +382,14 @@ class Child:
 
 
 def run_in_turns(
-    contestants: Iterable[tuple[str, Cell]], cpu: int
+    contestants: Iterable[tuple[str, Cell]], cpu: int, before: Path | None
 ) -> dict[tuple[str, Cell], Times]:
     """Measure cores in cells, each in a process of its own, in turns on one CPU."""
     results: dict[tuple[str, Cell], Times] = {}
     with contextlib.ExitStack() as stack:
         children = {}
         for core, cell in contestants:
-            child = children[core, cell] = Child(core, cell, cpu)
+            child = children[core, cell] = Child(core, cell, cpu, before)
             stack.callback(child.end)
         for child in children.values():
             child.wait()
@@ -387,7 +410,11 @@ def processes(core: str, pages: int) -> int:
 
 
 def compare(
-    processes_of: Mapping[str, int], page: int, sizes: Sequence[int], prompt: int
+    processes_of: Mapping[str, int],
+    page: int,
+    sizes: Sequence[int],
+    prompt: int,
+    before: Path | None = None,
 ) -> dict[tuple[str, int], Times]:
     """Medians over so many processes of each core with caches of so many pages, all of them side
     by side; by core and pages."""
@@ -400,7 +427,8 @@ def compare(
             if turn < count
             for pages in sizes
         ]
-        for (core, cell), times in run_in_turns(contestants, cpus[turn % len(cpus)]).items():
+        cpu = cpus[turn % len(cpus)]
+        for (core, cell), times in run_in_turns(contestants, cpu, before).items():
             runs.setdefault((core, cell[1]), []).append(times)
     return {
         contestant: {name: statistics.median(run[name] for run in some) for name in some[0]}
@@ -408,10 +436,12 @@ def compare(
     }
 
 
-def table_rows(cores: Sequence[str], page: int, pages: int, prompt: int) -> list[dict[str, Any]]:
+def table_rows(
+    cores: Sequence[str], page: int, pages: int, prompt: int, before: Path | None
+) -> list[dict[str, Any]]:
     """Rows of the table: the operations in one cell."""
     counts = {core: processes(core, pages) for core in cores if processes(core, pages)}
-    times = compare(counts, page, [pages], prompt)
+    times = compare(counts, page, [pages], prompt, before)
     return [
         {
             "page": page,
@@ -476,7 +506,7 @@ def main() -> None:
     every = [cell for cell in cells(quick=args.quick) if cell[1] in args.pages]
     for page, pages, prompt in tqdm(every, desc="cells"):
         if "table" in args.parts:
-            report["rows"] += table_rows(args.cores, page, pages, prompt)
+            report["rows"] += table_rows(args.cores, page, pages, prompt, args.before)
         if "growth" in args.parts and pages == GROWTH[0]:
             report["growth"] += growth_rows(page, prompt)
         # after every cell: an interrupted run keeps what it has measured

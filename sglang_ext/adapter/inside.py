@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from sglang_ext.core.columns import Rows, Slots
-from sglang_ext.core.compiled.constants import PAD
-from sglang_ext.core.paths import Page
+from sglang_ext.core.paths import Page, filled_up
 from sglang_ext.core.plan import Hold
 from sglang_ext.core.tails import Own, Tail
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from sglang_ext.core.index import CacheIndex
 
 _TOKEN_BYTES = 8
+_NO_TOKENS: Page = np.empty(0, dtype=np.int64)
 
 
 class InsidePages:
@@ -33,19 +33,16 @@ class InsidePages:
         self._page = index.geometry.page_tokens
         self._device_page = index.geometry.device_page
         self._chunk = chunk
-        self._blank = np.full(self._page, PAD, dtype=np.int64)
 
     def end(self, up_to: int) -> int:
         """How many of a finished request's first ``up_to`` tokens are in whole device pages."""
         return up_to // self._device_page * self._device_page
 
     def rest(self, token_ids: Any, length: int) -> Page:
-        """What of the first ``length`` tokens is behind the whole pages, filled up with PAD."""
-        page = self._blank.copy()
+        """What of the first ``length`` tokens is behind the whole pages; a view."""
         if count := length % self._page:
-            start = (length - count) * _TOKEN_BYTES
-            page[:count] = np.frombuffer(token_ids, np.int64, count, start)
-        return page
+            return np.frombuffer(token_ids, np.int64, count, (length - count) * _TOKEN_BYTES)
+        return _NO_TOKENS
 
     def may_load(self, pages: int, max_new: int) -> bool:
         """Whether a load may end inside a page. It takes up to a page more of the device than
@@ -96,4 +93,6 @@ class InsidePages:
         full, swa = self._pool.tail_slots(row[start:end])
         if own is not None:
             full[: len(own.full)], swa[: len(own.swa)] = own.full, own.swa
-        return Tail(self.rest(token_ids, end), full, swa) if swa.all() else None
+        if not swa.all():
+            return None
+        return Tail(filled_up(self.rest(token_ids, end), self._page), full, swa)

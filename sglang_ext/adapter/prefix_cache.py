@@ -30,7 +30,7 @@ from sglang_ext.core import invariants
 from sglang_ext.core.columns import Rows, Slots
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.paths import NO_REST, Page
+from sglang_ext.core.paths import Page
 from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
 from sglang_ext.core.tails import Own
 
@@ -114,6 +114,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
+        self._generation = index.table.generation
         self._page_type = np.dtype((np.int64, (self._page_tokens,)))
         self._admission = admission
         self._low_values_first = low_values_first
@@ -248,13 +249,13 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
             return False
         return np.array_equal(self.index.table.device.slots[rows], full[: len(rows)])
 
-    def _key(self, key: "RadixKey") -> tuple[Pages, Hashable, Page]:
+    def _key(self, key: "RadixKey") -> tuple[Pages, Hashable, Page | None]:
         """(whole pages, namespace, what is behind them if requests may resume there)."""
         token_ids = key.token_ids
         # a match of a short prompt is mostly calls; the length of a key is two of them
         plain = key.limit is None and not key.is_bigram
         length = len(token_ids) if plain else len(key)
-        rest = NO_REST if self.inside is None else self.inside.rest(token_ids, length)
+        rest = None if self.inside is None else self.inside.rest(token_ids, length)
         return self._pages(token_ids, length), (key.extra_key, key.cache_salt), rest
 
     def _pages(self, token_ids: Any, length: int) -> Pages:
@@ -268,7 +269,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def _prefix(self, rows: Rows, cut: int = 0) -> Prefix:
         if len(rows) == 0:
             return self._root
-        return Prefix(rows, int(self.index.table.generation[rows[-1]]), cut)
+        return Prefix(rows, self._generation.item(rows.item(-1)), cut)
 
     # ---- lock ----------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.config import BACKEND
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.storage_plan import StorageLimits
+from sglang_ext.core.window import stored_pages
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.background import BackgroundStorage
 
@@ -121,13 +122,15 @@ class StorageSetup:
             raise StartupError(
                 f"--hicache-storage-backend {name} did not start: {error!r}"
             ) from error
+        shape = self._memory.arena.shape
         tier = StorageTier(
             self._index,
             BackgroundStorage(store, geometry),
             StorageLimits.for_host(
-                self._memory.arena.shape.pages(0),
+                shape.pages(0),
                 -(-threshold // geometry.page_tokens),
                 self._index.policy.checkpoint_pages,
+                stored_pages(geometry, shape.page_bytes, self._index.policy.dense_pages),
             ),
             Patience(policy, base_s * 1000.0, per_1024_tokens_s * 1000.0),
         )

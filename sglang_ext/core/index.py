@@ -11,7 +11,7 @@ import numpy as np
 
 from sglang_ext.core.columns import Rows, Slots
 from sglang_ext.core.digest import Pages
-from sglang_ext.core.paths import NO_REST, Page
+from sglang_ext.core.paths import Page
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.tails import Tail, Tails
 
@@ -19,12 +19,14 @@ from sglang_ext.core.tails import Tail, Tails
 class CacheIndex(Tails):
     """The table, its victims and its transfers behind one facade."""
 
-    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens), and of ``rest`` behind
         them, see ``PathTable.match``. Read-only."""
         return self.table.match(pages, namespace, rest)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match_and_use(
+        self, pages: Pages, namespace: Hashable, rest: Page | None = None
+    ) -> PrefixMatch:
         """The same for a request, which uses what is found."""
         match = self.table.match_and_use(pages, namespace, rest)
         self._used(match.rows)

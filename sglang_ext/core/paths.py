@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.compiled.constants import LEFT_THE_PATH
+from sglang_ext.core.compiled.constants import LEFT_THE_PATH, PAD
 from sglang_ext.core.demotion import Demotion
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
@@ -15,7 +15,13 @@ from sglang_ext.core.table import PageTable
 from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
 
 Page = NDArray[np.int64]
-NO_REST: Page = np.empty(0, dtype=np.int64)
+
+
+def filled_up(tokens: Page, length: int) -> Page:
+    """(length,) tokens, and PAD behind them."""
+    page = np.full(length, PAD, dtype=np.int64)
+    page[: len(tokens)] = tokens
+    return page
 
 
 class PathTable(PageTable):
@@ -30,19 +36,20 @@ class PathTable(PageTable):
         self.when_renumbered.append(queue.restart)
         return queue
 
-    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only.
 
         Args:
-            rest: (page_tokens,) what follows the pages, from some token on PAD; without it the
-                request does not resume inside a page.
+            rest: (n,) tokens that follow the pages, less than a page of them; None for a request
+                that must not resume inside a page.
         """
         size = self.geometry.window_pages
         rows = self.lookup(pages, namespace)
         known, cut = len(rows), 0
         root = self.root(namespace)
-        if len(rest) and root is not None:
-            page = pages[known] if known < len(pages) else rest
+        if rest is not None and root is not None:
+            whole = known < len(pages)
+            page = pages[known] if whole else filled_up(rest, self.geometry.page_tokens)
             last, shared = self.inside(int(rows[-1]) if known else root, page)
             if last >= 0:
                 rows, cut = np.append(rows, last), len(page) - shared
@@ -60,7 +67,9 @@ class PathTable(PageTable):
         cut = cut if best > known else 0
         return PrefixMatch(rows[:best], ready, to_pin, max(0, known - best), cut)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match_and_use(
+        self, pages: Pages, namespace: Hashable, rest: Page | None = None
+    ) -> PrefixMatch:
         """``match``, and ``use`` of a path that is found, in a tick of its own."""
         match = self.match(pages, namespace, rest)
         if len(match.rows):

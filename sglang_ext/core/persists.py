@@ -10,6 +10,7 @@ from sglang_ext.core.plan import Transfer
 from sglang_ext.core.state import FIRST_PAUSE_MS
 from sglang_ext.core.storage_plan import PERSISTS, Held, Objects, Persist, StorageLimits
 from sglang_ext.core.table import STORED, STORING
+from sglang_ext.core.window import dense_points
 
 _BACKUPS_AT_ONCE = 4
 _LOOKED_AT_A_STEP = 64
@@ -117,9 +118,7 @@ class Persists(Loads):
             reach, full = int(table.depth[full[room]]), full[:room]
             self.queue_persist(path)
         above = path[:reach]
-        kept = self.checkpoints
-        needed = kept.ends[above] & ~np.isin(above, kept.spare())
-        stops = tuple((np.flatnonzero(needed) + 1).tolist())
+        stops, inside = self._stops_to_store(above)
         window = self._in_windows(above, stops)
         window = window[table.window_stored[window] == 0]
         if len(full) == 0 and len(window) == 0:
@@ -132,7 +131,7 @@ class Persists(Loads):
             window=self._objects(table.swa_host, window, keys),
             keys=keys,
             first=first * self.geometry.slots_per_page,
-            windows=frozenset(self._places(self._windows_in_use(above, stops, window))),
+            windows=frozenset(self._places(self._windows_in_use(above, stops, inside, window))),
             path=self._note(above),
             full_rows=self._note(full),
             window_rows=self._note(window),
@@ -149,17 +148,33 @@ class Persists(Loads):
         self.persists[persist.op] = persist
         return persist
 
-    def _windows_in_use(self, path: Rows, stops: tuple[int, ...], window: Rows) -> Rows:
+    def _stops_to_store(self, path: Rows) -> tuple[tuple[int, ...], list[int]]:
+        """Ends of the windows of a path that go to storage, and those of them that are there for
+        a path that has lost its end. Files have room for more of these than the host, which has
+        its own while nothing else needs the room, so they are written where it has them."""
+        assert self.storage is not None
+        kept = self.checkpoints
+        there = kept.ends[path]
+        needed = there & ~np.isin(path, kept.spare())
+        inside: list[int] = []
+        if self.storage.dense_pages:
+            inside = dense_points(needed, there, self.storage.dense_pages)
+        stops = np.union1d(np.flatnonzero(needed) + 1, inside).astype(np.int64)
+        return tuple(stops.tolist()), inside
+
+    def _windows_in_use(
+        self, path: Rows, stops: tuple[int, ...], inside: list[int], window: Rows
+    ) -> Rows:
         """Pages of windows that storage is to keep as long as their path: those that are worth
         keeping on the host, too, and the last one. Each is used as a whole, whoever wrote a
         part of it.
 
         Args:
-            stops: ends of the windows that the host has.
+            stops, inside: see ``_stops_to_store``.
             window: pages that are written now.
         """
         table = self.table
-        worth = (*(np.flatnonzero(table.resume[path]) + 1).tolist(), *stops[-1:])
+        worth = (*(np.flatnonzero(table.resume[path]) + 1).tolist(), *inside, *stops[-1:])
         pages = self._in_windows(path, worth)
         return np.union1d(pages[table.window_stored[pages] > 0], window)
 

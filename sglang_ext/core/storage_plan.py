@@ -26,6 +26,9 @@ class StorageLimits:
         threshold_pages: a prefetch of fewer pages is not worth it.
         stop_pages: least distance of the windows that a prefetch brings along, so that a part
             of it is of use.
+        dense_pages: distance of the windows inside a prompt that are written, as far as the
+            host has them: a prompt whose end has given way is of use up to one of these. 0
+            writes none of those that the host keeps only while it has room.
         prefetch_pages: pages that prefetches fill at a time.
         persist_pages: pages that storage reads at a time.
     """
@@ -34,15 +37,19 @@ class StorageLimits:
     stop_pages: int
     prefetch_pages: int
     persist_pages: int
+    dense_pages: int = 0
 
     @classmethod
-    def for_host(cls, pages: int, threshold_pages: int, stop_pages: int) -> "StorageLimits":
+    def for_host(
+        cls, pages: int, threshold_pages: int, stop_pages: int, dense_pages: int = 0
+    ) -> "StorageLimits":
         """Half of the host for what comes, an eighth for what goes."""
         return cls(
             threshold_pages=max(1, threshold_pages),
             stop_pages=max(1, stop_pages),
             prefetch_pages=max(1, pages // 2),
             persist_pages=max(1, pages // 8),
+            dense_pages=dense_pages,
         )
 
 

@@ -73,6 +73,23 @@ def dense_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]], interva
     return apart if apart < interval else 0
 
 
+_STORED_SHARE = 8
+"""In storage, where there is more room and a bound takes the ends of prompts first."""
+
+
+def stored_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]], dense: int) -> int:
+    """Distance of the windows inside a prompt that storage is given, in pages, as far as the host
+    has them; 0 where it keeps no more than always.
+
+    Args:
+        page_bytes: as for ``checkpoint_pages``.
+        dense: what ``dense_pages`` gives.
+    """
+    if dense == 0 or len(page_bytes) == 1:
+        return 0
+    return max(dense, _apart(geometry, page_bytes, _STORED_SHARE))
+
+
 def _apart(geometry: Geometry, page_bytes: Sequence[Sequence[int]], share: int) -> int:
     """Pages between windows that take one in ``share`` bytes of what the pages take."""
     full, window = (sum(size) for size in page_bytes)

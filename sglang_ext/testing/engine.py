@@ -23,6 +23,7 @@ from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.host_room import Claim
 from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.ledger import Ledger
+from sglang_ext.core.paths import filled_up
 from sglang_ext.core.plan import Declined, Transfer, TransferKind
 from sglang_ext.core.state import HostTier, SharedMemory
 from sglang_ext.core.storage_ledger import StorageLedger
@@ -108,7 +109,10 @@ class SimEngine:
         self.storage: SimStorage | None = None
         if sizes.storage_threshold and host_rows:
             limits = StorageLimits.for_host(
-                host_rows // sizes.storage_share, sizes.storage_threshold, sizes.storage_stop
+                host_rows // sizes.storage_share,
+                sizes.storage_threshold,
+                sizes.storage_stop,
+                sizes.storage_dense,
             )
             self.index.attach_storage(limits)
             self.storage = SimStorage(
@@ -348,7 +352,9 @@ class SimEngine:
         behind = slice(start, end)
         if start == end or (request.swa[behind] == ABSENT).any():
             return None
-        rest = behind_whole_pages(request.tokens[: end * self.geometry.device_page], self.geometry)
+        page = self.geometry.page_tokens
+        rest = request.tokens[: end * self.geometry.device_page]
+        rest = filled_up(rest[len(rest) // page * page :], page)
         return Tail(rest, request.full[behind], request.swa[behind])
 
     def _make_own(self, request: SimRequest, start: int) -> bool:

@@ -16,7 +16,7 @@ from sglang_ext.core.columns import Rows, SlotColumn, Slots
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.paths import NO_REST, Page
+from sglang_ext.core.paths import Page, filled_up
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.tails import Own, Tail
 from sglang_ext.core.write_policy import WritePolicy
@@ -99,7 +99,7 @@ class ModelledIndex(CacheIndex):
 
     # ---- operations ----------------------------------------------------------
 
-    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """See CacheIndex; compared with the definition of the resume rule."""
         found = super().match(pages, namespace, rest)
         known: list[ModelPage] = []
@@ -107,8 +107,9 @@ class ModelledIndex(CacheIndex):
             if key not in self.pages:
                 break
             known.append(self.pages[key])
-        if len(rest):
-            page = pages[len(known)] if len(known) < len(pages) else rest
+        if rest is not None:
+            page = filled_up(rest, self.geometry.page_tokens)
+            page = pages[len(known)] if len(known) < len(pages) else page
             known += self._inside(pages[: len(known)], namespace, page, found)
         best = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=True))
         direct = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=False))
@@ -153,7 +154,9 @@ class ModelledIndex(CacheIndex):
             return []
         return [self.pages[min(best, key=lambda key: not self.pages[key].swa_device)]]
 
-    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match_and_use(
+        self, pages: Pages, namespace: Hashable, rest: Page | None = None
+    ) -> PrefixMatch:
         """See CacheIndex."""
         expected = self.match(pages, namespace, rest)
         found = super().match_and_use(pages, namespace, rest)

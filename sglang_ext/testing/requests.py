@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.columns import Rows, Slots
-from sglang_ext.core.compiled.constants import PAD
 from sglang_ext.core.digest import Pages
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import NO_REST, Page
+from sglang_ext.core.paths import Page
 from sglang_ext.core.plan import Hold
 
 
@@ -66,12 +65,8 @@ def whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Pages:
     return tokens[: count * page].reshape(count, page)
 
 
-def behind_whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Page:
+def behind_whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Page | None:
     """What is behind the whole pages, if a request may resume there."""
     if not geometry.resumes_inside:
-        return NO_REST
-    page = geometry.page_tokens
-    rest = np.full(page, PAD, dtype=np.int64)
-    count = len(tokens) % page
-    rest[:count] = tokens[len(tokens) - count :]
-    return rest
+        return None
+    return tokens[len(tokens) // geometry.page_tokens * geometry.page_tokens :]

@@ -92,6 +92,7 @@ class Simulation:
             storage_share=rng.choice([1, 1, 4]) if storage else 1,
             more_ticks=(0, 2, 50)[seed // 2 % 3],
             dense_pages=(0, 1, 3)[seed // 4 % 3],
+            storage_dense=(0, 2, 5)[seed // 12 % 3],
         )
         layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])
         pace = Pace(layer=layer, fails=rng.choice([0.0, 0.05]))

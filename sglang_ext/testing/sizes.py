@@ -22,7 +22,7 @@ class Sizes:
     Attributes:
         eviction: the engine's name of the policy.
         storage_threshold: fewest pages worth a prefetch; 0 for no storage.
-        storage_stop: see StorageLimits.
+        storage_stop, storage_dense: see StorageLimits.
         spare: what an eviction may free beyond what is asked for.
         more_ticks: what ages have bits for, beyond what the table needs; 0 for a server's.
         storage_share: storage may hold up one in so many host pages as on a server.
@@ -46,6 +46,7 @@ class Sizes:
     storage_share: int = 1
     more_ticks: int = 0
     dense_pages: int = 0
+    storage_dense: int = 0
 
     def limits(self, rows: int) -> AgeLimits:
         """What ages of a table with so many rows have bits for."""

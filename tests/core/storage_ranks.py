@@ -13,7 +13,9 @@ PAGE = 16
 FAST = StorageFaults(mean=1e-6)
 
 
-def rank(store: SimStore | None = None, **sizes: Any) -> SimEngine:
+def rank(
+    store: SimStore | None = None, kind: type[SimEngine] = SimEngine, **sizes: Any
+) -> SimEngine:
     """A rank with a storage that is there at once."""
     defaults: dict[str, Any] = {
         "device_pages": 40,
@@ -24,7 +26,7 @@ def rank(store: SimStore | None = None, **sizes: Any) -> SimEngine:
         "storage_threshold": 1,
         "storage_stop": 16,
     }
-    return SimEngine(
+    return kind(
         Geometry(PAGE, 2 * PAGE), Sizes(**{**defaults, **sizes}), store=store, storage_faults=FAST
     )
 
@@ -34,14 +36,16 @@ def tokens(pages: int, seed: int = 0, extra: int = 1) -> np.ndarray:
     return np.arange(pages * PAGE + extra) + 1000 * seed
 
 
-def serve(engine: SimEngine, prompt: np.ndarray, namespace: object = None) -> None:
+def serve(
+    engine: SimEngine, prompt: np.ndarray, namespace: object = None, chunk: int = 5 * PAGE
+) -> None:
     """One request from its arrival to its end."""
     engine.arrive(prompt, namespace)
     for _ in range(6):
         step(engine)
     request = engine.admit(0)
     while not request.done:
-        engine.compute(request, 5 * PAGE)
+        engine.compute(request, chunk)
     engine.finish(request)
     engine.settle()
     for _ in range(6):

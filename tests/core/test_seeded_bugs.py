@@ -479,7 +479,7 @@ def a_compiled_copy_is_not_counted(patch: Patch) -> None:
 
 def a_compiled_search_leaves_gaps(patch: Patch) -> None:
     def remove(arrays: Any, rows: Any, roots: Any) -> bool:
-        table = next(t for t in tables if t._arrays is arrays)
+        table = next(t for t in tables if t._arrays == arrays)
         buckets = table._buckets.copy()
         held = (buckets & np.uint64(0xFFFFFFFF)).astype(np.int64)
         buckets[np.isin(held, rows)] = loops.EMPTY

@@ -8,8 +8,11 @@ from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
 from sglang_ext.core.storage_ledger import StorageLedger
 from sglang_ext.core.storage_plan import Prefetch
 from sglang_ext.core.table import STORED, STORING
+from sglang_ext.core.window import complete_windows
 from sglang_ext.testing.storage import SimStore, StorageFaults
 from tests.core.storage_ranks import FAST, PAGE, match, rank, serve, step, tokens
+from tests.core.test_dense_windows import WholeChunks
+from tests.failures.scenarios import rows_of
 
 
 def test_a_new_rank_finds_in_storage_what_another_one_has_served() -> None:
@@ -51,6 +54,18 @@ def test_a_part_of_a_prefetch_is_of_use() -> None:
     assert fresh.index.counters.lost_prefetched_pages == 12
     assert fresh.index.counters.found_pages == 12
     assert fresh.index.counters.unfulfilled == {Unfulfilled.LATE: 8}
+
+
+def test_a_prompt_that_has_lost_its_end_in_storage_is_of_use_up_to_a_window_inside() -> None:
+    """Windows that the host keeps only while it has room are written too, further apart: without
+    one a prompt is lost with its last page."""
+    sizes = {"checkpoint_pages": 0, "dense_pages": 4, "host_pages": 80, "host_window_pages": 80}
+    for dense, stored in ((0, [24]), (4, [4, 8, 12, 16, 20, 24]), (9, [8, 16, 24])):
+        engine = rank(SimStore(), WholeChunks, **sizes, storage_dense=dense)
+        serve(engine, tokens(24), chunk=24 * PAGE)
+        table, path = engine.index.table, rows_of(engine, tokens(24))
+        there = np.flatnonzero(complete_windows(table.window_stored[path] == STORED, 2)) + 1
+        assert there.tolist() == stored, dense
 
 
 def test_what_storage_has_and_a_request_does_not_get_is_counted_by_reason() -> None:

@@ -181,9 +181,8 @@ def test_a_hit_without_its_window_resumes_from_the_last_checkpoint(
     tmp_path: Path,
 ) -> None:
     """The last window in storage is lost; the full pages stay."""
-    checkpoints = {"SGLANG_EXT_CHECKPOINT_TOKENS": "256"}
     options = [*stored_in(tmp_path), "--page-size", str(PAGE)]
-    with serve(128, *options, tokens=8192, **checkpoints) as server:
+    with serve(128, *options, tokens=8192) as server:
         expected = generate(server, prompt(1, 1201), 8)["output_ids"]
         hits = []
         for _ in range(2):
@@ -258,8 +257,8 @@ def test_a_prompt_that_gives_way_keeps_its_beginning(serve, tmp_path: Path) -> N
         flush(server)
         again = generate(server, long, 8)
         assert again["output_ids"] == first["output_ids"]
-        # of a thousand KB the short prompt takes a quarter, and a third of the rest are windows
-        assert cached(again)["storage"] >= 512
+        # of a thousand KB the short prompt takes a third, and storage has a window inside the long
+        assert cached(again)["storage"] >= 1000
         assert_idle_and_alive(server)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 1000_000
 

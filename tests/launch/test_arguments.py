@@ -18,7 +18,7 @@ BAD = {
         "--cores 4096",
     ],
     "launch.bench_copies": ["--out .", "--mebibytes 0", "--mebibytes -1"],
-    "launch.bench_core": ["--out .", "--pages 7", "--cores other", "--parts other"],
+    "launch.bench_core": ["--out .", "--pages 7", "--cores other", "--parts other", "--before /"],
     "launch.bench_multiturn": [
         "--port 0",
         "--port 65536",

@@ -49,17 +49,22 @@ FIELDS = {
 """The arrays of a table, in the order in which ``TABLE`` has their addresses."""
 Columns = namedtuple("Columns", FIELDS)
 COLUMNS = NamedTuple(tuple(FIELDS.values()), Columns)
-TABLE = LONGS
-"""Rows, tokens of a page, buckets and links of a table and tokens of a device page, then the
-addresses of its arrays: one argument instead of many, each of which would have to be looked at
-in every call."""
+TABLE = int64
+"""Address of what ``table_of`` gives: one number instead of many arrays, each of which would have
+to be looked at in every call."""
 _SIZES = 5
-DEVICE_PAGE = 4
+_ENTRIES = _SIZES + len(FIELDS)
 
 
 def table_of(arrays: dict[str, NDArray[Any]], device_page: int) -> NDArray[np.int64]:
-    """The ``TABLE`` argument for these arrays (see ``FIELDS``), which have to live as long and
-    must not be replaced."""
+    """Rows, tokens of a page, buckets and links of a table and tokens of a device page, then the
+    addresses of its arrays.
+
+    Args:
+        arrays: see ``FIELDS``; they have to live as long as the result is in use, and must not
+            be replaced.
+        device_page: tokens.
+    """
     for name, type_ in FIELDS.items():
         assert numba.typeof(arrays[name]) == type_, f"{name} is not {type_}"
     sizes = *arrays["tokens"].shape, len(arrays["buckets"]), len(arrays["links"]), device_page
@@ -69,8 +74,9 @@ def table_of(arrays: dict[str, NDArray[Any]], device_page: int) -> NDArray[np.in
 @compiled(COLUMNS(TABLE))
 def columns(table):
     """The arrays of a table."""
-    rows, width, buckets = table[0], table[1], table[2]
-    at = table[_SIZES:]
+    entries = carray(pointer(table), _ENTRIES, np.int64)
+    rows, width, buckets, links = entries[0], entries[1], entries[2], entries[3]
+    at = entries[_SIZES:]
     return Columns(
         carray(pointer(at[0]), rows, np.int32),
         carray(pointer(at[1]), rows, np.int32),
@@ -94,5 +100,11 @@ def columns(table):
         carray(pointer(at[19]), rows, np.bool_),
         carray(pointer(at[20]), buckets, np.uint64),
         carray(pointer(at[21]), width, np.int64),
-        carray(pointer(at[22]), (table[3], 3), np.int32),
+        carray(pointer(at[22]), (links, 3), np.int32),
     )
+
+
+@compiled(int64(TABLE))
+def device_page_of(table):
+    """Tokens of a device page."""
+    return carray(pointer(table), _ENTRIES, np.int64)[_SIZES - 1]

@@ -15,7 +15,6 @@ from numba.core.types import (
 
 from sglang_ext.core.compiled.arrays import (
     COLUMNS,
-    DEVICE_PAGE,
     DIGESTS,
     FLAGS,
     FOUND,
@@ -25,6 +24,7 @@ from sglang_ext.core.compiled.arrays import (
     SLOTS,
     TABLE,
     columns,
+    device_page_of,
 )
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import (
@@ -36,6 +36,7 @@ from sglang_ext.core.compiled.constants import (
     MAX_DEPTH,
     MAX_RANK,
     NO_REQUEST,
+    PAD,
     RANK_SHIFT,
     TICK_SHIFT,
     UNUSED_BAND,
@@ -198,9 +199,12 @@ def _match(c, pages, root, seed, device_page, window, out):
         parent = out[known - 1] if known > 0 else root
         if known < total:
             last, shared = inside_of(c, parent, pages, known, device_page, True)
-        else:
-            rest = out[total + 1 :].reshape((1, width))
+        elif out.size > total + 1:
+            rest = np.full((1, width), PAD, dtype=np.int64)
+            rest[0, : out.size - total - 1] = out[total + 1 :]
             last, shared = inside_of(c, parent, rest, 0, device_page, True)
+        else:
+            last, shared = int64(-1), int64(0)
         if last >= 0:
             out[known] = last
             count, cut = known + 1, width - shared
@@ -236,7 +240,7 @@ def match(table, pages, root, seed, window, out):
         out: room for a row for each page; where the match may end inside one, for one more, and
             behind them the rest of the prompt.
     """
-    return _match(columns(table), pages, root, seed, table[DEVICE_PAGE], window, out)
+    return _match(columns(table), pages, root, seed, device_page_of(table), window, out)
 
 
 @compiled(int64(COLUMNS, int64, int64))
@@ -282,7 +286,7 @@ def use(table, rows, tick, policy, window):
 def match_and_use(table, pages, root, seed, tick, policy, window, out):
     """``match``, then ``use`` of what it finds."""
     c = columns(table)
-    found = _match(c, pages, root, seed, table[DEVICE_PAGE], window, out)
+    found = _match(c, pages, root, seed, device_page_of(table), window, out)
     if found[1] > 0:
         _use(c, out[: found[1]], tick, policy, window)
     return found

@@ -17,7 +17,7 @@ from sglang_ext.core.digest import Pages
 from sglang_ext.core.eviction import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
 from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import NO_REST, Page, PathTable
+from sglang_ext.core.paths import Page, PathTable
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table import NO_LESS, AgeLimits
 
@@ -34,8 +34,11 @@ _NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
 
 def _room(pages: Pages, rest: Page) -> Rows:
     """What the compiled match writes to where it may end inside a page, see ``loops.match``."""
-    room = np.empty(len(pages) + 1 + len(rest), dtype=np.int64)
-    room[len(pages) + 1 :] = rest
+    count = len(pages) + 1
+    if len(rest) == 0:
+        return np.empty(count, np.int64)
+    room = np.empty(count + len(rest), np.int64)
+    room[count:] = rest
     return room
 
 
@@ -68,7 +71,8 @@ class CompiledTable(PathTable):
             "links": np.full((links, 3), -1, dtype=np.int32),
         }
         self._kept = arrays
-        self._arrays = table_of(arrays, geometry.device_page)
+        self._addresses = table_of(arrays, geometry.device_page)
+        self._arrays = int(self._addresses.ctypes.data)
 
     # ---- lookup --------------------------------------------------------------
 
@@ -80,29 +84,39 @@ class CompiledTable(PathTable):
         rows = np.empty(len(pages), dtype=np.int64)
         return rows[: loops.lookup(self._arrays, pages, root, self._seed(root), rows)]
 
-    def match(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages), np.int64) if rest is NO_REST else _room(pages, rest)
+        rows = np.empty(len(pages), np.int64) if rest is None else _room(pages, rest)
         behind, best, ready, to_pin, cut = loops.match(
             self._arrays, pages, root, self._seed(root), self._window, rows
         )
         return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
 
-    def match_and_use(self, pages: Pages, namespace: Hashable, rest: Page = NO_REST) -> PrefixMatch:
+    def match_and_use(
+        self, pages: Pages, namespace: Hashable, rest: Page | None = None
+    ) -> PrefixMatch:
         """See PathTable."""
         root = self._roots.get(namespace)
         if root is None:
             return _NOTHING
-        rows = np.empty(len(pages), np.int64) if rest is NO_REST else _room(pages, rest)
-        tick = self.now + 1
+        # what most requests wait for: no call that is not needed
+        rows = np.empty(len(pages), np.int64) if rest is None else _room(pages, rest)
+        tick = self.tick + 1
         behind, best, ready, to_pin, cut = loops.match_and_use(
-            self._arrays, pages, root, self._seed(root), tick, self._policy, self._window, rows
+            self._arrays,
+            pages,
+            root,
+            self._seeds[root],
+            tick - self._first_tick,
+            self._policy,
+            self._window,
+            rows,
         )
         if best:
-            self._set_tick(self.tick + 1)
+            self._set_tick(tick)
         elif behind == 0:
             return _NOTHING
         return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
