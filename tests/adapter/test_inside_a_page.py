@@ -233,3 +233,21 @@ def test_small_pools_cost_hits_and_nothing_else() -> None:
         histories[which] = prompt
     assert found > 0
     assert engine.index.counters.copied_inside > 0
+
+
+def test_a_request_without_room_for_a_tail_gives_back_what_it_shared_of_a_page() -> None:
+    """The engine has counted that part as left by the window, when it was the cache's."""
+    engine = Engine(tokens=192)
+    shared = words(112)
+    engine.serve(shared)
+    req, other = engine.start([*shared[:105], 1, 2, 3]), engine.start([*shared, 7], 1)
+    engine.extend(req)
+    engine.cache.evict_sliding_windows(req, req.computed)
+    large = engine.start(words(60, 1), 2)
+    engine.extend(large)  # leaves a page for what is shared, and none for a tail
+    engine.finish(req)
+    assert engine.index.counters.copied_inside == 1
+    engine.abort(other)
+    engine.abort(large)
+    engine.check_idle()
+    assert engine.serve([*req.tokens, 7]) == 105
