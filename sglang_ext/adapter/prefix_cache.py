@@ -114,7 +114,6 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
-        self._generation = index.table.generation
         self._page_type = np.dtype((np.int64, (self._page_tokens,)))
         self._admission = admission
         self._low_values_first = low_values_first
@@ -269,7 +268,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def _prefix(self, rows: Rows, cut: int = 0) -> Prefix:
         if len(rows) == 0:
             return self._root
-        return Prefix(rows, self._generation.item(rows.item(-1)), cut)
+        return Prefix(rows, self.index.table.generation.item(rows.item(-1)), cut)
 
     # ---- lock ----------------------------------------------------------------
 

@@ -251,3 +251,15 @@ def test_a_request_without_room_for_a_tail_gives_back_what_it_shared_of_a_page()
     engine.abort(large)
     engine.check_idle()
     assert engine.serve([*req.tokens, 7]) == 105
+
+
+def test_a_flush_forgets_how_often_pages_came_and_went() -> None:
+    """The table is another one after it: nothing may go on with parts of the old one."""
+    engine = Engine(tokens=160)
+    for seed in range(6):
+        engine.serve(words(100, seed))
+    engine.cache.reset()
+    engine.allocator.clear()
+    shared = words(60)
+    engine.serve(shared)
+    assert engine.serve([*shared, 7]) == 60
