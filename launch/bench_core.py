@@ -155,9 +155,9 @@ class Rig:
         from sglang_ext.adapter.device_pool import EngineDevicePool
         from sglang_ext.adapter.inside import InsidePages
         from sglang_ext.adapter.prefix_cache import SwaHiCache
-        from sglang_ext.core.eviction import Spare
-        from sglang_ext.core.geometry import Geometry
-        from sglang_ext.core.index import CacheIndex
+        from sglang_ext.core.cache import CacheIndex
+        from sglang_ext.core.device.victims import Spare
+        from sglang_ext.core.table.geometry import Geometry
 
         geometry = Geometry(params.page_size, WINDOW)
         pool = EngineDevicePool(self.allocator, geometry)

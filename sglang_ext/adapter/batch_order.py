@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from sglang_ext.core.columns import Rows
+from sglang_ext.core.table.columns import Rows
 
 
 def heaviest_first(paths: Sequence[Rows]) -> list[int]:

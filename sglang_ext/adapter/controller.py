@@ -8,11 +8,11 @@ import numpy as np
 
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.storage_tier import StorageTier
-from sglang_ext.core.columns import Rows
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.fingerprint import fingerprint
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.ledger import Ledger
+from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.plan import Copies, Declined, Transfer, TransferKind
+from sglang_ext.core.table.columns import Rows
 from sglang_ext.transfer.job import Job, Part, TransferEngine
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
@@ -195,7 +195,7 @@ class HostTierController:
             if self._index.pending[TransferKind.BACKUP] or busy:
                 time.sleep(0.001)
                 continue
-            more = self._index.save_more(tried)
+            more = self._index.backups.save_more(tried)
             for plan in more:
                 self._queue(plan)
             if not more and not self._storage.save_alone():

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import ABSENT, Slots
 from sglang_ext.core.compiled.scans import clear_rows
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.tails import Own
+from sglang_ext.core.inserts import Own
+from sglang_ext.core.table.columns import ABSENT, Slots
+from sglang_ext.core.table.geometry import Geometry
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.storage_backend import EnginePageStore
-from sglang_ext.core.arena import Arena
 from sglang_ext.core.counters import Unfulfilled
-from sglang_ext.core.storage_plan import Objects
+from sglang_ext.core.host.arena import Arena
+from sglang_ext.core.storage.plan import Objects
 from sglang_ext.core.write_policy import WritePolicy
 
 if TYPE_CHECKING:

@@ -30,13 +30,14 @@ from sglang_ext.adapter.window_only import (
     numbers,
 )
 from sglang_ext.config import BACKEND, COPIES, REPORT_DELAY, SLOWDOWN, from_environment
-from sglang_ext.core.arena import Arena, ArenaPool
-from sglang_ext.core.eviction import Spare
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.state import BackupPolicy, HostTier
-from sglang_ext.core.window import checkpoint_pages, dense_pages, promised
+from sglang_ext.core.host.arena import Arena, ArenaPool
+from sglang_ext.core.host.tier import HostTier
+from sglang_ext.core.moves.policy import BackupPolicy
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine

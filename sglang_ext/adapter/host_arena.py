@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from sglang_ext.core.arena import Arena, ArenaShape
-from sglang_ext.core.columns import Slots
+from sglang_ext.core.host.arena import Arena, ArenaShape
+from sglang_ext.core.table.columns import Slots
 from sglang_ext.errors import StartupError
 
 _REGISTERED = "_sglang_cuda_host_registered_ranges"

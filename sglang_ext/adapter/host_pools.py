@@ -6,8 +6,8 @@ import torch
 
 from sglang_ext.adapter.host_arena import ArenaMemory, tensors_from
 from sglang_ext.config import BACKEND
-from sglang_ext.core.arena import ArenaShape, shape_for
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.host.arena import ArenaShape, shape_for
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:

@@ -1,18 +1,18 @@
-"""Requests that resume and end inside a table page: the engine's side of ``core.tails``."""
+"""Requests that resume and end inside a table page: the engine's side of ``core.inserts``."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sglang_ext.core.columns import Rows, Slots
-from sglang_ext.core.paths import Page, filled_up
+from sglang_ext.core.inserts import Own, Tail
 from sglang_ext.core.plan import Hold
-from sglang_ext.core.tails import Own, Tail
+from sglang_ext.core.table.columns import Rows, Slots
+from sglang_ext.core.table.paths import Page, filled_up
 
 if TYPE_CHECKING:
     from sglang_ext.adapter.device_pool import EngineDevicePool
-    from sglang_ext.core.index import CacheIndex
+    from sglang_ext.core.cache import CacheIndex
 
 _TOKEN_BYTES = 8
 _NO_TOKENS: Page = np.empty(0, dtype=np.int64)

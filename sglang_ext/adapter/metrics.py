@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
-from sglang_ext.core.arena import Arena
-from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.host.arena import Arena
 
 
 class IndexMetrics:
@@ -90,7 +90,7 @@ class IndexMetrics:
                 self._files.labels(**self._labels, event=event).inc(change)
                 self._published[f"file {event}"] = total
         self._recompute.labels(**self._labels).set(self._largest)
-        self._sampling.labels(**self._labels).set(self._index.is_sampling)
+        self._sampling.labels(**self._labels).set(self._index.sampling.is_on)
         table = self._index.table
         for component, where, column in (
             ("full", "device", table.device),

@@ -27,12 +27,12 @@ from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.core import invariants
-from sglang_ext.core.columns import Rows, Slots
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.paths import Page
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.inserts import Own
 from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
-from sglang_ext.core.tails import Own
+from sglang_ext.core.table.columns import Rows, Slots
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.paths import Page
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -495,7 +495,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def in_flight(self) -> bool:
         """Whether anything is copied, looked for, read or written; the same on every rank."""
         index = self.index
-        storage = index.lookups or index.prefetches or index.persists
+        storage = index.prefetches.lookups or index.prefetches.reading or index.persists.writing
         return bool(self.ongoing_write_through or self.ongoing_load_back or storage)
 
     @property

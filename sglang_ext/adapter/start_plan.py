@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from sglang_ext.core.arena import ArenaShape
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.window import Recompute
+from sglang_ext.core.host.arena import ArenaShape
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.window import Recompute
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.config import BACKEND
-from sglang_ext.core.storage_keys import Key
-from sglang_ext.core.storage_plan import Objects
+from sglang_ext.core.storage.keys import Key
+from sglang_ext.core.storage.plan import Objects
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.port import FULL
 

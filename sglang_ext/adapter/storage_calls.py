@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.metrics import IndexMetrics
     from sglang_ext.adapter.served_weights import Source
     from sglang_ext.adapter.storage_setup import StorageSetup
-    from sglang_ext.core.digest import Pages
-    from sglang_ext.core.index import CacheIndex
+    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.table.digest import Pages
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +118,13 @@ class StorageCalls:
     @property
     def ongoing_prefetch(self) -> dict[int, Any]:
         """Lookups and reads in flight."""
-        return {**self.index.lookups, **self.index.prefetches}
+        return {**self.index.prefetches.lookups, **self.index.prefetches.reading}
 
     @property
     def ongoing_backup(self) -> "Sequence[int]":
         """Writes in flight, and those that are promised."""
         writing = self.storage is not None and self.storage.is_writing
-        return list(self.index.persists) or ([-1] if writing else [])
+        return list(self.index.persists.writing) or ([-1] if writing else [])
 
     # ---- life cycle ----------------------------------------------------------
 

@@ -17,9 +17,9 @@ from sglang_ext.adapter.storage_backend import (
 from sglang_ext.adapter.storage_pools import pools_for_storage
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.config import BACKEND
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.storage_plan import StorageLimits
-from sglang_ext.core.window import stored_pages
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.storage.plan import StorageLimits
+from sglang_ext.core.table.window import stored_pages
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.background import BackgroundStorage
 

@@ -5,11 +5,11 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.plan import DeclineReason
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Prefetch, StorageLimits
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Prefetch, StorageLimits
+from sglang_ext.core.table.digest import Pages
 from sglang_ext.storage.background import BackgroundStorage
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class StorageTier:
         if self._probe is not None:
             self._index.counters.declined[DeclineReason.STORAGE_BACKLOG] += 1
             return
-        plan = self._index.begin_lookup(pages, namespace)
+        plan = self._index.prefetches.look_up(pages, namespace)
         if not isinstance(plan, Prefetch):
             return
         self._storage.submit_lookup(plan)
@@ -105,17 +105,17 @@ class StorageTier:
         now, policy = self._ledger.now_ms, self.patience.policy
         hangs = now - waiting.since_ms > _HANGS_AFTER_MS
         if hangs or (policy == "timeout" and now >= waiting.deadline_ms):
-            self._given_up += waiting.plan.op in self._index.lookups
+            self._given_up += waiting.plan.op in self._index.prefetches.lookups
         elif policy != "best_effort":
             return False
-        self._index.cancel_prefetch(waiting.plan.op)
+        self._index.prefetches.cancel(waiting.plan.op)
         return True
 
     def _is_over(self, plan: Prefetch) -> bool:
-        if plan.op in self._index.lookups:
+        if plan.op in self._index.prefetches.lookups:
             return plan.cancelled
         whole = plan.published == len(plan.stages)
-        return plan.cancelled or whole or plan.op not in self._index.prefetches
+        return plan.cancelled or whole or plan.op not in self._index.prefetches.reading
 
     def pop_loaded(self, request: Hashable) -> tuple[int, int | None]:
         """(tokens that storage made usable, where they begin) of a request; once."""
@@ -129,7 +129,7 @@ class StorageTier:
         """A request has gone, or begins anew."""
         waiting = self._waiting.pop(request, None)
         if waiting is not None:
-            self._index.cancel_prefetch(waiting.plan.op)
+            self._index.prefetches.cancel(waiting.plan.op)
 
     # ---- each step -----------------------------------------------------------
 
@@ -144,7 +144,7 @@ class StorageTier:
             self._given_up = 0
             self._ledger.begun(prefetch)
             self._storage.submit_prefetch(prefetch)
-        for persist in self._index.begin_persists(self._ledger.now_ms):
+        for persist in self._index.persists.begin(self._ledger.now_ms):
             self._storage.submit_persist(persist)
         self._judge_probe()
 
@@ -153,30 +153,33 @@ class StorageTier:
         probe, now = self._probe, self._ledger.now_ms
         if probe is None:
             return
-        if probe.plan.op not in self._index.lookups:
+        if probe.plan.op not in self._index.prefetches.lookups:
             self._probe = None
             if now <= probe.deadline_ms:
                 self._given_up = 0
         elif now - probe.since_ms > _HANGS_AFTER_MS:
-            self._index.cancel_prefetch(probe.plan.op)
+            self._index.prefetches.cancel(probe.plan.op)
 
     @property
     def is_writing(self) -> bool:
         """Whether something waits to be written, by a storage that can."""
-        return bool(self._index.persists) or self._index.has_to_persist
+        return bool(self._index.persists.writing) or self._index.persists.has_more
 
     @property
     def is_busy(self) -> bool:
         """Whether anything is looked for, read or written, or waits to be written."""
-        return bool(self._index.lookups or self._index.prefetches) or self.is_writing
+        return (
+            bool(self._index.prefetches.lookups or self._index.prefetches.reading)
+            or self.is_writing
+        )
 
     # ---- life cycle ----------------------------------------------------------
 
     def give_up(self) -> None:
         """End what is in flight as soon as possible, done or not, until ``go_on``. On every rank
         in the same step."""
-        for op in [*self._index.lookups, *self._index.prefetches]:
-            self._index.cancel_prefetch(op)
+        for op in [*self._index.prefetches.lookups, *self._index.prefetches.reading]:
+            self._index.prefetches.cancel(op)
         self._storage.writes = False
 
     def go_on(self) -> None:
@@ -210,12 +213,12 @@ class StorageTier:
     @property
     def is_suspended(self) -> bool:
         """Whether nothing is looked for and nothing is written."""
-        return self._index.storage_is_suspended
+        return self._index.attachment.is_suspended
 
     def clear(self) -> bool:
         """Forget everything that is stored."""
         done = self._storage.clear()
-        self._index.forget_stored()
+        self._index.persists.forget_stored()
         return done
 
     def save_alone(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
-from sglang_ext.core.storage_keys import Key, namespace_seed
+from sglang_ext.core.storage.keys import Key, namespace_seed
 
 if TYPE_CHECKING:
     from sglang.srt.lora.lora import LoRAAdapter

@@ -15,10 +15,10 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.prefix_cache import SwaHiCache
-from sglang_ext.core.arena import Arena, ArenaPool, ArenaShape
-from sglang_ext.core.columns import ABSENT, Slots
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.tails import Own
+from sglang_ext.core.host.arena import Arena, ArenaPool, ArenaShape
+from sglang_ext.core.inserts import Own
+from sglang_ext.core.table.columns import ABSENT, Slots
+from sglang_ext.core.table.geometry import Geometry
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import enum
 
-from sglang_ext.core.plan import DeclineReason
+from sglang_ext.core.plan import Declined, DeclineReason
 
 
 class Unfulfilled(enum.Enum):
@@ -59,6 +59,11 @@ class Counters:
     unfulfilled: collections.Counter[Unfulfilled] = dataclasses.field(
         default_factory=collections.Counter
     )
+
+    def decline(self, reason: DeclineReason) -> Declined:
+        """Count a refusal."""
+        self.declined[reason] += 1
+        return Declined(reason)
 
     def as_dict(self) -> dict[str, int]:
         """Flat name to number; refusals as ``declined_<reason>``, pages of storage that were not

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.plan import TransferKind
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from sglang_ext.core.columns import ABSENT, SlotColumn
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled.constants import FREE, PAD
-from sglang_ext.core.index import CacheIndex
 from sglang_ext.core.plan import TransferKind
-from sglang_ext.core.table import STORED, STORING, PageTable
+from sglang_ext.core.table.columns import ABSENT, SlotColumn
+from sglang_ext.core.table.table import STORED, STORING, PageTable
 
 
 class InvariantError(AssertionError):
@@ -33,7 +33,9 @@ def check_idle(index: CacheIndex) -> None:
         _require(not getattr(table, name).locks.any(), f"{name}: a lock is left at idle")
     for kind in TransferKind:
         _require(not index.pending[kind], f"a {kind.value} is pending at idle")
-    storage = len(index.persists) + len(index.lookups) + len(index.prefetches)
+    storage = (
+        len(index.persists.writing) + len(index.prefetches.lookups) + len(index.prefetches.reading)
+    )
     _require(storage == 0, "a storage operation is pending at idle")
     _require(index.host_tier is None or index.host.detached == 0, "detached pages at idle")
 
@@ -155,7 +157,7 @@ def _check_storage(index: CacheIndex) -> None:
         "a page counts as stored, the one in front of it does not",
     )
     busy, busy_window = (np.zeros(table.capacity, dtype=bool) for _ in range(2))
-    for persist in index.persists.values():
+    for persist in index.persists.writing.values():
         for mask, held in ((busy, persist.full_rows), (busy_window, persist.window_rows)):
             mask[held.rows[table.generation[held.rows] == held.generations]] = True
     used = table.parent != FREE

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
-from sglang_ext.core.columns import Rows, SlotColumn, Slots
+from sglang_ext.core.table.columns import Rows, SlotColumn, Slots
 
 
 class DeclineReason(enum.Enum):

@@ -5,7 +5,7 @@ All arrays of slots are int32 of shape (rows, slots_per_page).
 
 from typing import Protocol
 
-from sglang_ext.core.columns import Slots
+from sglang_ext.core.table.columns import Slots
 
 
 class DevicePool(Protocol):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

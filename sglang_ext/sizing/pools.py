@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sglang_ext.core.columns import Slots
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.columns import Slots
+from sglang_ext.core.table.geometry import Geometry
 
 
 class CountedDevicePool:

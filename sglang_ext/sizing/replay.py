@@ -9,14 +9,15 @@ import dataclasses
 
 import numpy as np
 
-from sglang_ext.core.arena import Arena, shape_for
-from sglang_ext.core.columns import ABSENT, Rows, Slots
-from sglang_ext.core.eviction import Spare
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
-from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.host.arena import Arena, shape_for
+from sglang_ext.core.host.tier import HostTier
+from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
-from sglang_ext.core.state import BackupPolicy, HostTier
-from sglang_ext.core.window import checkpoint_pages, dense_pages
+from sglang_ext.core.table.columns import ABSENT, Rows, Slots
+from sglang_ext.core.table.window import checkpoint_pages, dense_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import ModelShape
 from sglang_ext.sizing.pools import CountedDevicePool, NoBytes

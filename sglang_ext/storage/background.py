@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Objects, Persist, Prefetch, Stage
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Objects, Persist, Prefetch, Stage
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.storage.port import FULL, WINDOW, PageStore
 
 logger = logging.getLogger(__name__)

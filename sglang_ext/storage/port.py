@@ -1,15 +1,15 @@
 """What the cache asks of a storage.
 
-Keys name contents (see ``core.storage_keys``), so to write a page that is there already
+Keys name contents (see ``core.storage.keys``), so to write a page that is there already
 changes nothing, and a page that cannot be read whole is a page that is not there.
 """
 
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from sglang_ext.core.storage_keys import Key
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Objects, Persist, Prefetch
+from sglang_ext.core.storage.keys import Key
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Objects, Persist, Prefetch
 
 FULL, WINDOW = 0, 1
 """Components: pages of full-attention layers, pages of sliding-window layers."""

@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
-from sglang_ext.core.columns import ABSENT, Rows, Slots
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.host_room import Claim
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.ledger import Ledger
-from sglang_ext.core.paths import filled_up
+from sglang_ext.core.host.room import Claim
+from sglang_ext.core.host.tier import HostTier, SharedMemory
+from sglang_ext.core.inserts import Tail
+from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.plan import Declined, Transfer, TransferKind
-from sglang_ext.core.state import HostTier, SharedMemory
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Prefetch, StorageLimits
-from sglang_ext.core.table import STORED
-from sglang_ext.core.tails import Tail
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Prefetch, StorageLimits
+from sglang_ext.core.table.columns import ABSENT, Rows, Slots
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import filled_up
+from sglang_ext.core.table.table import STORED
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
 from sglang_ext.testing.requests import (
     Arrival,
@@ -136,7 +136,7 @@ class SimEngine:
         self, tokens: NDArray[np.int64], namespace: object = None, priority: int = 0
     ) -> None:
         """A request gets in line; storage is asked for its prompt."""
-        plan = self.index.begin_lookup(whole_pages(tokens, self.geometry), namespace)
+        plan = self.index.prefetches.look_up(whole_pages(tokens, self.geometry), namespace)
         op = None
         if isinstance(plan, Prefetch):
             assert self.storage is not None
@@ -149,21 +149,23 @@ class SimEngine:
         index = self.index
         plan = None
         if arrival.op is not None:
-            plan = index.lookups.get(arrival.op) or index.prefetches.get(arrival.op)
+            plan = index.prefetches.lookups.get(arrival.op) or index.prefetches.reading.get(
+                arrival.op
+            )
         return plan is None or plan.cancelled
 
     def admit(self, number: int) -> SimRequest:
         """Start a request that waits; storage is not waited for any longer."""
         arrival = self.waiting.pop(number)
         if arrival.op is not None:
-            self.index.cancel_prefetch(arrival.op)
+            self.index.prefetches.cancel(arrival.op)
         return self.start(arrival.tokens, arrival.namespace, arrival.priority)
 
     def leave(self, number: int) -> None:
         """A client goes away while its request waits."""
         arrival = self.waiting.pop(number)
         if arrival.op is not None:
-            self.index.cancel_prefetch(arrival.op)
+            self.index.prefetches.cancel(arrival.op)
 
     def start(
         self,
@@ -397,7 +399,7 @@ class SimEngine:
         index = self.index
         for space, count in ((index.host, pages), (index.host_window, windows)):
             for claim in (Claim(-(1 << 63), 0.0), Claim(1 << 62, math.inf)) if count else ():
-                index._make_room(space, space.free_pages + count, claim)
+                index.room.make(space, space.free_pages + count, claim)
 
     def report(self) -> list[int]:
         """What this rank tells the others, see Ledger."""
@@ -420,7 +422,7 @@ class SimEngine:
             self._mark("prefetch")
             self.storage_ledger.begun(prefetch)
             self.storage.submit_prefetch(prefetch, self.now)
-        for persist in self.index.begin_persists(self.storage_ledger.now_ms):
+        for persist in self.index.persists.begin(self.storage_ledger.now_ms):
             self._mark("persist")
             self.storage.submit_persist(persist, self.now)
 
@@ -428,7 +430,14 @@ class SimEngine:
     def is_busy(self) -> bool:
         """Whether transfers or storage operations are in flight."""
         index = self.index
-        return any((*index.pending.values(), index.persists, index.lookups, index.prefetches))
+        return any(
+            (
+                *index.pending.values(),
+                index.persists.writing,
+                index.prefetches.lookups,
+                index.prefetches.reading,
+            )
+        )
 
     def pass_time(self, duration: float) -> None:
         """Copies that are due by then are made, not yet committed."""
@@ -547,8 +556,10 @@ class SimEngine:
         assert self.device.window.used == table.swa_device.n_present * per_page + own_window
         self._check_locks()
         abandoned = [t for t in self.index.pending[TransferKind.BACKUP].values() if t.abandoned]
-        coming = [s for p in self.index.prefetches.values() for s in p.stages[p.published :]]
-        going = list(self.index.persists.values())
+        coming = [
+            s for p in self.index.prefetches.reading.values() for s in p.stages[p.published :]
+        ]
+        going = list(self.index.persists.writing.values())
         full = [s.full.slots for s in coming] + [p.full.slots for p in going]
         window = [s.window.slots for s in coming] + [p.window.slots for p in going]
         for slots, column, detached in (

@@ -28,10 +28,10 @@ from hypothesis.stateful import (
 from numpy.typing import NDArray
 
 from sglang_ext.arguments import Parser, whole
-from sglang_ext.core.eviction import Spare
+from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.model import ModelledIndex
@@ -133,7 +133,9 @@ class IndexMachine(RuleBasedStateMachine):
             history = self.histories[base % len(self.histories)]
             page, index = self.engine.geometry.page_tokens, self.engine.index
             count = int(len(history) * keep) // page
-            index.use(index.match(history[: count * page].reshape(count, page), None).rows)
+            index.residency.use(
+                index.match(history[: count * page].reshape(count, page), None).rows
+            )
 
     @rule(kind=st.sampled_from(TransferKind))
     def copy(self, kind: TransferKind) -> None:

@@ -7,18 +7,19 @@ table must be one that the operation is allowed to make.
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
 
-from sglang_ext.core.columns import Rows, SlotColumn, Slots
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled.constants import FREE, PAD
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.paths import Page, filled_up
+from sglang_ext.core.inserts import Own, Tail
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
-from sglang_ext.core.tails import Own, Tail
+from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.paths import Page, filled_up
 from sglang_ext.core.write_policy import WritePolicy
 
 Key = tuple[Hashable, bytes]
@@ -85,12 +86,21 @@ def _require(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
+def around(owner: Any, name: str, watch: Callable[..., Any]) -> None:
+    """Let ``watch`` be called in place of a method, with the method in front of its arguments."""
+    setattr(owner, name, functools.partial(watch, getattr(owner, name)))
+
+
 class ModelledIndex(CacheIndex):
     """A CacheIndex that is checked against the model after every operation."""
 
     def reset(self) -> None:
         """See CacheIndex."""
         super().reset()
+        around(self.residency, "use", self._watch_use)
+        around(self.inserts, "padding", self._watch_padding)
+        around(self.eviction, "evict", self._watch_evict)
+        around(self.backups, "begin", self._watch_backup)
         self.pages: dict[Key, ModelPage] = {}
         self._clock = self._first_tick = 0
         self.table.when_renumbered.append(self._move_together)
@@ -173,9 +183,8 @@ class ModelledIndex(CacheIndex):
             return on_device and all(page.swa_device for page in window)
         return all(page.swa_device or page.swa_host == READY for page in window)
 
-    def use(self, rows: Rows) -> None:
-        """See CacheIndex."""
-        super().use(rows)
+    def _watch_use(self, use: Callable[[Rows], None], rows: Rows) -> None:
+        use(rows)
         if len(rows):
             self._use(rows)
 
@@ -236,11 +245,11 @@ class ModelledIndex(CacheIndex):
         _require(counted == expected, f"a request was counted: {counted}, expected {expected}")
         return counted
 
-    def _padding(self, tail: Tail | None) -> tuple[Slots, Slots] | None:
-        """See CacheIndex; what it evicts is checked by itself."""
-        padding = super()._padding(tail)
+    def _watch_padding(self, padding: Callable[..., Any], tail: Tail | None) -> Any:
+        """What it evicts is checked by itself."""
+        slots = padding(tail)
         self._at_insert = self._states()
-        return padding
+        return slots
 
     def own(self, path: Rows, used: int, hold: Hold) -> Own | None:
         """See CacheIndex; nothing goes but a tail that is used up."""
@@ -260,13 +269,19 @@ class ModelledIndex(CacheIndex):
         siblings = any(other.parent == key for other in self.pages.values())
         page.forks += siblings or len(page.requests) > 1
 
-    def evict_device(self, pages: int, window_pages: int, **options: bool) -> tuple[int, int]:
-        """See CacheIndex; victims are unlocked, oldest first, and as many as it says."""
+    def _watch_evict(
+        self,
+        evict: Callable[..., tuple[int, int]],
+        pages: int,
+        window_pages: int,
+        **options: bool,
+    ) -> tuple[int, int]:
+        """Victims are unlocked, oldest first, and as many as it says."""
         table = self.table
         locked = self._locked(table.device)
         locked_windows = self._locked(table.swa_device)
         before = self._states()
-        freed = super().evict_device(pages, window_pages, **options)
+        freed = evict(pages, window_pages, **options)
         after = self._states()
         lost = {k for k, s in before.items() if s[0] and not after.get(k, (0, 0, 0, 0))[0]}
         lost_windows = {k for k, s in before.items() if s[2] and not after.get(k, (0,) * 4)[2]}
@@ -283,8 +298,10 @@ class ModelledIndex(CacheIndex):
         self._accept(after)
         return freed
 
-    def _begin_backup(self, rows: Rows, **options: Any) -> Transfer | Declined | None:
-        """See CacheIndex; sources are READY, windows whole, victims in order."""
+    def _watch_backup(
+        self, begin: Callable[..., Transfer | Declined | None], rows: Rows, **options: Any
+    ) -> Transfer | Declined | None:
+        """Sources are READY, windows whole, victims in order."""
         before = self._states()
         path = {self._key(row) for row in rows.tolist()}
         copied = [self._key(row) for row in options.get("pages", rows).tolist()]
@@ -295,7 +312,7 @@ class ModelledIndex(CacheIndex):
         first = min((page.depth for page in missing), default=len(rows) - 1)
         lower_part = [self.pages[self._key(row)] for row in rows[first:].tolist()]
         most = max(page.worth(self._clock) for page in lower_part)
-        plan = super()._begin_backup(rows, **options)
+        plan = begin(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
         _require(not path & set(taken), "a backup took host copies of its own path")

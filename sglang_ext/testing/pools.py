@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Slots
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.columns import Slots
+from sglang_ext.core.table.geometry import Geometry
 
 STALE = -1
 LAYERS = 2

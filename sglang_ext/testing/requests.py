@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, Slots
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import Page
 from sglang_ext.core.plan import Hold
+from sglang_ext.core.table.columns import Rows, Slots
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import Page
 
 
 class DeviceFullError(Exception):

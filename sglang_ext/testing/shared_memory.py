@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sglang_ext.core.arena import Arena, ArenaPool, ArenaShape
-from sglang_ext.core.columns import Slots
+from sglang_ext.core.host.arena import Arena, ArenaPool, ArenaShape
+from sglang_ext.core.table.columns import Slots
 from sglang_ext.testing.pools import LAYERS, STALE, Tags
 from sglang_ext.testing.sizes import Sizes
 

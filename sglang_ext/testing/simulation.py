@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.arguments import Parser, whole
-from sglang_ext.core.eviction import Spare
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.paths import PathTable
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import PathTable
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.model import ModelledIndex

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from sglang_ext.core.eviction import NO_SPARE, Spare
-from sglang_ext.core.state import BackupPolicy
-from sglang_ext.core.table import NO_LESS, AgeLimits
+from sglang_ext.core.device.victims import NO_SPARE, Spare
+from sglang_ext.core.moves.policy import BackupPolicy
+from sglang_ext.core.table.table import NO_LESS, AgeLimits
 from sglang_ext.core.write_policy import WritePolicy
 
 PRIORITIES = (

@@ -11,9 +11,9 @@ from collections import deque
 
 import numpy as np
 
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Objects, Persist, Prefetch, Stage
-from sglang_ext.core.window import complete_windows
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Objects, Persist, Prefetch, Stage
+from sglang_ext.core.table.window import complete_windows
 from sglang_ext.testing.pools import LAYERS, STALE
 from sglang_ext.testing.transfers import HostSlots
 

@@ -16,8 +16,8 @@ from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage, tensors_from
 from sglang_ext.adapter.host_pools import page_bytes, size_to_ask_for
 from sglang_ext.adapter.page_copies import page_copies
-from sglang_ext.core.arena import shape_for
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.host.arena import shape_for
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.transfer.job import Part
 from sglang_ext_cpu import gpu_copies, host_copies, on_gpu
 

@@ -15,8 +15,8 @@ from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.file_backend import FileBackend
 from sglang_ext.adapter.storage_backend import EnginePageStore
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
-from sglang_ext.core.storage_keys import chain
-from sglang_ext.core.storage_plan import StorageLimits
+from sglang_ext.core.storage.keys import chain
+from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.storage.background import BackgroundStorage
 from tests.core.storage_ranks import PAGE, rank
 
@@ -82,7 +82,7 @@ class Rank:
     def serve(self, prompt: np.ndarray) -> None:
         """One request, until all of it is written, or storage has refused it; whatever it has
         refused before is tried again."""
-        self.engine.index._storage_paused_until = 0
+        self.engine.index.attachment.paused_until = 0
         request = self.engine.start(prompt)
         while not request.done:
             self.engine.compute(request, 5 * PAGE)
@@ -91,7 +91,7 @@ class Rank:
         self.engine.finish(request)
         self.engine.settle()
         self.step()
-        while self.engine.index.persists:
+        while self.engine.index.persists.writing:
             self.step()
         self.engine.check()
 

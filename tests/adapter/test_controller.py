@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sglang_ext.adapter.controller import HostTierController
-from sglang_ext.core.ledger import BACKUPS_A_STEP
+from sglang_ext.core.moves.ledger import BACKUPS_A_STEP
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.transfer.job import Job

@@ -18,9 +18,9 @@ from sglang.srt.observability.metrics_collector import (
 from sglang_ext.adapter import engine_metrics, prefix_cache
 from sglang_ext.adapter.engine_metrics import HostTierFeed, MeteredStore, StorageFeed
 from sglang_ext.adapter.storage_backend import EnginePageStore
-from sglang_ext.core.arena import Arena, shape_for
 from sglang_ext.core.counters import Counters, Unfulfilled
-from sglang_ext.core.storage_plan import Objects
+from sglang_ext.core.host.arena import Arena, shape_for
+from sglang_ext.core.storage.plan import Objects
 from sglang_ext.core.write_policy import WritePolicy
 
 PAGE = 16

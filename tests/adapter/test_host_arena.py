@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sglang.srt.mem_cache.pool_host import common
 
 from sglang_ext.adapter.host_arena import ArenaMemory, registrations
-from sglang_ext.core.arena import ArenaShape, shape_for
+from sglang_ext.core.host.arena import ArenaShape, shape_for
 from sglang_ext.errors import StartupError
 from tests.conftest import engine_child
 

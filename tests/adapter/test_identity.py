@@ -18,7 +18,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang_ext.adapter import checkpoint, storage_setup
 from sglang_ext.adapter.identity import KV_OPTIONS, Kind
 from sglang_ext.adapter.served_weights import ServedWeights, Source, is_elsewhere
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 
 SHAPES = {f"model.layers.{n}.self_attn.{p}_proj.weight": (64, 64) for n in range(4) for p in "qkvo"}
 LARGE = "model.embed_tokens.weight"

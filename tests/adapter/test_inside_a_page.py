@@ -20,8 +20,8 @@ from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.device_pool import EngineDevicePool
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.prefix_cache import SwaHiCache
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.table.geometry import Geometry
 
 WINDOW, LONGEST = 40, 400
 Tokens = list[int]

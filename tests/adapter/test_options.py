@@ -11,7 +11,7 @@ from sglang_ext.adapter import setup
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.options import REFUSALS, refuse_model, refuse_unsupported
 from sglang_ext.adapter.page_copies import EngineCopies, page_copies
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.kernel_copies import KernelCopies
 

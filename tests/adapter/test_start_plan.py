@@ -7,9 +7,9 @@ import pytest
 
 from sglang_ext.adapter.host_arena import only_ours_says_how_much
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
-from sglang_ext.core.arena import shape_for
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.window import Recompute
+from sglang_ext.core.host.arena import shape_for
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.window import Recompute
 
 GEOMETRY = Geometry(device_page=16, window=127)
 FULL, WINDOW = (1000, 1000), (500, 500)

@@ -13,8 +13,8 @@ from sglang_ext.adapter import controller as controller_module
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.storage_plan import StorageLimits
+from sglang_ext.core.storage.plan import StorageLimits
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.background import BackgroundStorage
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
@@ -159,7 +159,7 @@ def test_an_attach_that_fails_on_one_rank_fails_on_all(
     assert str(error) in answers[1][1]
     assert "another rank" in answers[0][1]
     assert [rank.storage for rank in ranks] == [None, None]
-    assert [rank.index.storage for rank in ranks] == [None, None]
+    assert [rank.index.attachment.limits for rank in ranks] == [None, None]
     assert not any(rank.enable_storage for rank in ranks)
     step(ranks)
     ranks[1].setup.error = None

@@ -5,7 +5,7 @@ import pytest
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
-from sglang_ext.core.storage_keys import chain, namespace_seed
+from sglang_ext.core.storage.keys import chain, namespace_seed
 
 
 @pytest.mark.parametrize(("device_page", "per_page"), [(64, 1), (16, 1), (4, 4), (1, 16)])

@@ -7,8 +7,8 @@ import pytest
 
 from sglang_ext.adapter import storage_tier
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Persist, Prefetch, StorageLimits
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Persist, Prefetch, StorageLimits
 from tests.core.storage_ranks import PAGE, rank, tokens
 
 LIMITS = StorageLimits(threshold_pages=1, stop_pages=16, prefetch_pages=40, persist_pages=8)

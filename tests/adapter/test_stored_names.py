@@ -10,7 +10,7 @@ from sglang.srt.lora.lora_config import LoRAConfig
 from sglang.srt.lora.lora_registry import LoRARef
 
 from sglang_ext.adapter.stored_names import StoredNames
-from sglang_ext.core.storage_keys import namespace_seed
+from sglang_ext.core.storage.keys import namespace_seed
 
 CONFIG = {
     "peft_type": "LORA",

@@ -11,7 +11,7 @@ from sglang_ext.adapter import weight_updates
 from sglang_ext.adapter.served_weights import ServedWeights
 from sglang_ext.adapter.storage_calls import StorageCalls
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
-from sglang_ext.core.storage_plan import StorageLimits
+from sglang_ext.core.storage.plan import StorageLimits
 from tests.adapter.test_identity import LARGE, same, tensors, write_model, write_tensors
 from tests.core.storage_ranks import rank
 

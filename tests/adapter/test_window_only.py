@@ -11,8 +11,8 @@ from sglang.srt.mem_cache.swa_memory_pool import BaseSWAKVPool
 
 from sglang_ext.adapter import factory
 from sglang_ext.adapter.window_only import WindowOnlyDevicePool
-from sglang_ext.core.columns import ABSENT
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.columns import ABSENT
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
 
 PAGES = 4

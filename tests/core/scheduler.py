@@ -6,9 +6,9 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.eviction import Spare
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.state import BackupPolicy
+from sglang_ext.core.device.victims import Spare
+from sglang_ext.core.moves.policy import BackupPolicy
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.requests import DeviceFullError, SimRequest

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.storage import SimStore, StorageFaults

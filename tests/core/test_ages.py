@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ext.core.columns import Rows
 from sglang_ext.core.compiled.constants import MAX_COUNT, MAX_TICK
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.eviction_policy import POLICIES
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import PathTable
-from sglang_ext.core.priority_ranks import PriorityRanks
-from sglang_ext.core.table import AgeLimits
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import PathTable
+from sglang_ext.core.table.priority_ranks import PriorityRanks
+from sglang_ext.core.table.table import AgeLimits
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
 

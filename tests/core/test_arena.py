@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_ext.core.arena import NOBODY, Arena, ArenaShape, shape_for
+from sglang_ext.core.host.arena import NOBODY, Arena, ArenaShape, shape_for
 
 PAGE_BYTES = st.tuples(st.integers(1, 7), st.integers(1, 7))
 CALLS = st.lists(

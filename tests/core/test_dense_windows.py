@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ext.core.plan import Transfer
-from sglang_ext.core.window import dense_points
+from sglang_ext.core.table.window import dense_points
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.requests import SimRequest
 from tests.core.test_index import PAGE, engine_with, prompt, serve
@@ -100,7 +100,7 @@ def test_a_copy_before_an_eviction_takes_their_place() -> None:
     index = engine.index
     others = prompt(12, 2)
     serve(engine, others)
-    plan = index._begin_backup(rows_of(engine, others), make_room=True)
+    plan = index.backups.begin(rows_of(engine, others), make_room=True)
     assert plan is None or isinstance(plan, Transfer)
     engine.settle()
     assert 12 in kept_at(engine, others) and 24 in kept_at(engine, LONG)
@@ -112,7 +112,7 @@ def test_one_that_was_used_is_kept_like_others() -> None:
     back_up(engine, np.concatenate((LONG[: 8 * PAGE], prompt(3, 2))))
     index = engine.index
     assert 8 in kept_at(engine, LONG)
-    while index._drop_spare():
+    while index.room.drop_spare():
         engine.check()
     assert kept_at(engine, LONG) == [8, 24]
     assert not index.checkpoints.beyond
@@ -124,7 +124,7 @@ def test_those_not_used_for_longest_go_first() -> None:
         back_up(engine, prompt(24, seed))
     serve(engine, prompt(24, 0))
     for _ in range(8):  # a sixteenth each time
-        assert engine.index._drop_spare()
+        assert engine.index.room.drop_spare()
     left = [len(kept_at(engine, prompt(24, seed))) for seed in range(6)]
     assert left[0] == 6, "of the prompt that was used last"
     assert left[1] == 1

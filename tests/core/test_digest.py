@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ext.core.digest import PageHasher
+from sglang_ext.core.table.digest import PageHasher
 
 
 @given(

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from sglang_ext.core.columns import SlotColumn
 from sglang_ext.core.compiled.columns import CompiledColumn
 from sglang_ext.core.compiled.victims import CompiledVictims
-from sglang_ext.core.eviction import Spare, VictimQueue
+from sglang_ext.core.device.victims import Spare, VictimQueue
+from sglang_ext.core.table.columns import SlotColumn
 from sglang_ext.core.write_policy import WritePolicy
 from tests.failures.scenarios import (
     check_all,
@@ -73,7 +73,7 @@ def test_a_page_that_is_matched_and_not_admitted_keeps_its_rank() -> None:
     serve_and_settle(engine, first, once, twice, join(twice, prompt(1, 4)))
     index = engine.index
     index.evict_device(1, 0)  # now the queue knows all of them
-    index.use(find(engine, once).rows)
+    index.residency.use(find(engine, once).rows)
     assert index.evict_device(8, 0)[0] == 8
     assert len(rows_of(engine, once)) == 0
     assert len(rows_of(engine, twice)) == 4

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_RANK, MAX_TICK, TICK_SHIFT
 from sglang_ext.core.eviction_policy import POLICIES, Uses
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.table import PageTable
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
 from tests.failures.scenarios import PAGE, join, prompt, rows_of

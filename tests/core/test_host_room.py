@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from sglang_ext.core.host_room import NEEDED_NOW, Claim
+from sglang_ext.core.host.room import NEEDED_NOW, Claim
 from sglang_ext.core.plan import Hold, TransferKind
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
@@ -50,7 +50,7 @@ def test_the_oldest_gives_way_in_whichever_component_it_is() -> None:
     windows = index.table.swa_host.n_present
     assert windows > 0
     # prompts 1 and 2 are on the host alone; room for many pages takes both components'
-    index._make_room(index.host, 18, Claim(1 << 62, math.inf))
+    index.room.make(index.host, 18, Claim(1 << 62, math.inf))
     assert index.host.free_pages >= 18
     assert index.table.swa_host.n_present < windows
     engine.check()
@@ -61,12 +61,12 @@ def test_holes_become_room_before_anything_is_dropped() -> None:
     engine = sharing(400, device_pages=200, device_window_pages=200)
     back_up(engine, *range(40))
     index, windows = engine.index, engine.index.table.swa_host
-    index._forget_windows(np.flatnonzero(index.checkpoints.ends)[::2])
+    index.residency.forget_windows(np.flatnonzero(index.checkpoints.ends)[::2])
     before = windows.n_present, index.host.free_pages
     # an extent holds up to two window pages, or at least two pages
     room = index.host_tier.shared.arena.holes(1) // 2 * 2
     assert room > 10
-    index._make_room(index.host, before[1] + room, Claim(1 << 62, math.inf))
+    index.room.make(index.host, before[1] + room, Claim(1 << 62, math.inf))
     assert index.host.free_pages >= before[1] + room
     assert windows.n_present == before[0]
     assert index.counters.moved_host_pages
@@ -81,11 +81,11 @@ def test_what_a_load_reads_stays_where_it_is() -> None:
     index.evict_device(24, 24)
     for seed in (1, 3):
         rows = table.lookup(prompt(4, seed)[:-1].reshape(-1, 16), None)
-        index._drop_tail(int(rows[-1]))
+        index.room.drop_tail(int(rows[-1]))
     engine.abort(started(engine, prompt(4, 2)))
     (load,) = index.pending[TransferKind.LOAD].values()
     moved = 0
-    while index._vacate(index.host):
+    while index.room.vacate(index.host):
         moved += 1
         assert (table.host.slots[load.full.rows] == load.full.host).all()
     assert moved, "nothing moved at all"
@@ -114,8 +114,8 @@ def test_a_prefix_that_many_share_outlives_a_younger_conversation() -> None:
     assert index.table.forks[rows_of(engine, shared)[-1]] == len(requests) - 1
     assert not index.table.forks[rows_of(engine, conversation)].any()
     assert len(find(engine, shared).rows) == 4
-    for end in index._tails(math.inf):
-        index._drop_tail(end)
+    for end in index.room.tails(math.inf):
+        index.room.drop_tail(end)
         if len(find(engine, conversation).rows) == 0:
             break
     assert len(find(engine, shared).rows) == 4, "what all those requests shared went first"
@@ -128,7 +128,7 @@ def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
     index = engine.index
     serve_and_settle(engine, prompt(4))
     index.evict_device(ALL, ALL)
-    index._make_room(index.host, ALL, Claim(age=0, worth=0.0))
+    index.room.make(index.host, ALL, Claim(age=0, worth=0.0))
     assert len(find(engine, prompt(4)).rows) == 4
     looked = []
     index._look_ahead = lambda *free: looked.append(1)  # type: ignore[method-assign]
@@ -194,7 +194,7 @@ def test_room_causes_a_look_where_the_device_lost_copies_for_it() -> None:
         if not on_device:
             index.evict_device(ALL, ALL)
         index._scan_is_due = False
-        index._make_room(index.host, ALL, NEEDED_NOW)
+        index.room.make(index.host, ALL, NEEDED_NOW)
         assert index.table.host.n_present == 0
         assert index._scan_is_due == on_device
 
@@ -208,9 +208,9 @@ def test_a_prefix_that_somebody_goes_on_from_is_not_lost_with_its_window() -> No
     index.evict_device(ALL, ALL)
     rows = rows_of(engine, tokens)
     held = Hold((table.host, rows[:2]), (table.swa_host, rows[:2]))
-    index._make_room(index.host_window, ALL, NEEDED_NOW)
+    index.room.make(index.host_window, ALL, NEEDED_NOW)
     assert (rows_of(engine, tokens)[:2] == rows[:2]).all()
     held.release()
     check_all(engine)
-    index._make_room(index.host_window, ALL, NEEDED_NOW)
+    index.room.make(index.host_window, ALL, NEEDED_NOW)
     assert table.n_rows == 0

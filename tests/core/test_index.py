@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import Declined, DeclineReason, Hold, TransferKind
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.requests import SimRequest
 from sglang_ext.testing.sizes import Sizes

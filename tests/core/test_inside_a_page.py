@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.constants import PAD
 from sglang_ext.core.compiled.table import CompiledTable
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import PathTable
-from sglang_ext.core.storage_plan import StorageLimits
-from sglang_ext.core.table import FREE
+from sglang_ext.core.storage.plan import StorageLimits
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import PathTable
+from sglang_ext.core.table.table import FREE
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes
@@ -197,7 +197,7 @@ def test_a_tail_is_not_written_to_storage_and_the_boundary_before_it_is() -> Non
     engine.index.attach_storage(StorageLimits.for_host(10_000, 1, 1))
     run(engine, words(5 * PAGE + 7))
     engine.settle()
-    persists = engine.index.begin_persists(0)
+    persists = engine.index.persists.begin(0)
     table, kept = engine.index.table, engine.index.checkpoints
     assert sum(len(persist.full) for persist in persists) == 5
     assert all((table.tokens[persist.full_rows.rows] != PAD).all() for persist in persists)

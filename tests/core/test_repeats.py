@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sglang_ext.core.host.sampling import ONE_IN, passed_over
 from sglang_ext.core.plan import Transfer
-from sglang_ext.core.sampling import ONE_IN, passed_over
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from tests.core.test_index import engine_with, prompt, serve
@@ -54,7 +54,7 @@ def sampling(write: WritePolicy = WritePolicy.WRITE_BACK) -> SimEngine:
     """An engine that has lost all its host has without a read."""
     engine = small(write)
     serve_once(engine, range(60))
-    assert engine.index.is_sampling
+    assert engine.index.sampling.is_on
     return engine
 
 
@@ -63,7 +63,7 @@ def test_all_is_copied_until_the_host_has_turned_over(write: WritePolicy) -> Non
     engine = small(write)
     index = engine.index
     seed = 0
-    while not index.is_sampling:
+    while not index.sampling.is_on:
         assert index.counters.evicted_host_pages < 6 * PAGES
         assert index.counters.dropped_pages == index.counters.evicted_host_pages
         serve_once(engine, range(seed, seed + 1))
@@ -78,7 +78,7 @@ def test_then_one_prefix_in_eight_is_copied_as_a_whole(write: WritePolicy) -> No
     prompts = 400
     pages = copied(engine, range(1000, 1000 + prompts))
     assert 0.7 < pages / PAGES / (prompts / ONE_IN) < 1.4
-    assert engine.index.is_sampling
+    assert engine.index.sampling.is_on
     for seed in on_host(engine, range(1000, 1000 + prompts)):
         assert len(find(engine, prompt(PAGES, seed)).rows) == PAGES
     engine.check_idle()
@@ -92,7 +92,7 @@ def test_a_read_brings_all_copies_back() -> None:
     free = engine.device.free_pages(), engine.device.free_window_pages()
     assert not engine.index._room_may_be_low(*free)
     serve(engine, prompt(PAGES, on_host(engine, range(60))[0]))
-    assert not engine.index.is_sampling
+    assert not engine.index.sampling.is_on
     # what had been passed over is copied now, not when the next look is due
     assert copied(engine, range(0)) >= PAGES
     assert copied(engine, range(1000, 1004)) >= 4 * PAGES
@@ -106,7 +106,7 @@ def test_a_load_that_finds_no_room_is_a_read() -> None:
     held = index.hold(np.flatnonzero(index.table.device.present))
     index.device_pool.allocate(index.device_pool.free_pages())
     assert not isinstance(index.begin_load(rows), Transfer)
-    assert not index.is_sampling
+    assert not index.sampling.is_on
     held.release()
 
 
@@ -119,13 +119,13 @@ def test_what_two_requests_used_is_always_copied() -> None:
         engine.demote()
         engine.settle()
     assert copied(engine, range(2000, 2024)) >= len(seeds) * PAGES - 2 * PAGES
-    assert engine.index.is_sampling
+    assert engine.index.sampling.is_on
 
 
 def test_nothing_is_passed_over_on_the_way_to_storage() -> None:
     engine = sampling()
-    engine.index.storage = object()
-    assert not engine.index.is_sampling
+    engine.index.attachment.limits = object()
+    assert not engine.index.sampling.is_on
 
 
 def test_the_sample_is_one_in_eight_however_many_ticks_a_request_takes() -> None:

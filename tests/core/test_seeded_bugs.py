@@ -7,22 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_ext.core import backups as backups_module
-from sglang_ext.core import paths as paths_module
-from sglang_ext.core.arena import Arena, ArenaShape
-from sglang_ext.core.checkpoints import Checkpoints
-from sglang_ext.core.columns import SlotColumn
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled import loops, scans
 from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.table import CompiledTable
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.host_room import Claim
-from sglang_ext.core.host_space import HostSpace
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.ledger import Ledger
-from sglang_ext.core.paths import PathTable
+from sglang_ext.core.device.eviction import DeviceEviction
+from sglang_ext.core.host.arena import Arena, ArenaShape
+from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.room import Claim, HostRoom
+from sglang_ext.core.host.space import HostSpace
+from sglang_ext.core.inserts import Inserts
+from sglang_ext.core.moves import backups as backups_module
+from sglang_ext.core.moves.backups import Backups
+from sglang_ext.core.moves.ledger import Ledger
+from sglang_ext.core.moves.loads import Loads
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
-from sglang_ext.core.table import PageTable
+from sglang_ext.core.residency import Residency
+from sglang_ext.core.table import paths as paths_module
+from sglang_ext.core.table.columns import SlotColumn
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import PathTable
+from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.pools import SimDevicePool, SimSlots
 from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.simulation import Simulation
@@ -43,10 +48,10 @@ def match_ignores_windows(patch: Patch) -> None:
 
 
 def lock_covers_one_page_less_of_the_window(patch: Patch) -> None:
-    def hold(self: CacheIndex, rows: Any) -> Hold:
+    def hold(self: Residency, rows: Any) -> Hold:
         return Hold((self.table.device, rows), (self.table.swa_device, self.window_of(rows)[1:]))
 
-    patch.setattr(CacheIndex, "hold", hold)
+    patch.setattr(Residency, "hold", hold)
 
 
 def ages_forget_the_depth(patch: Patch) -> None:
@@ -77,71 +82,72 @@ def descendants_of_a_lost_page_stay(patch: Patch) -> None:
 
 
 def windows_outlive_their_page(patch: Patch) -> None:
-    def demote(self: CacheIndex, rows: Any) -> tuple[int, int]:
-        self.device_pool.release(self.table.device.take(rows))
-        lost = rows[~self.table.host.present[rows]]
-        return (len(rows), 0) if not len(lost) else self._remove(lost)
+    def demote(self: DeviceEviction, rows: Any) -> tuple[int, int]:
+        table = self._at.table
+        self._at.device_pool.release(table.device.take(rows))
+        lost = rows[~table.host.present[rows]]
+        return (len(rows), 0) if not len(lost) else self._at.remove(lost)
 
-    patch.setattr(CacheIndex, "_demote", demote)
+    patch.setattr(DeviceEviction, "_demote", demote)
 
 
 def host_evicts_what_is_being_loaded(patch: Patch) -> None:
-    original = CacheIndex.begin_load
+    original = Loads.begin
 
-    def begin(self: CacheIndex, rows: Any) -> Any:
+    def begin(self: Loads, rows: Any) -> Any:
         plan = original(self, rows)
         if hasattr(plan, "hold"):
-            host = (self.table.host, self.table.swa_host)
+            host = (self._table.host, self._table.swa_host)
             for column, held in [part for part in plan.hold._parts if part[0] in host]:
                 column.unlock(held)
             plan.hold._parts = tuple(part for part in plan.hold._parts if part[0] not in host)
         return plan
 
-    patch.setattr(CacheIndex, "begin_load", begin)
+    patch.setattr(Loads, "begin", begin)
 
 
 def backup_does_not_hold_its_path(patch: Patch) -> None:
-    original = CacheIndex._begin_backup
+    original = Backups.begin
 
-    def begin(self: CacheIndex, rows: Any, **options: Any) -> Any:
+    def begin(self: Backups, rows: Any, **options: Any) -> Any:
         plan = original(self, rows, **options)
         if hasattr(plan, "hold"):
-            table = self.table
+            table = self._table
             device = [part for part in plan.hold._parts if part[0] is table.device]
             for column, held in device:
                 column.unlock(held)
             plan.hold._parts = tuple(p for p in plan.hold._parts if p[0] is not table.device)
         return plan
 
-    patch.setattr(CacheIndex, "_begin_backup", begin)
+    patch.setattr(Backups, "begin", begin)
 
 
 def a_failed_backup_is_published(patch: Patch) -> None:
-    original = CacheIndex.commit_backup
-    patch.setattr(CacheIndex, "commit_backup", lambda self, op, *, ok: original(self, op, ok=True))
+    original = Backups.commit
+    patch.setattr(Backups, "commit", lambda self, op, *, ok: original(self, op, ok=True))
 
 
 def duplicates_are_not_given_back(patch: Patch) -> None:
-    original = CacheIndex._adopt
+    original = Residency.adopt
 
-    def adopt(self: CacheIndex, rows: Any, full: Any, swa: Any) -> None:
+    def adopt(self: Residency, rows: Any, full: Any, swa: Any) -> None:
         missing = ~self.table.device.present[rows]
         original(self, rows[missing], full[missing], swa[missing])
 
-    patch.setattr(CacheIndex, "_adopt", adopt)
+    patch.setattr(Residency, "adopt", adopt)
 
 
 def revived_window_replaces_a_live_one(patch: Patch) -> None:
-    def adopt(self: CacheIndex, rows: Any, full: Any, swa: Any) -> None:
+    def adopt(self: Residency, rows: Any, full: Any, swa: Any) -> None:
         missing = ~self.table.device.present[rows]
-        self._give_device(rows[missing], full[missing], swa[missing])
+        self.give(rows[missing], full[missing], swa[missing])
         rows, full, swa = rows[~missing], full[~missing], swa[~missing]
         live = swa[:, 0] != -1
         self.device_pool.move_window(full[live], self.table.device.slots[rows[live]], swa[live])
         self.table.swa_device.put(rows[live], swa[live], ready=True)
         self.device_pool.release(full)
 
-    patch.setattr(CacheIndex, "_adopt", adopt)
+    patch.setattr(Residency, "adopt", adopt)
 
 
 def admission_counts_only_windows_on_the_host(patch: Patch) -> None:
@@ -181,42 +187,41 @@ def a_hit_is_not_confirmed_by_tokens(patch: Patch) -> None:
 
 
 def loaded_pages_are_never_ready(patch: Patch) -> None:
-    def commit(self: CacheIndex, op: int) -> None:
-        self.pending[TransferKind.LOAD].pop(op).hold.release()
+    def commit(self: Loads, op: int) -> None:
+        self._log.end(TransferKind.LOAD, op).hold.release()
 
-    patch.setattr(CacheIndex, "commit_load", commit)
+    patch.setattr(Loads, "commit", commit)
 
 
 def an_abandoned_backup_gives_its_host_slots_back_at_once(patch: Patch) -> None:
-    original, commit = CacheIndex._abandon, CacheIndex.commit_backup
+    original, commit = Backups.abandon, Backups.commit
 
-    def abandon(self: CacheIndex, transfer: Transfer) -> None:
+    def abandon(self: Backups, transfer: Transfer) -> None:
         original(self, transfer)
-        self.host.release(transfer.full.host)
-        self.host.detached -= len(transfer.full)
+        self._at.host.give_back(transfer.full.host)
 
-    def commit_without_them(self: CacheIndex, op: int, *, ok: bool) -> None:
-        transfer = self.pending[TransferKind.BACKUP][op]
+    def commit_without_them(self: Backups, op: int, *, ok: bool) -> None:
+        transfer = self._log.pending[TransferKind.BACKUP][op]
         if transfer.abandoned:
             transfer.full = Copies(*(array[:0] for array in dataclasses.astuple(transfer.full)))
         commit(self, op, ok=ok)
 
-    patch.setattr(CacheIndex, "_abandon", abandon)
-    patch.setattr(CacheIndex, "commit_backup", commit_without_them)
+    patch.setattr(Backups, "abandon", abandon)
+    patch.setattr(Backups, "commit", commit_without_them)
 
 
 def an_abandoned_backup_is_published(patch: Patch) -> None:
-    original = CacheIndex.commit_backup
+    original = Backups.commit
 
-    def commit(self: CacheIndex, op: int, *, ok: bool) -> None:
-        transfer = self.pending[TransferKind.BACKUP][op]
+    def commit(self: Backups, op: int, *, ok: bool) -> None:
+        transfer = self._log.pending[TransferKind.BACKUP][op]
         original(self, op, ok=ok)
-        alive = self.table.device.ready[transfer.full.rows]
+        alive = self._table.device.ready[transfer.full.rows]
         if transfer.abandoned and ok and alive.all():
-            slots, _ = self.host.reserve(transfer.full.rows)
-            self.table.host.put(transfer.full.rows, slots, ready=True)
+            slots, _ = self._at.host.reserve(transfer.full.rows)
+            self._table.host.put(transfer.full.rows, slots, ready=True)
 
-    patch.setattr(CacheIndex, "commit_backup", commit)
+    patch.setattr(Backups, "commit", commit)
 
 
 def a_request_counts_once_for_each_of_its_chunks(patch: Patch) -> None:
@@ -233,26 +238,26 @@ def selective_copies_at_the_first_request(patch: Patch) -> None:
 
 
 def copies_on_the_host_alone_go_first(patch: Patch) -> None:
-    patch.setattr(CacheIndex, "_drop_duplicates", lambda self, space, pages, younger_than: 0)
-    patch.setattr(CacheIndex, "_drop_duplicate_pages", lambda self, pages, younger_than, leaves: 0)
+    patch.setattr(HostRoom, "_drop_duplicates", lambda self, space, pages, younger_than: 0)
+    patch.setattr(HostRoom, "_drop_duplicate_pages", lambda self, pages, younger_than, leaves: 0)
 
 
 def duplicates_of_older_pages_go_too(patch: Patch) -> None:
-    original = CacheIndex._drop_duplicates
+    original = HostRoom._drop_duplicates
     patch.setattr(
-        CacheIndex,
+        HostRoom,
         "_drop_duplicates",
         lambda self, space, pages, younger_than: original(self, space, pages, -(1 << 63)),
     )
 
 
 def an_early_copy_takes_room_from_others(patch: Patch) -> None:
-    original = CacheIndex._reserve_on_host
+    original = Backups._reserve_on_host
     patch.setattr(
-        CacheIndex,
+        Backups,
         "_reserve_on_host",
         lambda self, rows, full, stops, claim: original(
-            self, rows, full, stops, claim or Claim.of(self.table, rows, full)
+            self, rows, full, stops, claim or Claim.of(self._table, rows, full)
         ),
     )
 
@@ -289,21 +294,21 @@ def placeholders_are_given_to_the_pool(patch: Patch) -> None:
 
 
 def half_a_window_is_copied(patch: Patch) -> None:
-    original = CacheIndex._missing_windows
+    original = Backups._missing_windows
     patch.setattr(
-        CacheIndex,
+        Backups,
         "_missing_windows",
         lambda self, rows, stops: [window[1:] for window in original(self, rows, stops)],
     )
 
 
 def a_window_is_kept_before_it_is_whole(patch: Patch) -> None:
-    def keep(self: CacheIndex, path: Any, stops: tuple[int, ...], spare: Any = ()) -> None:
+    def keep(self: Backups, path: Any, stops: tuple[int, ...], spare: Any = ()) -> None:
         for stop in stops:
-            if not self.checkpoints.ends[path[stop - 1]]:
-                self.checkpoints.add(path[:stop])
+            if not self._kept.ends[path[stop - 1]]:
+                self._kept.add(path[:stop])
 
-    patch.setattr(CacheIndex, "_keep_windows", keep)
+    patch.setattr(Backups, "_keep_windows", keep)
 
 
 def a_window_takes_pages_along_that_others_need(patch: Patch) -> None:
@@ -314,35 +319,35 @@ def a_window_takes_pages_along_that_others_need(patch: Patch) -> None:
         original(self, end)
         return window
 
-    def drop(self: CacheIndex, rows: Any) -> int:
+    def drop(self: Residency, rows: Any) -> int:
         rows = rows[self.table.swa_host.ready[rows] & (self.table.swa_host.locks[rows] == 0)]
         self.host_window.drop(rows)
         return len(rows)
 
     patch.setattr(Checkpoints, "remove", remove)
-    patch.setattr(CacheIndex, "_drop_unneeded", drop)
+    patch.setattr(Residency, "drop_unneeded", drop)
 
 
 def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
-    def drop(self: CacheIndex, rows: Any) -> int:
+    def drop(self: Residency, rows: Any) -> int:
         unneeded = self.table.swa_host.ready[rows] & (self.checkpoints.uses[rows] == 0)
         self.host_window.drop(rows[unneeded])
         return int(unneeded.sum())
 
-    patch.setattr(CacheIndex, "_drop_unneeded", drop)
-    patch.setattr(CacheIndex, "_in_use", lambda self, windows: np.zeros(len(windows), dtype=bool))
+    patch.setattr(Residency, "drop_unneeded", drop)
+    patch.setattr(HostRoom, "_in_use", lambda self, windows: np.zeros(len(windows), dtype=bool))
 
 
 def pages_stay_that_lead_nowhere(patch: Patch) -> None:
-    def drop_tail(self: CacheIndex, end: int | None) -> bool:
-        return end is not None and self._forget_windows(np.array([end])) >= 0
+    def drop_tail(self: HostRoom, end: int | None) -> bool:
+        return end is not None and self._at.forget_windows(np.array([end])) >= 0
 
-    patch.setattr(CacheIndex, "_drop_tail", drop_tail)
+    patch.setattr(HostRoom, "drop_tail", drop_tail)
 
 
 def a_younger_prefix_gives_way(patch: Patch) -> None:
-    original = CacheIndex._tails
-    patch.setattr(CacheIndex, "_tails", lambda self, limit: original(self, np.inf))
+    original = HostRoom.tails
+    patch.setattr(HostRoom, "tails", lambda self, limit: original(self, np.inf))
 
 
 def a_flush_forgets_what_is_in_flight(patch: Patch) -> None:
@@ -376,11 +381,11 @@ def a_page_of_its_own_is_never_written(patch: Patch) -> None:
 
 
 def a_tail_is_taken_from_those_who_hold_it(patch: Patch) -> None:
-    def left(self: CacheIndex, row: int, used: int) -> bool:
-        end = used * self.geometry.device_page
-        return bool(self.table.tokens[row, end] == PAD)
+    def left(self: Inserts, row: int, used: int) -> bool:
+        end = used * self._geometry.device_page
+        return bool(self._table.tokens[row, end] == PAD)
 
-    patch.setattr(CacheIndex, "_is_left_to_one", left)
+    patch.setattr(Inserts, "_is_left_to_one", left)
 
 
 def a_match_inside_a_page_goes_too_far(patch: Patch) -> None:

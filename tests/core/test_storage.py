@@ -5,10 +5,10 @@ import numpy as np
 from sglang_ext.core import invariants
 from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Prefetch
-from sglang_ext.core.table import STORED, STORING
-from sglang_ext.core.window import complete_windows
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.plan import Prefetch
+from sglang_ext.core.table.table import STORED, STORING
+from sglang_ext.core.table.window import complete_windows
 from sglang_ext.testing.storage import SimStore, StorageFaults
 from tests.core.storage_ranks import FAST, PAGE, match, rank, serve, step, tokens
 from tests.core.test_dense_windows import WholeChunks
@@ -34,7 +34,7 @@ def test_a_part_of_a_prefetch_is_of_use() -> None:
     store = SimStore()
     serve(rank(store, checkpoint_pages=4), tokens(12))
     fresh = rank(store, checkpoint_pages=4, storage_stop=4)
-    plan = fresh.index.begin_lookup(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
+    plan = fresh.index.prefetches.look_up(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
     assert isinstance(plan, Prefetch)
     fresh.storage_ledger.found(plan.op, [4, 8, 12])
     fresh.commit_storage(fresh.storage_report())
@@ -46,7 +46,7 @@ def test_a_part_of_a_prefetch_is_of_use() -> None:
     fresh.storage_ledger.read(plan.op, 1)
     fresh.commit_storage(fresh.storage_report())
     assert match(fresh, tokens(12)) == 4
-    fresh.index.cancel_prefetch(plan.op)
+    fresh.index.prefetches.cancel(plan.op)
     fresh.check()
     step(fresh)
     fresh.check_idle()
@@ -78,9 +78,9 @@ def test_what_storage_has_and_a_request_does_not_get_is_counted_by_reason() -> N
     assert unread.index.counters.found_pages == 10
     assert unread.index.counters.unfulfilled == {Unfulfilled.UNREAD: 10}
     full = rank(store, host_pages=8)
-    full.index.begin_lookup(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
+    full.index.prefetches.look_up(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
     full.storage_ledger.found(0, [10])
-    full.index.lookups[0].limit = 12
+    full.index.prefetches.lookups[0].limit = 12
     full.commit_storage(full.storage_report())
     assert full.index.counters.unfulfilled == {Unfulfilled.HOST_FULL: 10}
 
@@ -90,7 +90,7 @@ def test_ranks_agree_on_a_resume_point_that_all_of_them_have() -> None:
     ranks = [rank(), rank(), rank()]
     found = [[4, 6, 12], [4, 6, 8], [4, 12]]
     for engine, stops in zip(ranks, found, strict=True):
-        plan = engine.index.begin_lookup(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
+        plan = engine.index.prefetches.look_up(tokens(12)[: 12 * PAGE].reshape(-1, PAGE), None)
         assert isinstance(plan, Prefetch)
         engine.storage_ledger.found(plan.op, stops)
     for _ in range(4):
@@ -104,11 +104,11 @@ def test_ranks_agree_on_a_resume_point_that_all_of_them_have() -> None:
 def test_a_lookup_that_is_late_on_one_rank_is_not_decided() -> None:
     ranks = [rank(), rank()]
     for engine in ranks:
-        engine.index.begin_lookup(tokens(4)[: 4 * PAGE].reshape(-1, PAGE), None)
+        engine.index.prefetches.look_up(tokens(4)[: 4 * PAGE].reshape(-1, PAGE), None)
     ranks[0].storage_ledger.found(0, [4])
     agreed = [min(v) for v in zip(*(e.storage_report() for e in ranks), strict=True)]
     assert [engine.storage_ledger.commit(agreed) for engine in ranks] == [[], []]
-    assert all(0 in engine.index.lookups for engine in ranks)
+    assert all(0 in engine.index.prefetches.lookups for engine in ranks)
 
 
 def test_what_fails_to_be_written_is_written_later() -> None:
@@ -155,10 +155,10 @@ def test_forgetting_while_another_branch_is_written_leaves_no_hole() -> None:
         engine.compute(request, 100 * PAGE)
         engine.finish(request)
     engine.settle()
-    plans = index.begin_persists(0)
+    plans = index.persists.begin(0)
     assert len(plans) == 2
-    index.commit_persist(plans[0].op, 0, 0)
-    index.commit_persist(plans[1].op, len(plans[1].full) + len(plans[1].window), 0)
+    index.persists.commit(plans[0].op, 0, 0)
+    index.persists.commit(plans[1].op, len(plans[1].full) + len(plans[1].window), 0)
     invariants.check(index)
     assert not (index.table.stored == STORING).any()
 
@@ -168,7 +168,7 @@ def test_a_backlog_is_a_refusal() -> None:
     engine = rank(host_pages=8, host_window_pages=8, extent_pages=0)
     for seed in range(3):
         prompt = tokens(12, seed)[: 12 * PAGE].reshape(-1, PAGE)
-        plan = engine.index.begin_lookup(prompt, None)
+        plan = engine.index.prefetches.look_up(prompt, None)
         if isinstance(plan, Prefetch):
             engine.storage_ledger.found(plan.op, [4])
             engine.storage_ledger.commit(engine.storage_report())

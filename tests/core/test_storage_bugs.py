@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_ext.core import prefetches as prefetches_module
-from sglang_ext.core.columns import SlotColumn
-from sglang_ext.core.host_space import HostSpace
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.storage_ledger import StorageLedger
-from sglang_ext.core.storage_plan import Prefetch, Stage
-from sglang_ext.core.table import PageTable
+from sglang_ext.core.host.space import HostSpace
+from sglang_ext.core.storage import prefetches as prefetches_module
+from sglang_ext.core.storage.ledger import StorageLedger
+from sglang_ext.core.storage.persists import Persists
+from sglang_ext.core.storage.plan import Prefetch, Stage
+from sglang_ext.core.storage.prefetches import Prefetches
+from sglang_ext.core.table.columns import SlotColumn
+from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
@@ -37,7 +38,7 @@ def rows_that_leave_keep_their_locks(patch: Patch) -> None:
 
 
 def a_persist_unlocks_whatever_has_its_rows_now(patch: Patch) -> None:
-    patch.setattr(CacheIndex, "_still_there", lambda self, held: held.rows)
+    patch.setattr(Persists, "_still_there", lambda self, held: held.rows)
 
 
 def keys_do_not_depend_on_the_prefix(patch: Patch) -> None:
@@ -46,7 +47,7 @@ def keys_do_not_depend_on_the_prefix(patch: Patch) -> None:
 
 
 def a_namespace_is_not_in_the_key(patch: Patch) -> None:
-    patch.setattr("sglang_ext.core.state.namespace_seed", lambda namespace: b"")
+    patch.setattr("sglang_ext.core.storage.attachment.namespace_seed", lambda namespace: b"")
 
 
 def keys_outlive_their_row(patch: Patch) -> None:
@@ -66,8 +67,8 @@ def a_stage_is_published_before_it_is_read_everywhere(patch: Patch) -> None:
 
     def commit(self: StorageLedger, agreed: Sequence[int]) -> Any:
         for op, stages in list(self._read.items()):
-            if op in self._index.prefetches:
-                self._index.publish(op, stages)
+            if op in self._index.prefetches.reading:
+                self._index.prefetches.publish(op, stages)
         return original(self, agreed)
 
     patch.setattr(StorageLedger, "commit", commit)
@@ -77,7 +78,7 @@ def a_page_that_could_not_be_read_is_published(patch: Patch) -> None:
     original = StorageLedger.over
 
     def over(self: StorageLedger, op: int) -> None:
-        plan = self._index.prefetches[op]
+        plan = self._index.prefetches.reading[op]
         self.read(op, len(plan.stages))
         original(self, op)
 
@@ -85,17 +86,18 @@ def a_page_that_could_not_be_read_is_published(patch: Patch) -> None:
 
 
 def slots_are_free_while_a_cancelled_prefetch_is_read(patch: Patch) -> None:
-    original = CacheIndex.cancel_prefetch
+    original = Prefetches.cancel
 
-    def cancel(self: CacheIndex, op: int) -> None:
+    def cancel(self: Prefetches, op: int) -> None:
         original(self, op)
-        plan = self.prefetches.get(op)
+        plan = self.reading.get(op)
         if plan is not None:
             for stage in plan.stages[plan.published :]:
-                self._give_up(stage.full.slots, stage.window.slots)
+                self._host.give_back(stage.full.slots)
+                self._host_window.give_back(stage.window.slots)
             plan.published = len(plan.stages)
 
-    patch.setattr(CacheIndex, "cancel_prefetch", cancel)
+    patch.setattr(Prefetches, "cancel", cancel)
 
 
 def ranks_take_their_own_resume_point(patch: Patch) -> None:
@@ -103,56 +105,56 @@ def ranks_take_their_own_resume_point(patch: Patch) -> None:
         found = self._found.pop(prefetch.op, None)
         if found is None and not prefetch.cancelled:
             return None
-        stop = self._index.candidate(prefetch, found or [], prefetch.limit)
-        return self._index.begin_prefetch(prefetch.op, (stop,) if stop else ())
+        stop = self._index.prefetches.candidate(prefetch, found or [], prefetch.limit)
+        return self._index.prefetches.begin(prefetch.op, (stop,) if stop else ())
 
     patch.setattr(StorageLedger, "_decide", decide)
 
 
 def a_prefetch_goes_on_where_its_prefix_is_gone(patch: Patch) -> None:
-    original = CacheIndex._publish
+    original = Prefetches._publish
 
-    def publish(self: CacheIndex, prefetch: Prefetch) -> bool:
+    def publish(self: Prefetches, prefetch: Prefetch) -> bool:
         ok = original(self, prefetch)
         if not ok:
             stage: Stage = prefetch.stages[prefetch.published]
-            self.host.detached -= len(stage.full)
-            self.host_window.detached -= len(stage.window)
+            self._host.attach(len(stage.full))
+            self._host_window.attach(len(stage.window))
         return ok or True
 
-    patch.setattr(CacheIndex, "_publish", publish)
+    patch.setattr(Prefetches, "_publish", publish)
 
 
 def half_a_window_is_kept(patch: Patch) -> None:
-    def window(self: CacheIndex, path: Any, stage: Stage) -> None:
+    def window(self: Prefetches, path: Any, stage: Stage) -> None:
         count = len(stage.window) - 1
-        self.host_window.detached -= len(stage.window)
-        self.host_window.release(stage.window.slots[count:])
+        self._host_window.attach(len(stage.window))
+        self._host_window.release(stage.window.slots[count:])
         rows = path[len(path) - len(stage.window) :][:count]
-        there = self.table.swa_host.present[rows]
-        self.host_window.release(stage.window.slots[:count][there])
-        self.table.swa_host.put(rows[~there], stage.window.slots[:count][~there], ready=True)
+        there = self._table.swa_host.present[rows]
+        self._host_window.release(stage.window.slots[:count][there])
+        self._table.swa_host.put(rows[~there], stage.window.slots[:count][~there], ready=True)
 
-    patch.setattr(CacheIndex, "_publish_window", window)
+    patch.setattr(Prefetches, "_publish_window", window)
 
 
 def what_is_there_already_is_not_given_back(patch: Patch) -> None:
-    original = CacheIndex._publish
+    original = Prefetches._publish
 
-    def publish(self: CacheIndex, prefetch: Prefetch) -> bool:
-        release = self.host.release
-        self.host.release = lambda slots: None  # type: ignore[method-assign]
+    def publish(self: Prefetches, prefetch: Prefetch) -> bool:
+        release = self._host.release
+        self._host.release = lambda slots: None  # type: ignore[method-assign]
         try:
             return original(self, prefetch)
         finally:
-            self.host.release = release  # type: ignore[method-assign]
+            self._host.release = release  # type: ignore[method-assign]
 
-    patch.setattr(CacheIndex, "_publish", publish)
+    patch.setattr(Prefetches, "_publish", publish)
 
 
 def early_copies_recycle_what_storage_has_not(patch: Patch) -> None:
     """Found by the check that a page on the host alone has all pages in front of it."""
-    from sglang_ext.core.host_room import HostRoom
+    from sglang_ext.core.host.room import HostRoom
 
     def recycle(self: HostRoom, space: HostSpace, pages: int) -> None:
         rows = np.flatnonzero(space.column.ready)[:pages]
@@ -162,13 +164,13 @@ def early_copies_recycle_what_storage_has_not(patch: Patch) -> None:
 
 
 def a_persist_that_failed_counts(patch: Patch) -> None:
-    original = CacheIndex.commit_persist
+    original = Persists.commit
 
-    def commit(self: CacheIndex, op: int, pages: int, now_ms: int) -> None:
-        plan = self.persists[op]
+    def commit(self: Persists, op: int, pages: int, now_ms: int) -> None:
+        plan = self.writing[op]
         original(self, op, len(plan.full) + len(plan.window), now_ms)
 
-    patch.setattr(CacheIndex, "commit_persist", commit)
+    patch.setattr(Persists, "commit", commit)
 
 
 def nobody_ends_a_prefetch(patch: Patch) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sglang_ext.core.storage_keys import namespace_seed
+from sglang_ext.core.storage.keys import namespace_seed
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.storage import SimStore
 from tests.core.storage_ranks import PAGE, match, rank, serve, step, tokens
@@ -23,7 +23,7 @@ def test_nothing_is_written_and_nothing_is_looked_for() -> None:
     serve(engine, tokens(10, seed=1))
     assert set(store.pages) == stored
     assert engine.index.counters.prefetched_pages == 0
-    assert not engine.index.has_to_persist, "a flush would wait for ever"
+    assert not engine.index.persists.has_more, "a flush would wait for ever"
     engine.check_idle()
 
 
@@ -38,8 +38,8 @@ def test_what_is_read_when_it_is_suspended_is_not_used() -> None:
         engine.index.suspend_storage()
         steps(engine)
         assert match(engine, tokens(10)) == found
-        assert not engine.index.lookups
-        assert not engine.index.prefetches
+        assert not engine.index.prefetches.lookups
+        assert not engine.index.prefetches.reading
         engine.check()
 
 
@@ -54,13 +54,13 @@ def test_what_is_being_written_when_it_is_suspended_ends_under_its_name() -> Non
         engine.compute(request, 5 * PAGE)
     engine.finish(request)
     for _ in range(20):
-        if engine.index.persists:
+        if engine.index.persists.writing:
             break
         step(engine)
-    assert engine.index.persists
+    assert engine.index.persists.writing
     engine.index.suspend_storage()
     steps(engine, 12)
-    assert not engine.index.persists
+    assert not engine.index.persists.writing
     assert store.pages
     assert set(store.pages) <= set(alone.pages)
     engine.check()
@@ -70,7 +70,7 @@ def test_when_it_is_attached_again_the_host_is_written() -> None:
     store, alone = SimStore(), SimStore()
     serve(rank(alone), tokens(10))
     engine = rank(store)
-    limits = engine.index.storage
+    limits = engine.index.attachment.limits
     assert limits is not None
     engine.index.suspend_storage()
     serve(engine, tokens(10))
@@ -85,7 +85,7 @@ def test_at_shutdown_nothing_of_other_weights_is_saved() -> None:
     engine = rank(SimStore())
     engine.index.suspend_storage()
     serve(engine, tokens(10))
-    assert engine.index.save_more(set()) == []
+    assert engine.index.backups.save_more(set()) == []
 
 
 def test_a_namespace_goes_by_the_name_that_it_is_given() -> None:

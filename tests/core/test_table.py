@@ -3,7 +3,7 @@
 import resource
 
 from sglang_ext.core.compiled.table import CompiledTable
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 
 
 def test_a_new_table_has_its_memory() -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.window import complete_windows, deepest_resume, resume_points
 
 Mask = NDArray[np.bool_]
 

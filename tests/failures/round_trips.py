@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 import sglang_ext_cpu.host_copies
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.page_copies import page_copies
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.transfer.job import Part
 
 PAGE, PAGES, LAYERS = 16, 8, 3

@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.adapter.admission import Admission
-from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled.constants import FREE
-from sglang_ext.core.digest import Pages
 from sglang_ext.core.plan import PrefixMatch
+from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.digest import Pages
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.requests import SimRequest
 from tests.core.test_index import PAGE, engine_with, prompt, serve

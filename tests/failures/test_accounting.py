@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sglang_ext.adapter.device_pool import EngineDevicePool
-from sglang_ext.core.columns import ABSENT, Rows
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
+from sglang_ext.core.table.columns import ABSENT, Rows
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes
 from tests.failures.scenarios import (

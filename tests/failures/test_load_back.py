@@ -10,9 +10,9 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sglang_ext.adapter.prefix_cache import SwaHiCache
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.host_room import STEPS_AFTER_A_FAILURE
+from sglang_ext.core.host.room import STEPS_AFTER_A_FAILURE
 from sglang_ext.core.plan import Declined, DeclineReason, Transfer, TransferKind
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes
@@ -119,7 +119,7 @@ def test_a_load_that_does_not_begin_leaves_no_trace(abort: str) -> None:
     elif abort == "allocation":
         engine.device.window.allocations_to_fail = 1
     else:
-        engine.index._forget_windows(rows[-1:])
+        engine.index.residency.forget_windows(rows[-1:])
         reason = DeclineReason.STALE
     before = engine.fingerprint(), engine.device.full.used, engine.device.window.used
     assert engine.index.begin_load(rows) == Declined(reason)
@@ -150,7 +150,7 @@ def test_admission_is_told_of_evictable_window_pages_that_a_load_locks() -> None
     tokens = prompt(6)
     engine = engine_with()
     serve_and_settle(engine, tokens)
-    engine.index._drop_device_windows(rows_of(engine, tokens)[-1:])
+    engine.index.residency.drop_device_windows(rows_of(engine, tokens)[-1:])
     column = engine.index.table.swa_device
     match = find(engine, tokens)
     before = engine.device.free_window_pages() + column.n_evictable

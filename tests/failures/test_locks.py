@@ -8,8 +8,8 @@ import pytest
 from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
 
 from sglang_ext.adapter.prefix_cache import Prefix, SwaHiCache
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import Transfer, TransferKind
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.requests import DeviceFullError

@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from sglang_ext.adapter.rank_agreement import RankAgreement
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.transfers import Pace

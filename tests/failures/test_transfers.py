@@ -12,8 +12,8 @@ from sglang_ext.adapter import factory
 from sglang_ext.adapter.controller import FULL, WINDOW
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.page_copies import EngineCopies
-from sglang_ext.core.geometry import Geometry
 from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CpuTransferEngine
 from sglang_ext.transfer.job import Job, Part

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sglang_ext.core.columns import ABSENT, Rows
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.host_room import Claim
+from sglang_ext.core.host.room import Claim
 from sglang_ext.core.plan import Declined, DeclineReason, Transfer
+from sglang_ext.core.table.columns import ABSENT, Rows
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.sizes import Sizes
@@ -45,14 +45,14 @@ def test_page_in_device_and_host_lru() -> None:
     index.evict_device(ALL, ALL)
     engine.finish(run(engine, second, settle=True))
     rows, column = rows_of(engine, second), copies(engine)
-    index._make_room(index.host, ALL, NOTHING_IS_YOUNGER)
-    index._make_room(index.host_window, ALL, NOTHING_IS_YOUNGER)
+    index.room.make(index.host, ALL, NOTHING_IS_YOUNGER)
+    index.room.make(index.host_window, ALL, NOTHING_IS_YOUNGER)
     check_all(engine)
     assert len(rows_of(engine, first)) == 0, "pages on the host alone are victims"
     assert column["host"].ready[rows].all(), "a page of the device was a victim on the host"
     assert column["swa_host"].ready[rows[-2:]].all()
     index.evict_device(ALL, ALL)
-    index._make_room(index.host, ALL, NOTHING_IS_YOUNGER)
+    index.room.make(index.host, ALL, NOTHING_IS_YOUNGER)
     assert index.table.n_rows == 0, "a page left the device, and the host did not notice"
     check_all(engine, idle=True)
 
@@ -100,11 +100,11 @@ def _scattered(on_device: int, windows: Sequence[bool], kept: Sequence[bool]) ->
     engine.finish(run(engine, tokens, chunk=PAGE, settle=True))
     rows, index = rows_of(engine, tokens), engine.index
     assert all(column.ready[rows].all() for column in copies(engine).values())
-    index._forget_windows(rows[~np.array(kept)])
+    index.residency.forget_windows(rows[~np.array(kept)])
     index.evict_device(4 - on_device, 0)
     rows = rows_of(engine, tokens)
     held = index.table.swa_device.present[rows]
-    index._drop_device_windows(rows[~np.array(windows)[: len(rows)] & held])
+    index.residency.drop_device_windows(rows[~np.array(windows)[: len(rows)] & held])
     return engine
 
 
@@ -193,7 +193,7 @@ def test_pages_without_a_window_are_victims_in_their_turn_and_revived_by_use() -
     dead, alive = prompt(4, seed=1), prompt(4, seed=2)
     serve(engine, dead)
     serve(engine, alive)
-    engine.index._drop_device_windows(rows_of(engine, dead)[2:])
+    engine.index.residency.drop_device_windows(rows_of(engine, dead)[2:])
     assert len(find(engine, dead).rows) == 0
     assert engine.index.evict_device(2, 0) == (2, 0)
     assert len(find(engine, alive).rows) == 4, "a useless page outlived a useful one"
@@ -212,7 +212,7 @@ def test_use_of_a_long_prefix_refreshes_one_window() -> None:
     rows = rows_of(engine, old)
     before = engine.index.table.swa_age[rows].copy()
     for _ in range(3):
-        engine.index.use(find(engine, old).rows)
+        engine.index.residency.use(find(engine, old).rows)
     changed = engine.index.table.swa_age[rows] != before
     assert changed.tolist() == [False] * 6 + [True] * 2
     engine.index.evict_device(0, engine.index.table.swa_device.n_evictable - 2)
@@ -226,7 +226,7 @@ def test_a_parked_branch_keeps_the_window_it_will_resume_from(host_pages: int) -
     engine._slide = lambda request: None  # type: ignore[method-assign]  # as in a real prefill
     parked = prompt(6, seed=1)
     serve_and_settle(engine, parked)
-    engine.index._drop_device_windows(rows_of(engine, parked)[:4])
+    engine.index.residency.drop_device_windows(rows_of(engine, parked)[:4])
     serve_and_settle(engine, prompt(8, seed=2))  # younger, with windows in its middle
     column = copies(engine)["swa_device"]
     assert (engine.device.free_window_pages(), column.n_evictable) == (6, 2 + 8)
@@ -268,7 +268,7 @@ def test_a_parked_conversation_outlives_windows_inside_others() -> None:
     column, kept = copies(engine)["swa_host"], engine.index.checkpoints
     assert column.n_present == 4 * 2 and kept.ends.sum() == 4
     engine.index.evict_device(ALL, ALL)
-    engine.index._make_room(engine.index.host_window, 6, NOTHING_IS_YOUNGER)
+    engine.index.room.make(engine.index.host_window, 6, NOTHING_IS_YOUNGER)
     assert kept.ends.sum() == 2, "both turns before the last one"
     assert len(find(engine, parked).rows) == 4
     assert len(find(engine, join(*turns)).rows) == 9
@@ -338,7 +338,7 @@ def test_declined_and_begun_are_the_only_answers_of_a_load() -> None:
     """B4, the other side: a boundary that was lost between match and load is declined."""
     engine = _scattered(2, (False,) * 4, (True,) * 4)
     match = find(engine, prompt(4))
-    engine.index._drop_tail(int(match.rows[-1]))
+    engine.index.room.drop_tail(int(match.rows[-1]))
     assert engine.index.begin_load(match.rows) == Declined(DeclineReason.STALE)
     again = find(engine, prompt(4))
     assert isinstance(engine.index.begin_load(again.rows), Transfer) and len(again.rows) == 3

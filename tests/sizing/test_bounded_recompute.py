@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sglang_ext.core.window import promised
+from sglang_ext.core.table.window import promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import ModelShape
 from sglang_ext.sizing.replay import Budget, Replay

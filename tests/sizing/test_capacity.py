@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sglang_ext.adapter.host_arena import ArenaMemory
-from sglang_ext.core.arena import shape_for
-from sglang_ext.core.window import checkpoint_pages
+from sglang_ext.core.host.arena import shape_for
+from sglang_ext.core.table.window import checkpoint_pages
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing.model import PRESETS, ModelShape
 from sglang_ext.sizing.replay import Budget, Replay

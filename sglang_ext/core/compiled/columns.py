@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sglang_ext.core.columns import Rows, SlotColumn, Slots
 from sglang_ext.core.compiled import loops
+from sglang_ext.core.table.columns import Rows, SlotColumn, Slots
 
 
 class CompiledColumn(SlotColumn):

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import scans
-from sglang_ext.core.demotion import Demotion
+from sglang_ext.core.device.demotion import Demotion
+from sglang_ext.core.table.columns import Rows, SlotColumn
 
 _NO_HOLDS = np.empty(0, dtype=np.int16)
 

@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import loops, siblings
 from sglang_ext.core.compiled.arrays import FIELDS, table_of
 from sglang_ext.core.compiled.columns import CompiledColumn
 from sglang_ext.core.compiled.demotion import CompiledDemotion
 from sglang_ext.core.compiled.victims import CompiledVictims
-from sglang_ext.core.demotion import Demotion
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.device.demotion import Demotion
+from sglang_ext.core.device.victims import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.paths import Page, PathTable
 from sglang_ext.core.plan import PrefixMatch
-from sglang_ext.core.table import NO_LESS, AgeLimits
+from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import Page, PathTable
+from sglang_ext.core.table.table import NO_LESS, AgeLimits
 
 _POLICIES: dict[Rank, int] = {
     lru: loops.LRU,

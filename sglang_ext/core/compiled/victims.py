@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled import scans
-from sglang_ext.core.eviction import BATCH, VictimQueue
+from sglang_ext.core.device.victims import BATCH, VictimQueue
+from sglang_ext.core.table.columns import Rows, SlotColumn
 
 _SHARE = 64
 """A pass takes at least one in so many victims,"""

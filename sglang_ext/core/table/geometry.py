@@ -40,7 +40,7 @@ class Geometry:
 
     @property
     def resumes_inside(self) -> bool:
-        """Whether a request may resume inside a table page, see ``core.tails``."""
+        """Whether a request may resume inside a table page, see ``core.inserts``."""
         return self.slots_per_page > 1 and not self.whole_pages
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sglang_ext.core.index import CacheIndex
+from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.plan import Transfer, TransferKind
 
 BACKUPS_A_STEP = 64

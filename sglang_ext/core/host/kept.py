@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows
-from sglang_ext.core.table import PageTable
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.table import PageTable
 
 
 class Checkpoints:

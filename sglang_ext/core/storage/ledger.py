@@ -1,6 +1,6 @@
 """What storage has done: what a rank reports, what all ranks do about it.
 
-As in ``core.ledger``, the element-wise minimum over ranks is what all ranks apply. A resume
+As in ``core.moves.ledger``, the element-wise minimum over ranks is what all ranks apply. A resume
 point must be in every rank's storage, so a lookup is decided by repetition: each rank names its
 deepest resume point up to the smallest one named so far, until all name the same.
 """
@@ -8,8 +8,8 @@ deepest resume point up to the smallest one named so far, until all name the sam
 from collections.abc import Sequence
 from itertools import islice
 
-from sglang_ext.core.index import CacheIndex
-from sglang_ext.core.storage_plan import LOOKUPS_A_STEP, PERSISTS, PREFETCHES, Persist, Prefetch
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.storage.plan import LOOKUPS_A_STEP, PERSISTS, PREFETCHES, Persist, Prefetch
 
 _NOT_YET = -1
 
@@ -42,7 +42,7 @@ class StorageLedger:
 
     def found(self, op: int, stops: list[int]) -> None:
         """A lookup has ended: resume points in storage, in table pages, ascending."""
-        if op in self._index.lookups:
+        if op in self._index.prefetches.lookups:
             self._found[op] = stops
 
     def read(self, op: int, stages: int) -> None:
@@ -74,7 +74,7 @@ class StorageLedger:
         if found is None:
             return [0, 0, 0, 0]
         bound = self._bound.get(prefetch.op, prefetch.limit)
-        named = 1 + self._index.candidate(prefetch, found, bound)
+        named = 1 + self._index.prefetches.candidate(prefetch, found, bound)
         mark = hash(tuple(found)) >> 2
         return [named, -named, mark, -mark]
 
@@ -88,12 +88,12 @@ class StorageLedger:
         for op, pages in zip(writing, persists, strict=False):
             if pages == _NOT_YET:
                 break
-            self._index.commit_persist(op, pages, self.now_ms)
+            self._index.persists.commit(op, pages, self.now_ms)
             self._persisted.pop(op)
         for op, stages, over in zip(reading, rest[:PREFETCHES], rest[PREFETCHES:], strict=False):
-            self._index.publish(op, stages)
+            self._index.prefetches.publish(op, stages)
             if over:
-                self._index.end_prefetch(op)
+                self._index.prefetches.end(op)
                 self._read.pop(op, None)
                 self._over.discard(op)
         begun = []
@@ -116,17 +116,17 @@ class StorageLedger:
         if not prefetch.cancelled and low > 1:
             stops = (low - 1,)
             if mark == opposite:
-                stops = self._index.stops_up_to(prefetch, found, low - 1)
-        return self._index.begin_prefetch(prefetch.op, stops)
+                stops = self._index.prefetches.stops_up_to(prefetch, found, low - 1)
+        return self._index.prefetches.begin(prefetch.op, stops)
 
     def _persists(self) -> list[int]:
-        return list(islice(self._index.persists, PERSISTS))
+        return list(islice(self._index.persists.writing, PERSISTS))
 
     def _lookups(self) -> list[Prefetch]:
-        return list(islice(self._index.lookups.values(), LOOKUPS_A_STEP))
+        return list(islice(self._index.prefetches.lookups.values(), LOOKUPS_A_STEP))
 
     def _prefetches(self) -> list[int]:
-        return list(islice(self._index.prefetches, PREFETCHES))
+        return list(islice(self._index.prefetches.reading, PREFETCHES))
 
     def begun(self, plan: Persist | Prefetch) -> None:
         """Take note of a prefetch that this rank cannot read."""

@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows
-from sglang_ext.core.eviction import cheapest_first, youngest_first
-from sglang_ext.core.host_space import HostSpace
-from sglang_ext.core.state import IndexState
-from sglang_ext.core.table import STORED, PageTable
+from sglang_ext.core.device.victims import cheapest_first, youngest_first
+from sglang_ext.core.host.sampling import Sampling
+from sglang_ext.core.host.space import SPARE, HostSpace
+from sglang_ext.core.residency import Residency
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.table import STORED, PageTable
 
 _FEW = 16
 """Up to so many paths are walked one by one rather than a level at a time."""
-STEPS_AFTER_A_FAILURE = 32
-"""How long copies ahead of eviction pause: a broken or tiny host must not keep us busy."""
-_STEPS_AFTER_A_REFUSAL = 4
-SPARE = 8
-"""Early copies leave one page free for so many that are taken."""
-_PART = 16
-"""Of windows that are worth little, one in this many goes at a time; and so many pages."""
+_WINDOWS_DROPPED_SHARE = 16
+"""Of windows that are worth little, one in this many goes at a time."""
+_PAGES_DROPPED = 16
+"""So many pages with descendants on the host alone go at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,10 +50,36 @@ NEEDED_NOW = Claim(age=-(1 << 62), worth=float("inf"))
 """What a request waits for takes the place of everything that only may be needed."""
 
 
-class HostRoom(IndexState):
-    """The part of the index that frees host pages."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Freed:
+    """What came of it.
 
-    def _make_room(self, space: HostSpace, pages: int, claim: Claim) -> None:
+    Attributes:
+        is_enough: there is as much room as was asked for.
+        pages: that were dropped.
+        copies_of_device: some of them were copies of what is on the device too, which may be
+            what the device evicts next.
+    """
+
+    is_enough: bool
+    pages: int = 0
+    copies_of_device: bool = False
+
+
+_ENOUGH = Freed(is_enough=True)
+
+
+class HostRoom:
+    """Frees host pages: decides what gives way."""
+
+    def __init__(self, residency: Residency, sampling: Sampling) -> None:
+        self._at = residency
+        self._table = residency.table
+        self._kept = residency.checkpoints
+        self._counters = residency.counters
+        self._sampling = sampling
+
+    def make(self, space: HostSpace, pages: int, claim: Claim) -> Freed:
         """Free host pages of a component until there are ``pages``, as far as possible.
 
         First goes what costs least: windows that are kept only because there was room; copies
@@ -71,41 +95,50 @@ class HostRoom(IndexState):
                 worth less.
         """
         if pages <= space.free_pages:
-            return
+            return _ENOUGH
+        copies, given = self._copies_of_device(), 0
         other = self._sharing(space)
-        tails = self._tails(claim.worth)
-        stages: list[Callable[[], int]] = [
-            self._drop_spare,
-            self._drop_useless,
-            lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age),
-            self._drop_superseded,
-            lambda: self._drop_duplicate_pages(_PART, claim.age, leaves=False),
-            lambda: self._drop_tail(next(tails, None)),
-        ]
-        copies = self._copies_of_device()
-        if other is not None:
-            stages.insert(
-                3, lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
-            )
-        given = 0
-        for drop in stages:
+        for drop in self._stages(space, other, pages, claim):
             while pages > space.free_pages:
-                if other is not None and self._vacate(other):
+                if other is not None and self.vacate(other):
                     continue
                 if not (dropped := drop()):
                     break
                 given += dropped
-        if self._copies_of_device() < copies:
-            # what has no copy any more may be what the device evicts next
-            self._scan_is_due = True
-        if pages > space.free_pages:
-            # what was dropped for nothing must not be copied and dropped again at once; and where
-            # all is worth more than the claim, not every step has to find that out
-            self._pause = STEPS_AFTER_A_FAILURE if given else _STEPS_AFTER_A_REFUSAL
+        fewer = self._copies_of_device() < copies
+        return Freed(pages <= space.free_pages, given, copies_of_device=fewer)
+
+    def make_without_loss(self, space: HostSpace, pages: int, *, recycle: bool) -> None:
+        """Free host pages for a backup that is not needed yet: to it gives way only what nobody
+        has asked for.
+
+        Args:
+            recycle: and, as there is storage, what is there and on the device too.
+        """
+        other = self._sharing(space)
+        while self._kept.beyond and pages > space.free_for_copies(needed_now=False):
+            if not ((other is not None and self.vacate(other)) or self.drop_spare()):
+                break
+        if recycle:
+            self._recycle(space, pages)
+
+    def _stages(
+        self, space: HostSpace, other: HostSpace | None, pages: int, claim: Claim
+    ) -> Iterator[Callable[[], int]]:
+        """What gives way, one after the other; each returns what it has dropped."""
+        tails = self.tails(claim.worth)
+        yield self.drop_spare
+        yield self._drop_useless
+        yield lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age)
+        if other is not None:
+            yield lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
+        yield self._drop_superseded
+        yield lambda: self._drop_duplicate_pages(_PAGES_DROPPED, claim.age, leaves=False)
+        yield lambda: self.drop_tail(next(tails, None))
 
     def _copies_of_device(self) -> int:
         """Copies on the host of what is on the device too."""
-        table = self.table
+        table = self._table
         both = np.count_nonzero(table.device.present & table.host.present)
         return int(both + np.count_nonzero(table.swa_device.present & table.swa_host.present))
 
@@ -113,25 +146,25 @@ class HostRoom(IndexState):
 
     def _sharing(self, space: HostSpace) -> HostSpace | None:
         """The other component, if it shares its memory with this one."""
-        if self.host_tier is None or self.host_tier.shared is None:
+        if self._at.tier is None or self._at.tier.shared is None:
             return None
-        return self.host_window if space is self.host else self.host
+        return self._at.host_window if space is self._at.host else self._at.host
 
     def _for_an_extent(self, space: HostSpace) -> int:
         """Pages to drop so that an extent can be vacated."""
-        assert self.host_tier is not None
-        assert self.host_tier.shared is not None
-        arena, component = self.host_tier.shared.arena, self._component(space)
+        assert self._at.tier is not None
+        assert self._at.tier.shared is not None
+        arena, component = self._at.tier.shared.arena, self._component(space)
         return max(1, arena.pages_per_extent(component) - arena.holes(component))
 
     def _component(self, space: HostSpace) -> int:
-        return 0 if space is self.host else 1
+        return 0 if space is self._at.host else 1
 
-    def _vacate(self, space: HostSpace) -> bool:
+    def vacate(self, space: HostSpace) -> bool:
         """Set an extent of a component free by moving its pages into holes of others."""
-        assert self.host_tier is not None
-        assert self.host_tier.shared is not None
-        shared, column = self.host_tier.shared, space.column
+        assert self._at.tier is not None
+        assert self._at.tier.shared is not None
+        shared, column = self._at.tier.shared, space.column
         arena, component = shared.arena, self._component(space)
         if arena.holes(component) < arena.pages_per_extent(component):
             return False
@@ -144,27 +177,27 @@ class HostRoom(IndexState):
         places = arena.slots(arena.move(component, chosen))
         shared.memory.move(component, arena.slots(chosen), places)
         column.slots[rows[np.isin(pages, chosen)]] = places
-        self.counters.moved_host_pages += len(chosen)
+        self._counters.moved_host_pages += len(chosen)
         return True
 
     def _recycle(self, space: HostSpace, pages: int) -> None:
         """Free host pages for early copies, whose way to storage leads through the host: those
         of what is on the device and in storage too. They are made again when their eviction
         from the device is near."""
-        table = self.table
+        table = self._table
         missing = pages + space.column.n_present // SPARE - space.free_pages
         if missing <= 0:
             return
-        if space is self.host:
+        if space is self._at.host:
             both = table.host.ready & table.device.ready & (table.host.locks == 0)
             both &= table.stored == STORED
             if both.any():
                 both &= ~self._above_host_only()
             rows = youngest_first(np.flatnonzero(both), table.age, missing)
-            self.host.drop(rows)
-            self.counters.reclaimed_duplicate_pages += len(rows)
+            self._at.host.drop(rows)
+            self._counters.reclaimed_duplicate_pages += len(rows)
             return
-        kept = self.checkpoints
+        kept = self._kept
         ends = np.flatnonzero(kept.ends & table.swa_device.ready)
         windows = kept.windows(ends)
         unsafe = ((windows >= 0) & (table.window_stored[windows] != STORED)).any(axis=1)
@@ -172,16 +205,16 @@ class HostRoom(IndexState):
         for end in youngest_first(ends, table.age, len(ends)).tolist():
             if missing <= 0:
                 break
-            freed = self._forget_windows(np.array([end]))
-            self.counters.reclaimed_duplicate_window_pages += freed
+            freed = self._at.forget_windows(np.array([end]))
+            self._counters.reclaimed_duplicate_window_pages += freed
             missing -= freed
 
     # ---- what nobody has asked for -----------------------------------------------------
 
-    def _drop_spare(self) -> int:
+    def drop_spare(self) -> int:
         """Drop some windows that are kept because there was room: those first that were not
         used for longest. Looks at no others."""
-        table, kept = self.table, self.checkpoints
+        table, kept = self._table, self._kept
         ends = kept.spare()
         if len(ends) == 0:
             kept.beyond.clear()  # the rest is worth it by now
@@ -190,8 +223,8 @@ class HostRoom(IndexState):
         frees = ((windows >= 0) & (kept.uses[windows] == 1)).any(axis=1)
         ends = ends[frees & ~self._in_use(windows)]
         ends = ends[np.argsort(table.last_use(ends), kind="stable")]
-        freed = self._forget_windows(ends[: -(-len(ends) // _PART)])
-        self.counters.evicted_host_window_pages += freed
+        freed = self._at.forget_windows(ends[: -(-len(ends) // _WINDOWS_DROPPED_SHARE)])
+        self._counters.evicted_host_window_pages += freed
         return freed
 
     # ---- what no request can resume from -------------------------------------
@@ -200,12 +233,12 @@ class HostRoom(IndexState):
         """Drop copies of pages that lead to no window on the host and are on the device;
         ``rows`` or all."""
         if rows is None:
-            rows = np.flatnonzero(self.table.host.ready)
-        column, device = self.table.host, self.table.device
+            rows = np.flatnonzero(self._table.host.ready)
+        column, device = self._table.host, self._table.device
         useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
-        rows = rows[useless & (self.checkpoints.below[rows] == 0)]
-        self.host.drop(rows)
-        self.counters.reclaimed_duplicate_pages += len(rows)
+        rows = rows[useless & (self._kept.below[rows] == 0)]
+        self._at.host.drop(rows)
+        self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
     # ---- what is on the device too -------------------------------------------
@@ -217,10 +250,10 @@ class HostRoom(IndexState):
         there is most time to copy them again. Those older than what needs the room stay, or
         the two would take each other's place forever.
         """
-        if space is self.host:
+        if space is self._at.host:
             return self._drop_duplicate_pages(pages, younger_than, leaves=True)
         dropped = self._drop_duplicate_windows(pages, younger_than)
-        self.counters.reclaimed_duplicate_window_pages += dropped
+        self._counters.reclaimed_duplicate_window_pages += dropped
         return dropped
 
     def _drop_duplicate_pages(self, pages: int, younger_than: int, *, leaves: bool) -> int:
@@ -230,18 +263,18 @@ class HostRoom(IndexState):
             leaves: spare pages with descendants on the host alone: if the device evicts such
                 a page before it is copied again, they are lost with it.
         """
-        table, column = self.table, self.table.host
+        table, column = self._table, self._table.host
         both = column.ready & table.device.ready & (column.locks == 0)
         both &= table.age > younger_than
         if leaves and both.any():
             both &= ~self._above_host_only()
         rows = youngest_first(np.flatnonzero(both), table.age, pages)
-        self.host.drop(rows)
-        self.counters.reclaimed_duplicate_pages += len(rows)
+        self._at.host.drop(rows)
+        self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
     def _drop_duplicate_windows(self, pages: int, younger_than: int) -> int:
-        table, kept = self.table, self.checkpoints
+        table, kept = self._table, self._kept
         ends = np.flatnonzero(kept.ends & table.swa_device.ready & (table.age > younger_than))
         windows = kept.windows(ends)
         ends = ends[self._on_device(windows) & ~self._in_use(windows)]
@@ -250,12 +283,12 @@ class HostRoom(IndexState):
             if dropped >= pages:
                 break
             # counted as at least one: the caller goes on as long as something is dropped
-            dropped += max(1, self._forget_windows(np.array([end])))
+            dropped += max(1, self._at.forget_windows(np.array([end])))
         return dropped
 
     def _above_host_only(self) -> NDArray[np.bool_]:
         """Mask of pages with a descendant that is on the host alone."""
-        table = self.table
+        table = self._table
         above = np.zeros(table.capacity, dtype=bool)
         level = np.flatnonzero(table.host.present & ~table.device.present)
         while len(level) > _FEW:
@@ -269,13 +302,13 @@ class HostRoom(IndexState):
 
     def _on_device(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which windows (n, window_pages) are whole on the device."""
-        missing = (windows >= 0) & ~self.table.swa_device.ready[windows]
+        missing = (windows >= 0) & ~self._table.swa_device.ready[windows]
         incomplete: NDArray[np.bool_] = np.logical_or.reduce(missing, axis=1)
         return ~incomplete
 
     def _in_use(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which windows (n, window_pages) a transfer reads, writes or relies on."""
-        held = (windows >= 0) & (self.table.swa_host.locks[windows] > 0)
+        held = (windows >= 0) & (self._table.swa_host.locks[windows] > 0)
         in_use: NDArray[np.bool_] = np.logical_or.reduce(held, axis=1)
         return in_use
 
@@ -284,7 +317,7 @@ class HostRoom(IndexState):
     def _drop_superseded(self) -> int:
         """Drop some windows that are no longer worth keeping: those first whose recompute is
         the least for what they take and the longer they were not used."""
-        table, kept = self.table, self.checkpoints
+        table, kept = self._table, self._kept
         ends = np.flatnonzero(kept.ends & ~table.resume & (kept.below > 1))
         windows = kept.windows(ends)
         frees = ((windows >= 0) & (kept.uses[windows] == 1)).sum(axis=1)
@@ -298,17 +331,17 @@ class HostRoom(IndexState):
             for end, row in zip(ends.tolist(), above, strict=True)
         ]
         order = cheapest_first(np.array(saved), frees, table.window_idle(ends))
-        freed = self._forget_windows(ends[order[: max(1, len(ends) // _PART)]])
-        self.counters.evicted_host_window_pages += freed
+        freed = self._at.forget_windows(ends[order[: max(1, len(ends) // _WINDOWS_DROPPED_SHARE)]])
+        self._counters.evicted_host_window_pages += freed
         return freed
 
     # ---- what is worth least --------------------------------------------------
 
-    def _tails(self, limit: float) -> Iterator[int]:
+    def tails(self, limit: float) -> Iterator[int]:
         """Ends of kept windows with none below that are worth less than ``limit``, the least
         first; the one above follows when the last one below it is gone. Those that are on the
         device too are the matter of ``_drop_duplicates``."""
-        table, kept = self.table, self.checkpoints
+        table, kept = self._table, self._kept
         rows = np.flatnonzero(kept.ends & (kept.below == 1))
         heap = list(zip(table.worth(rows).tolist(), rows.tolist(), strict=True))
         heapq.heapify(heap)
@@ -325,22 +358,22 @@ class HostRoom(IndexState):
             if above is not None and kept.below[above] == 1:
                 heapq.heappush(heap, (float(table.worth(np.array([above]))[0]), above))
 
-    def _drop_tail(self, end: int | None) -> bool:
+    def drop_tail(self, end: int | None) -> bool:
         """Drop the last kept window of a prefix, and the pages on the host alone that led to
         nothing else."""
         if end is None:
             return False
-        path = self.table.path(end)
-        self.counters.evicted_host_window_pages += self._forget_windows(path[-1:])
+        path = self._table.path(end)
+        self._counters.evicted_host_window_pages += self._at.forget_windows(path[-1:])
         self._drop_useless(path)
         lost = self._led_to(path, last=0)
         if len(lost):
-            self.counters.evicted_host_pages += len(lost)
-            self._sampling.lost += len(lost)
-            self._remove(lost)
+            self._counters.evicted_host_pages += len(lost)
+            self._sampling.note_lost(len(lost))
+            self._at.remove(lost)
         return True
 
     def _led_to(self, path: Rows, *, last: int) -> Rows:
         """Pages of a path on the host alone that lead to so many kept windows."""
-        led: Rows = path[~self.table.device.present[path] & (self.checkpoints.below[path] == last)]
+        led: Rows = path[~self._table.device.present[path] & (self._kept.below[path] == last)]
         return led

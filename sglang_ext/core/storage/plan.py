@@ -6,9 +6,9 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, Slots
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.storage_keys import Key
+from sglang_ext.core.storage.keys import Key
+from sglang_ext.core.table.columns import Rows, Slots
+from sglang_ext.core.table.digest import Pages
 
 LOOKUPS_A_STEP = 32
 """Prefetches that can be decided in one step: each has its own elements in the report."""

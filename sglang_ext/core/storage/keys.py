@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from sglang_ext.core.digest import Pages
+from sglang_ext.core.table.digest import Pages
 
 Key = bytes
 """32 bytes. What the engine calls the hash of a page is this in hexadecimal."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.geometry import Geometry
+from sglang_ext.core.table.geometry import Geometry
 
 
 def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:

@@ -2,19 +2,24 @@
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows
-from sglang_ext.core.demotion import Ahead, paths_of_pages, worth_a_copy
-from sglang_ext.core.host_room import SPARE, STEPS_AFTER_A_FAILURE, Claim, HostRoom
-from sglang_ext.core.host_space import HostSpace
+from sglang_ext.core.device.demotion import paths_of_pages, worth_a_copy
+from sglang_ext.core.device.look_ahead import STEPS_AFTER_A_FAILURE, LookAhead
+from sglang_ext.core.host.room import NEEDED_NOW, Claim, HostRoom
+from sglang_ext.core.host.space import HostSpace
+from sglang_ext.core.moves.log import TransferLog
+from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.plan import Copies, Declined, DeclineReason, Hold, Transfer, TransferKind
-from sglang_ext.core.sampling import passed_over
-from sglang_ext.core.state import STEPS_KEPT
-from sglang_ext.core.window import complete_windows, deepest_resume, dense_points
+from sglang_ext.core.residency import Residency
+from sglang_ext.core.storage.attachment import Attachment
+from sglang_ext.core.storage.persists import Persists
+from sglang_ext.core.table.columns import Rows, resident_zeros
+from sglang_ext.core.table.table import STORED
+from sglang_ext.core.table.window import complete_windows, deepest_resume, dense_points
 from sglang_ext.core.write_policy import WritePolicy, pages_to_copy_now
 
 _MOST_PATHS_A_STEP = 8
@@ -23,86 +28,98 @@ _MOST_LOOKED_AT = 64
 """Paths that may be looked at for that, as some have nothing that can be copied."""
 _MOST_SPARE = 1024
 """Windows that are kept because there is room: all of them are looked at when it is needed."""
+_MOST_LATE = 1024
+"""Paths whose copy was put off; beyond, the oldest one waits until its eviction is near."""
+_SAVED_AT_ONCE = 4
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
-_STEPS_AHEAD = 3
-"""Copies are ahead of eviction by what so many steps take."""
 _NEVER = 1 << 62
 _BACKLOG = Declined(DeclineReason.BACKLOG)
 
 
-class Backups(HostRoom):
-    """The part of the index that fills the host tier."""
+class Backups:
+    """Fills the host tier.
 
-    def begin_backup(self, rows: Rows) -> Transfer | Declined | None:
+    Attributes:
+        pins: (table rows,) backups in flight that hold each page on the device.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        room: HostRoom,
+        ahead: LookAhead,
+        log: TransferLog,
+        attachment: Attachment,
+        persists: Persists,
+        policy: BackupPolicy,
+    ) -> None:
+        self._at = residency
+        self._table = residency.table
+        self._kept = residency.checkpoints
+        self._counters = residency.counters
+        self._room = room
+        self._ahead = ahead
+        self._log = log
+        self._attachment = attachment
+        self._persists = persists
+        self._policy = policy
+        self._window_pages = residency.table.geometry.window_pages
+        self.pins = resident_zeros(residency.table.capacity, np.int16)
+        # pages that are being copied
+        self._copied_pages = self._pinned_window_pages = 0
+        # (last row, its generation) of paths whose copy was due while others were being made
+        self._late: deque[tuple[int, int]] = deque(maxlen=_MOST_LATE)
+        # pages that were being copied when one of them was last refused
+        self._refused_at = _NEVER
+
+    def begin_for_request(self, rows: Rows) -> Transfer | Declined | None:
         """What the write policy copies to the host when a request has extended ``rows``.
 
         None: there is nothing to copy.
         """
-        rows = rows[: pages_to_copy_now(self._write_policy(), self.table.hits[rows])]
+        rows = rows[: pages_to_copy_now(self._write_policy(), self._table.hits[rows])]
         if len(rows) == 0:
             return None
         # a copy that is not needed yet takes nothing away from those that are
-        no_room = self.storage is None and self._free(self.host, needed_now=False) == 0
-        no_room &= len(self.checkpoints.beyond) == 0
-        if no_room and not self.table.host.present[rows].all():
+        no_room = (
+            not self._attachment.is_there and self._at.host.free_for_copies(needed_now=False) == 0
+        )
+        no_room &= len(self._kept.beyond) == 0
+        if no_room and not self._table.host.present[rows].all():
             # the usual answer where nothing comes twice, so it is given before anything is planned
-            return self._decline(DeclineReason.HOST_FULL)
-        plan = self._begin_backup(rows, make_room=False)
+            return self._counters.decline(DeclineReason.HOST_FULL)
+        plan = self.begin(rows, make_room=False)
         if plan == _BACKLOG:
-            self._late.append((int(rows[-1]), int(self.table.generation[rows[-1]])))
+            self._late.append((int(rows[-1]), int(self._table.generation[rows[-1]])))
         return plan
 
     def _write_policy(self) -> WritePolicy:
         """Where running requests hold nearly all of the device, what they leave is needed at
         once when they end: it is too late then to copy it ahead of its eviction."""
-        write = self.policy.write
-        free = self.device_pool.free_pages() + self.table.device.n_evictable
-        if write is WritePolicy.WRITE_BACK and free < self._low_pages():
+        write = self._policy.write
+        free = self._at.device_pool.free_pages() + self._table.device.n_evictable
+        if write is WritePolicy.WRITE_BACK and free < self._ahead.low_pages():
             return WritePolicy.WRITE_THROUGH
         return write
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
-        if self.host_tier is None:
+        if self._at.tier is None:
             return []
-        free = self.device_pool.free_pages(), self.device_pool.free_window_pages()
-        self._note_step(free[0])
+        pool = self._at.device_pool
+        free, free_windows = pool.free_pages(), pool.free_window_pages()
+        self._ahead.note_step(free)
         if self._late:
             return self._catch_up()
-        if not self._room_may_be_low(*free):
+        found = self._ahead.next(free, free_windows, self.pins)
+        if found is None:
             return []
-        if self._pause > 0:
-            self._pause -= 1
-            return []
-        state = (*free, *self._scan_state())
-        if state == self._scanned and not self._scan_is_due:
-            return []
-        self._scanned = state
-        full, window, window_end, with_window = self._look_ahead(*free)
-        begun = self._begin_some(paths_of_pages(self.table, full.dirty, full.soon, window_end))
-        ends = dict.fromkeys(window_end[window.dirty].tolist())
-        begun += self._begin_some((self.table.path(end), _NO_ROWS) for end in ends)
-        if self._are_on_host(full.dirty, window.dirty, with_window):
-            self._room_left, self._window_room_left = full.room_then, window.room_then
+        pages, table = found.full, self._table
+        begun = self._begin_some(paths_of_pages(table, pages.dirty, pages.soon, found.window_end))
+        ends = dict.fromkeys(found.window_end[found.window.dirty].tolist())
+        begun += self._begin_some((table.path(end), _NO_ROWS) for end in ends)
+        self._ahead.note_begun(found)
         return begun
-
-    def _note_step(self, free: int) -> None:
-        """Remember the most that a step takes: copies that are begun now have ended a step or
-        two later, so what those take must have its copies before."""
-        taken = self._free_at_step + self._evicted_in_step - free
-        self._free_at_step, self._evicted_in_step = free, 0
-        if taken > 0:
-            faded = self._step_share - self._step_share // STEPS_KEPT
-            self._step_share = max(taken * STEPS_KEPT, faded)
-            self._steps_of_care = max(0, self._steps_of_care - 1)
-
-    def _low_pages(self) -> int:
-        """Pages, free ones included, that eviction shall be able to free without a loss: what is
-        copied ahead is in both tiers at once, so they are no more than was seen to be needed."""
-        policy, ahead = self.policy, _STEPS_AHEAD * self._step_share // STEPS_KEPT
-        if not self._steps_of_care:
-            return policy.low_pages
-        return max(policy.low_pages, min(ahead, policy.most_low_pages))
 
     def _catch_up(self) -> list[Transfer]:
         """Start copies that were due while too many others were being made: what is in a hurry
@@ -113,8 +130,8 @@ class Backups(HostRoom):
         self._refused_at = _NEVER
         for _ in range(min(len(self._late), _MOST_PATHS_A_STEP)):
             last, generation = self._late[0]
-            if self.table.is_current(last, generation) and self.table.device.ready[last]:
-                plan = self._begin_backup(self.table.path(last), make_room=False)
+            if self._table.is_current(last, generation) and self._table.device.ready[last]:
+                plan = self.begin(self._table.path(last), make_room=False)
                 if plan == _BACKLOG:
                     self._refused_at = self._copied_pages
                     break
@@ -123,75 +140,44 @@ class Backups(HostRoom):
             self._late.popleft()
         return begun
 
-    def _are_on_host(self, full: Rows, window: Rows, with_window: NDArray[np.bool_]) -> bool:
-        """Whether pages are on the host or on their way, and windows that would be lost."""
-        both = np.concatenate((full[with_window[full]], window))
-        table = self.table
-        return bool(table.host.present[full].all() and table.swa_host.present[both].all())
+    def save_more(self, tried: set[int]) -> list[Transfer]:
+        """Begin backups of what is on the device alone and worth keeping, the most recently
+        used first: at shutdown, on the way to storage.
 
-    def _scan_state(self) -> tuple[int, ...]:
-        """Changes with whatever may let a scan find something else: where requests hold all of
-        the device, room is low for long, and most steps of a decode change nothing."""
-        table, backups = self.table, TransferKind.BACKUP
-        locked = table.device.n_locked, table.swa_device.n_locked
-        return (table.tick, *locked, self.last_op(backups), len(self.pending[backups]))
+        Args:
+            tried: ends of paths that were begun before; this adds to them.
+        """
+        table = self._table
+        if self._attachment.is_suspended:
+            return []
+        worth = table.resume & worth_a_copy(table, self._policy.write)
+        ends = np.flatnonzero(worth & (table.window_stored != STORED))
+        begun: list[Transfer] = []
+        for end in ends[np.argsort(-table.age[ends])].tolist():
+            if len(begun) == _SAVED_AT_ONCE:
+                break
+            if end not in tried:
+                tried.add(end)
+                path = table.path(end)
+                plan = self.begin(path, make_room=True, claim=NEEDED_NOW)
+                if isinstance(plan, Transfer):
+                    begun.append(plan)
+                elif plan is None:
+                    self._persists.queue(path)
+        return begun
 
     def _begin_some(self, paths: Iterator[tuple[Rows, Rows]]) -> list[Transfer]:
         """Backups of (path, pages) until there are enough for one step."""
         begun: list[Transfer] = []
         for path, pages in itertools.islice(paths, _MOST_LOOKED_AT):
-            plan = self._begin_backup(path, make_room=True, pages=pages)
+            plan = self.begin(path, make_room=True, pages=pages)
             if isinstance(plan, Transfer):
                 begun.append(plan)
             if len(begun) == _MOST_PATHS_A_STEP:
                 break
         return begun
 
-    def _look_ahead(
-        self, free: int, free_windows: int
-    ) -> tuple[Ahead, Ahead, NDArray[np.int64], NDArray[np.bool_]]:
-        """What to copy of each component, and what ``windows_to_save`` gives. O(rows)."""
-        table, policy = self.table, self.policy
-        self._free_at_scan, self._free_windows_at_scan = free, free_windows
-        self._evicted = self._evicted_windows = self._held = 0
-        self._scan_is_due = False
-        worth = worth_a_copy(table, policy.write)
-        if self.is_sampling:
-            worth &= ~passed_over(table)
-        window_end, with_window = self._demotion.windows_to_save(worth & self._marked())
-        full = self._demotion.look_ahead(
-            table.device,
-            table.host,
-            table.age,
-            # a page takes its window along
-            (worth & ~table.host.present) | with_window,
-            self._pins,
-            self._free_at_scan,
-            self._low_pages(),
-        )
-        window = self._demotion.look_ahead(
-            table.swa_device,
-            table.swa_host,
-            table.swa_age,
-            with_window,
-            1,
-            self._free_windows_at_scan,
-            policy.low_window_pages,
-        )
-        self._room_left, self._window_room_left = full.room, window.room
-        return full, window, window_end, with_window
-
-    def _room_may_be_low(self, free: int, free_windows: int) -> bool:
-        """Whether a scan could find too little room: what was allocated and locked since
-        the last one is as much as that one allowed for."""
-        if self._scan_is_due:
-            return True
-        used = self._free_at_scan + self._evicted - free
-        windows = self._free_windows_at_scan + self._evicted_windows - free_windows
-        left = min(self._room_left - used, self._window_room_left - windows)
-        return left <= self._held
-
-    def _begin_backup(
+    def begin(
         self,
         rows: Rows,
         *,
@@ -210,10 +196,10 @@ class Backups(HostRoom):
             pages: those of ``rows`` to copy; None for all without a host copy.
             claim: on what others have; None for what the pages are worth.
         """
-        table = self.table
+        table = self._table
         if pages is None:
             pages = rows[table.device.ready[rows]]
-        elif self.storage is not None and len(pages):
+        elif self._attachment.is_there and len(pages):
             # storage has a page only behind all those in front of it
             above = rows[: int(table.depth[pages].max())]
             above = above[table.device.ready[above] & (table.stored[above] == 0)]
@@ -226,10 +212,10 @@ class Backups(HostRoom):
         if len(pages) == 0 and not any(len(window) for window in missing):
             if stops:
                 self._keep_windows(rows, stops)
-                self.queue_persist(rows)
+                self._persists.queue(rows)
             return None
         if not self._backlog_allows(len(pages), len(missing[0]) if missing else 0):
-            return self._decline(DeclineReason.BACKLOG)
+            return self._counters.decline(DeclineReason.BACKLOG)
         if make_room and claim is None:
             claim = Claim.of(table, rows, pages)
         reserved = self._reserve_on_host(rows, pages, stops, claim if make_room else None)
@@ -241,12 +227,12 @@ class Backups(HostRoom):
             (table.swa_device, window),
             (table.host, full),
             # also what the windows share with others that are on the host, or will be
-            (table.swa_host, self._in_windows(rows, reserved.stops)),
+            (table.swa_host, self._at.in_windows(rows, reserved.stops)),
         )
         self._copied_pages += len(full)
-        self._pins[rows] += 1
+        self.pins[rows] += 1
         self._pinned_window_pages += len(window)
-        transfer = self._begin(
+        transfer = self._log.begin(
             TransferKind.BACKUP,
             Copies(full, table.device.slots[full], table.host.slots[full]),
             Copies(window, table.swa_device.slots[window], table.swa_host.slots[window]),
@@ -257,18 +243,11 @@ class Backups(HostRoom):
         transfer.failed_here = not reserved.done
         return transfer
 
-    def _in_windows(self, rows: Rows, stops: tuple[int, ...]) -> Rows:
-        """Pages of the windows before resume points of a path, each once."""
-        inside = np.zeros(len(rows), dtype=bool)
-        for stop in stops:
-            inside[max(0, stop - self.geometry.window_pages) : stop] = True
-        return rows[inside]
-
     def _leading_somewhere(self, rows: Rows, pages: Rows, stops: tuple[int, ...]) -> Rows:
         """Those of ``pages`` on a path that lead to a resume point on the host, if ``stops``
         are among them."""
         reach = max(*stops, self._reach(rows)) if stops else self._reach(rows)
-        return pages[self.table.depth[pages] < reach]
+        return pages[self._table.depth[pages] < reach]
 
     def _keep_windows(
         self, path: Rows, stops: tuple[int, ...], spare: tuple[int, ...] = ()
@@ -278,9 +257,9 @@ class Backups(HostRoom):
         Args:
             spare: those of ``stops`` for which there just was room.
         """
-        kept, size = self.checkpoints, self.geometry.window_pages
+        kept, size = self._kept, self._window_pages
         for stop in stops:
-            ready = self.table.swa_host.ready[path[max(0, stop - size) : stop]].all()
+            ready = self._table.swa_host.ready[path[max(0, stop - size) : stop]].all()
             if ready and not kept.ends[path[stop - 1]]:
                 kept.add(path[:stop])
                 if stop in spare:
@@ -288,13 +267,13 @@ class Backups(HostRoom):
 
     def _reach(self, rows: Rows) -> int:
         """Pages of a path that lead to a window on the host."""
-        return int(np.count_nonzero(self.checkpoints.below[rows]))
+        return int(np.count_nonzero(self._kept.below[rows]))
 
     def _stops(self, rows: Rows) -> tuple[int, ...]:
         """Resume points of a path whose windows are to be kept on the host and are not yet,
         the deepest first: those that are worth it, and one without which the path could not
         be resumed at its end."""
-        table, size = self.table, self.geometry.window_pages
+        table, size = self._table, self._window_pages
         usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
         complete = complete_windows(usable, size)
         worth = table.resume[rows] & complete
@@ -302,33 +281,26 @@ class Backups(HostRoom):
             worth |= np.isin(rows, extra)
         if (best := deepest_resume(usable, size)) > self._reach(rows):
             worth[best - 1] = True
-        if self.storage is not None and len(rows) > 1 and table.is_tail(int(rows[-1])):
+        if self._attachment.is_there and len(rows) > 1 and table.is_tail(int(rows[-1])):
             # from there the conversation goes on in storage, which takes no tails
             worth[-2] = complete_windows(usable, size)[-2]
-        worth &= ~self.checkpoints.ends[rows]
+        worth &= ~self._kept.ends[rows]
         return tuple((np.flatnonzero(worth)[::-1] + 1).tolist())
-
-    def _marked(self) -> NDArray[np.bool_]:
-        """Mask of pages whose windows are worth a copy now."""
-        table = self.table
-        if self._free(self.host_window, needed_now=False) < self.geometry.window_pages:
-            return table.resume
-        return table.resume | table.resume_if_room
 
     def _ends_with_room(self, ends: Rows) -> Rows:
         """Those of ``ends`` whose windows are worth a copy where there is room for them, as many
         as there is room for; the last ones of a path, if ``ends`` are in its order."""
-        table = self.table
-        ends = ends[table.resume_if_room[ends] & ~self.checkpoints.ends[ends]]
-        most = self._free(self.host_window, needed_now=False) // self.geometry.window_pages
+        table = self._table
+        ends = ends[table.resume_if_room[ends] & ~self._kept.ends[ends]]
+        most = self._at.host_window.free_for_copies(needed_now=False) // self._window_pages
         return ends[max(0, len(ends) - most) :]
 
     def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> list[Rows]:
         """For each resume point the pages of its window to copy that no deeper one copies."""
-        present = self.table.swa_host.present[rows].copy()
+        present = self._table.swa_host.present[rows].copy()
         missing = []
         for stop in stops:
-            first = max(0, stop - self.geometry.window_pages)
+            first = max(0, stop - self._window_pages)
             missing.append(rows[first:stop][~present[first:stop]])
             present[first:stop] = True
         return missing
@@ -338,35 +310,35 @@ class Backups(HostRoom):
     ) -> "_Reserved | DeclineReason":
         """Reserve as much of a backup as there is host room for; without a claim nothing gives
         way to it."""
-        table = self.table
+        table = self._table
         # While room is made, what the backup needs must not be its victim; older windows
         # of the same path may be.
-        needed = self._in_windows(rows, stops)
+        needed = self._at.in_windows(rows, stops)
         guard = self._guard(rows, needed, claim)
         reserved = _Reserved(full[:0], full[:0], (), True)
-        self._make_some_room(self.host, len(full), claim)
-        if len(full) > (free := self._free(self.host, claim is not None)):
+        self._make_room(self._at.host, len(full), claim)
+        if len(full) > (free := self._at.host.free_for_copies(needed_now=claim is not None)):
             # the beginning of it, up to where a request can resume
-            self.counters.declined[DeclineReason.HOST_FULL] += 1
+            self._counters.declined[DeclineReason.HOST_FULL] += 1
             if free == 0:
                 guard.release()
-                self._drop_unneeded(needed)
+                self._at.drop_unneeded(needed)
                 return DeclineReason.HOST_FULL
             stops = self._stops(rows[: int(table.depth[full[free]])])
             full = self._leading_somewhere(rows, full[:free], stops)
             guard.release()
-            needed = np.union1d(needed, self._in_windows(rows, stops))
+            needed = np.union1d(needed, self._at.in_windows(rows, stops))
             guard = self._guard(rows, needed, claim)
-        reserved.done &= self._reserve(self.host, full)
+        reserved.done &= self._reserve(self._at.host, full)
         for missing in self._missing_windows(rows, stops):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
-            if reserved.stops and pinned > self.policy.pinned_window_pages:
+            if reserved.stops and pinned > self._policy.pinned_window_pages:
                 break
-            self._make_some_room(self.host_window, len(missing), claim)
-            if len(missing) > self._free(self.host_window, claim is not None):
-                self.counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
+            self._make_room(self._at.host_window, len(missing), claim)
+            if len(missing) > self._at.host_window.free_for_copies(needed_now=claim is not None):
+                self._counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
-            reserved.done &= self._reserve(self.host_window, missing)
+            reserved.done &= self._reserve(self._at.host_window, missing)
             reserved.window = np.concatenate((reserved.window, missing))
             reserved.stops = stops[: len(reserved.stops) + 1]
         else:
@@ -374,66 +346,53 @@ class Backups(HostRoom):
         reserved.full = self._leading_somewhere(rows, full, reserved.stops)
         self._drop_rest(full, reserved.full)
         guard.release()
-        self._drop_unneeded(needed)
+        self._at.drop_unneeded(needed)
         if len(reserved.full) == 0 and len(reserved.window) == 0:
             return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
         return reserved
 
-    def _make_some_room(self, space: HostSpace, pages: int, claim: Claim | None) -> None:
-        """Free host pages for a backup. To one that is not needed yet gives way only what
-        nobody has asked for, and with storage, what is there and on the device too."""
-        if claim is not None:
-            self._make_room(space, pages, claim)
-            return
-        other = self._sharing(space)
-        while self.checkpoints.beyond and pages > self._free(space, needed_now=False):
-            if not ((other is not None and self._vacate(other)) or self._drop_spare()):
-                break
-        if self.storage is not None:
-            self._recycle(space, pages)
+    def _make_room(self, space: HostSpace, pages: int, claim: Claim | None) -> None:
+        """Free host pages for a backup; without a claim nothing is lost for it."""
+        if claim is None:
+            self._room.make_without_loss(space, pages, recycle=self._attachment.is_there)
+        else:
+            self._ahead.note_room(self._room.make(space, pages, claim))
 
     def _reserve_spare(self, rows: Rows, reserved: "_Reserved") -> None:
         """Add windows inside a prompt that are kept as long as nothing else needs the room; not
         when more is taken than free, for then something else will need it soon."""
-        both = (self.host, self.host_window)
-        if self.policy.dense_pages == 0 or not _have_more_room_than_is_taken(both):
+        both = (self._at.host, self._at.host_window)
+        if self._policy.dense_pages == 0 or not _have_more_room_than_is_taken(both):
             return
-        if len(self.checkpoints.beyond) >= _MOST_SPARE:
-            self._drop_spare()
-        table, size = self.table, self.geometry.window_pages
+        if len(self._kept.beyond) >= _MOST_SPARE:
+            self._room.drop_spare()
+        table, size = self._table, self._window_pages
         usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
-        kept = self.checkpoints.ends[rows]
+        kept = self._kept.ends[rows]
         kept[np.array(reserved.stops, dtype=np.int64) - 1] = True
-        for stop in dense_points(kept, complete_windows(usable, size), self.policy.dense_pages):
+        for stop in dense_points(kept, complete_windows(usable, size), self._policy.dense_pages):
             window = rows[max(0, stop - size) : stop]
             missing = window[~table.swa_host.present[window]]
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
-            room = self._free(self.host_window, needed_now=False)
-            if pinned > self.policy.pinned_window_pages or len(missing) > room:
+            room = self._at.host_window.free_for_copies(needed_now=False)
+            if pinned > self._policy.pinned_window_pages or len(missing) > room:
                 break
             if not _have_more_room_than_is_taken(both):
                 break
-            reserved.done &= self._reserve(self.host_window, missing)
+            reserved.done &= self._reserve(self._at.host_window, missing)
             reserved.window = np.concatenate((reserved.window, missing))
             reserved.stops, reserved.spare = (*reserved.stops, stop), (*reserved.spare, stop)
 
     def _guard(self, rows: Rows, needed: Rows, claim: Claim | None) -> Hold:
         """Holds what a backup needs; where nothing gives way to it, nothing has to be held."""
-        if claim is None and self.storage is None and not self.checkpoints.beyond:
+        if claim is None and not self._attachment.is_there and not self._kept.beyond:
             return Hold()
-        return Hold((self.table.host, rows), (self.table.swa_host, needed))
+        return Hold((self._table.host, rows), (self._table.swa_host, needed))
 
     def _drop_rest(self, reserved: Rows, kept: Rows) -> None:
         """Give back host pages that a backup has reserved and will not fill."""
         if len(kept) < len(reserved):
-            self.host.drop(np.setdiff1d(reserved, kept))
-
-    @staticmethod
-    def _free(space: HostSpace, needed_now: bool) -> int:
-        """Pages that a backup may take. One that is not needed yet leaves some for those
-        that will be: they would only take its copies away again."""
-        spare = 0 if needed_now else space.column.n_present // SPARE
-        return max(0, space.free_pages - spare)
+            self._at.host.drop(np.setdiff1d(reserved, kept))
 
     def _reserve(self, space: HostSpace, rows: Rows) -> bool:
         if len(rows) == 0:
@@ -444,66 +403,78 @@ class Backups(HostRoom):
 
     def _backlog_allows(self, pages: int, window_pages: int) -> bool:
         """Limits what backups copy, and what abandoned ones still occupy on the host."""
-        if not self.pending[TransferKind.BACKUP]:
+        if not self._log.pending[TransferKind.BACKUP]:
             return True
         pages += self._copied_pages
         windows = self._pinned_window_pages + window_pages
         return (
-            pages + self.host.detached <= self.policy.pinned_pages
-            and windows + self.host_window.detached <= self.policy.pinned_window_pages
+            pages + self._at.host.detached <= self._policy.pinned_pages
+            and windows + self._at.host_window.detached <= self._policy.pinned_window_pages
         )
+
+    @property
+    def n_late(self) -> int:
+        """Paths whose copy was put off."""
+        return len(self._late)
 
     # ---- end -----------------------------------------------------------------
 
-    def _abandon(self, transfer: Transfer) -> None:
+    def abandon(self, transfer: Transfer) -> None:
         """Give up a pending backup: its pages are free for eviction at once.
 
         The copy may still run and read what the engine writes there next, so it is
         never published, and its host slots are free after its commit only.
         """
         self._end_backup(transfer)
-        table = self.table
+        table = self._table
         table.host.take(transfer.full.rows)
         table.swa_host.take(transfer.window.rows)
-        self.host.detached += len(transfer.full)
-        self.host_window.detached += len(transfer.window)
-        self._drop_unneeded(self._in_windows(transfer.path, transfer.stops))
+        self._at.host.detach(len(transfer.full))
+        self._at.host_window.detach(len(transfer.window))
+        self._at.drop_unneeded(self._at.in_windows(transfer.path, transfer.stops))
         transfer.abandoned = True
-        self._scan_is_due = True
-        self.counters.abandoned_transfers += 1
+        self._ahead.invalidate()
+        self._counters.abandoned_transfers += 1
+
+    def would_free(self, backup: Transfer, *, full: bool, window: bool) -> bool:
+        """Whether backups alone hold some of its pages, of a kind that is missing."""
+        if backup.abandoned:
+            return False
+        locks = self._table.device.locks[backup.path]
+        if full and (locks == self.pins[backup.path]).any():
+            return True
+        return window and bool((self._table.swa_device.locks[backup.window.rows] == 1).any())
 
     def _end_backup(self, transfer: Transfer) -> None:
         transfer.hold.release()
-        self._pins[transfer.path] -= 1
+        self.pins[transfer.path] -= 1
         self._copied_pages -= len(transfer.full)
         self._pinned_window_pages -= len(transfer.window)
 
-    def commit_backup(self, op: int, *, ok: bool) -> None:
+    def commit(self, op: int, *, ok: bool) -> None:
         """End a backup: its host copies become READY, or go away if it failed."""
-        transfer = self.pending[TransferKind.BACKUP].pop(op)
-        table = self.table
+        transfer = self._log.end(TransferKind.BACKUP, op)
+        table = self._table
         if transfer.abandoned:
-            self.host.detached -= len(transfer.full)
-            self.host_window.detached -= len(transfer.window)
-            self.host.release(transfer.full.host)
-            self.host_window.release(transfer.window.host)
+            self._at.host.give_back(transfer.full.host)
+            self._at.host_window.give_back(transfer.window.host)
             return
         self._end_backup(transfer)
         if ok:
             table.host.make_ready(transfer.full.rows)
             table.swa_host.make_ready(transfer.window.rows)
             self._keep_windows(transfer.path, transfer.stops, transfer.spare)
-            self.queue_persist(transfer.path)
-            self.counters.backed_up_pages += len(transfer.full)
-            self.counters.backed_up_window_pages += len(transfer.window)
+            self._persists.queue(transfer.path)
+            self._counters.backed_up_pages += len(transfer.full)
+            self._counters.backed_up_window_pages += len(transfer.window)
         else:
-            self.host.drop(transfer.full.rows)
-            self.host_window.drop(transfer.window.rows)
-            self.counters.failed_transfers += 1
-            self._pause = STEPS_AFTER_A_FAILURE
-            self._scan_is_due = True
+            self._at.host.drop(transfer.full.rows)
+            self._at.host_window.drop(transfer.window.rows)
+            self._counters.failed_transfers += 1
+            self._ahead.pause(STEPS_AFTER_A_FAILURE)
+            self._ahead.invalidate()
         # a window can have lost pages that it shared with one whose backup failed
-        self._drop_unneeded(self._in_windows(transfer.path, transfer.stops))
+        self._at.drop_unneeded(self._at.in_windows(transfer.path, transfer.stops))
 
 
 def _have_more_room_than_is_taken(spaces: tuple[HostSpace, ...]) -> bool:

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled.constants import TICK_SHIFT
+from sglang_ext.core.table.columns import Rows, SlotColumn
 
 BATCH = 512
 _NO_PASS_YET = -(1 << 63)

@@ -5,14 +5,14 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn
 from sglang_ext.core.compiled.constants import LEFT_THE_PATH, PAD
-from sglang_ext.core.demotion import Demotion
-from sglang_ext.core.digest import Pages
-from sglang_ext.core.eviction import VictimQueue
+from sglang_ext.core.device.demotion import Demotion
+from sglang_ext.core.device.victims import VictimQueue
 from sglang_ext.core.plan import PrefixMatch
-from sglang_ext.core.table import PageTable
-from sglang_ext.core.window import complete_windows, deepest_resume, resume_points
+from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.table import PageTable
+from sglang_ext.core.table.window import complete_windows, deepest_resume, resume_points
 
 Page = NDArray[np.int64]
 

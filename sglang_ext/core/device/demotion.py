@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.checkpoints import Checkpoints
-from sglang_ext.core.columns import Rows, SlotColumn
-from sglang_ext.core.table import PageTable
+from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.table import PageTable
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Rows, SlotColumn, resident_zeros
 from sglang_ext.core.compiled.constants import (
     FREE,
     INSIDE_BAND,
@@ -25,7 +24,6 @@ from sglang_ext.core.compiled.constants import (
     TICK_SHIFT,
     UNUSED_BAND,
 )
-from sglang_ext.core.digest import PageHasher, Pages
 from sglang_ext.core.eviction_policy import (
     MOST_USES,
     Rank,
@@ -34,9 +32,11 @@ from sglang_ext.core.eviction_policy import (
     lru,
     priority,
 )
-from sglang_ext.core.geometry import Geometry
-from sglang_ext.core.priority_ranks import PriorityRanks
-from sglang_ext.core.storage_keys import Key, as_array, chain, namespace_seed
+from sglang_ext.core.storage.keys import Key, as_array, chain, namespace_seed
+from sglang_ext.core.table.columns import Rows, SlotColumn, resident_zeros
+from sglang_ext.core.table.digest import PageHasher, Pages
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.priority_ranks import PriorityRanks
 
 _FIRST_ROOT = -2
 """Parent of a first page is ``_FIRST_ROOT - namespace id``."""

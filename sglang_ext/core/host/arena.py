@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.columns import Slots
+from sglang_ext.core.table.columns import Slots
 
 Pages = NDArray[np.int64]
 """Page numbers of one component."""

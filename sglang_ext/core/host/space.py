@@ -2,8 +2,26 @@
 
 import numpy as np
 
-from sglang_ext.core.columns import Rows, SlotColumn, Slots
 from sglang_ext.core.ports import HostPool
+from sglang_ext.core.table.columns import Rows, SlotColumn, Slots
+
+SPARE = 8
+"""Early copies leave one page free for so many that are taken."""
+
+
+class NoHost:
+    """A pool without room: there is no host tier."""
+
+    def room(self, used: int) -> int:
+        """See HostPool."""
+        return 0
+
+    def allocate(self, pages: int) -> Slots | None:
+        """See HostPool."""
+        return None
+
+    def release(self, slots: Slots) -> None:
+        """See HostPool."""
 
 
 class HostSpace:
@@ -30,6 +48,12 @@ class HostSpace:
     def free_pages(self) -> int:
         """Pages that can be reserved without taking any away."""
         return self._pool.room(self.column.n_present + self.detached)
+
+    def free_for_copies(self, *, needed_now: bool) -> int:
+        """Pages that a backup may take. One that is not needed yet leaves some for those
+        that will be: they would only take its copies away again."""
+        spare = 0 if needed_now else self.column.n_present // SPARE
+        return max(0, self.free_pages - spare)
 
     def reserve(self, rows: Rows) -> tuple[Slots, bool]:
         """Slots for ``rows``; there must be room for them.
@@ -62,6 +86,25 @@ class HostSpace:
         for slot in slots[:, 0].tolist():
             assert slot not in self._pinned, "a page is pinned twice"
             self._pinned[slot] = False
+
+    def take(self, pages: int) -> tuple[Slots, bool]:
+        """Slots that are not in the table yet; see ``reserve``."""
+        slots, done = self.reserve(np.arange(pages, dtype=np.int64))
+        self.detached += pages
+        return slots, done
+
+    def detach(self, pages: int) -> None:
+        """Pages have left the table, and their slots are still written."""
+        self.detached += pages
+
+    def attach(self, pages: int) -> None:
+        """Detached pages come into the table, or their slots are given back."""
+        self.detached -= pages
+
+    def give_back(self, slots: Slots) -> None:
+        """Detached pages are free."""
+        self.detached -= len(slots)
+        self.release(slots)
 
     def unpin(self, slots: Slots) -> None:
         """Nobody reads the pages any more; those that have left the table are free."""

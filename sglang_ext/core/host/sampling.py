@@ -1,11 +1,11 @@
 """What is still copied ahead of eviction while nobody reads the host."""
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.table import PageTable
+from sglang_ext.core.storage.attachment import Attachment
+from sglang_ext.core.table.columns import SlotColumn
+from sglang_ext.core.table.table import PageTable
 
 ONE_IN = 8
 """Of the prefixes of single requests, one in so many is still copied."""
@@ -13,7 +13,6 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 """2**64 / golden ratio: its multiples are spread evenly, whatever the distance of ticks."""
 
 
-@dataclasses.dataclass(slots=True)
 class Sampling:
     """Whether the host has been filled anew without a single read.
 
@@ -22,15 +21,35 @@ class Sampling:
     when prefixes come again, also those that come later than all copies would have lasted
     (bimodal insertion: Qureshi et al., Adaptive Insertion Policies, ISCA 2007).
 
+    Never with storage: a prefix that is not read on this host may be read by others, or a day
+    later.
+
     Attributes:
         lost: pages that the host alone had and has dropped since the last read.
+
+    Args:
+        host: copies on the host; None without a host tier.
     """
 
-    lost: int = 0
+    def __init__(self, host: SlotColumn | None, attachment: Attachment) -> None:
+        self.lost = 0
+        self._host = host
+        self._attachment = attachment
 
-    def is_on(self, held: int) -> bool:
-        """Whether to sample, with ``held`` pages on the host."""
-        return self.lost >= max(1, held)
+    @property
+    def is_on(self) -> bool:
+        """Whether copies ahead of eviction are a sample."""
+        if self._host is None or self._attachment.is_there:
+            return False
+        return self.lost >= max(1, self._host.n_present)
+
+    def note_lost(self, pages: int) -> None:
+        """The host has dropped what it alone had."""
+        self.lost += pages
+
+    def note_read(self) -> None:
+        """Something on the host is read."""
+        self.lost = 0
 
 
 def passed_over(table: PageTable) -> NDArray[np.bool_]:

@@ -1,0 +1,1 @@
+"""Room on the device: who goes next, and what is copied before."""

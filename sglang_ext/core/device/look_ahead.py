@@ -1,0 +1,225 @@
+"""When to look at what eviction takes next, and what of that to copy to the host first."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.device.demotion import Ahead, Demotion, worth_a_copy
+from sglang_ext.core.host.room import Freed
+from sglang_ext.core.host.sampling import Sampling, passed_over
+from sglang_ext.core.moves.log import TransferLog
+from sglang_ext.core.moves.policy import BackupPolicy
+from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.residency import Residency
+from sglang_ext.core.table.columns import Rows
+
+STEPS_KEPT = 1024
+"""What a step has taken is forgotten after about so many that take less; and its fraction."""
+_STEPS_AHEAD = 3
+"""Copies are ahead of eviction by what so many steps take."""
+STEPS_AFTER_A_FAILURE = 32
+"""How long copies ahead of eviction pause: a broken or tiny host must not keep us busy."""
+_STEPS_AFTER_A_REFUSAL = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """What to copy now.
+
+    Attributes:
+        full, window: of each component.
+        window_end, with_window: see ``Demotion.windows_to_save``.
+    """
+
+    full: Ahead
+    window: Ahead
+    window_end: NDArray[np.int64]
+    with_window: NDArray[np.bool_]
+
+
+class LookAhead:
+    """Looks at what eviction takes next, when counters say that too little of it may be copied.
+
+    A look costs time in proportion to the table. So it says how much may be allocated and locked
+    before the next one, and most steps only compare counters.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        log: TransferLog,
+        sampling: Sampling,
+        policy: BackupPolicy,
+        demotion: Demotion,
+    ) -> None:
+        self._at = residency
+        self._log = log
+        self._sampling = sampling
+        self._policy = policy
+        self._demotion = demotion
+        # room before the next look, as of the last one, and what has happened to it since
+        self._is_due = True
+        self._seen: tuple[int, ...] = ()
+        self._room_left = self._window_room_left = 0
+        self._free_then = self._free_windows_then = 0
+        self._evicted = self._evicted_windows = self._held = 0
+        self._pause = 0
+        # free pages of the device at the last step, and the most that a step has taken of late
+        self._free_at_step = self._evicted_in_step = 0
+        self._step_share = policy.step_pages * STEPS_KEPT
+        # so many steps yet copies are further ahead, since pages were lost
+        self._steps_of_care = STEPS_KEPT if policy.step_pages else 0
+
+    # ---- what happens meanwhile ----------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the host has just refused."""
+        return self._pause > 0
+
+    def invalidate(self) -> None:
+        """What was found no longer holds: look in the next step."""
+        self._is_due = True
+
+    def pause(self, steps: int) -> None:
+        """Do not look for so many steps."""
+        self._pause = steps
+
+    def take_care(self) -> None:
+        """Pages were lost that were worth a copy: be further ahead for a while."""
+        self._steps_of_care = STEPS_KEPT
+
+    def note_held(self, pages: int) -> None:
+        """Device pages were locked."""
+        self._held += pages
+
+    def note_evicted(self, pages: int, windows: int) -> None:
+        """Device pages were freed."""
+        self._evicted += pages
+        self._evicted_in_step += pages
+        self._evicted_windows += windows
+
+    def note_room(self, freed: Freed) -> None:
+        """Host pages were freed."""
+        if freed.copies_of_device:
+            # what has no copy any more may be what the device evicts next
+            self.invalidate()
+        if not freed.is_enough:
+            # what was dropped for nothing must not be copied and dropped again at once; and where
+            # all is worth more than the claim, not every step has to find that out
+            self.pause(STEPS_AFTER_A_FAILURE if freed.pages else _STEPS_AFTER_A_REFUSAL)
+
+    def note_step(self, free: int) -> None:
+        """Remember the most that a step takes: copies that are begun now have ended a step or
+        two later, so what those take must have its copies before."""
+        taken = self._free_at_step + self._evicted_in_step - free
+        self._free_at_step, self._evicted_in_step = free, 0
+        if taken > 0:
+            faded = self._step_share - self._step_share // STEPS_KEPT
+            self._step_share = max(taken * STEPS_KEPT, faded)
+            self._steps_of_care = max(0, self._steps_of_care - 1)
+
+    # ---- look ----------------------------------------------------------------
+
+    def low_pages(self) -> int:
+        """Pages, free ones included, that eviction shall be able to free without a loss: what is
+        copied ahead is in both tiers at once, so they are no more than was seen to be needed."""
+        policy, ahead = self._policy, _STEPS_AHEAD * self._step_share // STEPS_KEPT
+        if not self._steps_of_care:
+            return policy.low_pages
+        return max(policy.low_pages, min(ahead, policy.most_low_pages))
+
+    def next(self, free: int, free_windows: int, pins: NDArray[np.int16]) -> Found | None:
+        """What to copy now; None: there is no need to look.
+
+        Args:
+            free, free_windows: pages free on the device.
+            pins: (table rows,) locks that pending backups have on each page.
+        """
+        if not self.is_due(free, free_windows):
+            return None
+        if self._pause > 0:
+            self._pause -= 1
+            return None
+        state = (free, free_windows, *self._state())
+        if state == self._seen and not self._is_due:
+            return None
+        self._seen = state
+        return self.look(free, free_windows, pins)
+
+    def is_due(self, free: int, free_windows: int) -> bool:
+        """Whether a look could find too little room: what was allocated and locked since
+        the last one is as much as that one allowed for."""
+        if self._is_due:
+            return True
+        used = self._free_then + self._evicted - free
+        windows = self._free_windows_then + self._evicted_windows - free_windows
+        left = min(self._room_left - used, self._window_room_left - windows)
+        return left <= self._held
+
+    def _state(self) -> tuple[int, ...]:
+        """Changes with whatever may let a look find something else: where requests hold all of
+        the device, room is low for long, and most steps of a decode change nothing."""
+        table, backups = self._at.table, TransferKind.BACKUP
+        locked = table.device.n_locked, table.swa_device.n_locked
+        return (table.tick, *locked, self._log.last_op(backups), len(self._log.pending[backups]))
+
+    def look(self, free: int, free_windows: int, pins: NDArray[np.int16]) -> Found:
+        """See ``next``. O(rows)."""
+        table, policy = self._at.table, self._policy
+        self._free_then, self._free_windows_then = free, free_windows
+        self._evicted = self._evicted_windows = self._held = 0
+        self._is_due = False
+        worth = worth_a_copy(table, policy.write)
+        if self._sampling.is_on:
+            worth &= ~passed_over(table)
+        window_end, with_window = self._demotion.windows_to_save(worth & self._marked())
+        full = self._demotion.look_ahead(
+            table.device,
+            table.host,
+            table.age,
+            # a page takes its window along
+            (worth & ~table.host.present) | with_window,
+            pins,
+            free,
+            self.low_pages(),
+        )
+        window = self._demotion.look_ahead(
+            table.swa_device,
+            table.swa_host,
+            table.swa_age,
+            with_window,
+            1,
+            free_windows,
+            policy.low_window_pages,
+        )
+        self._room_left, self._window_room_left = full.room, window.room
+        return Found(full, window, window_end, with_window)
+
+    def note_begun(self, found: Found) -> None:
+        """Copies of what was found have been begun, as far as possible."""
+        full, window = found.full, found.window
+        if self._are_on_host(full.dirty, window.dirty, found.with_window):
+            self._room_left, self._window_room_left = full.room_then, window.room_then
+
+    def _are_on_host(self, full: Rows, window: Rows, with_window: NDArray[np.bool_]) -> bool:
+        """Whether pages are on the host or on their way, and windows that would be lost."""
+        both = np.concatenate((full[with_window[full]], window))
+        table = self._at.table
+        return bool(table.host.present[full].all() and table.swa_host.present[both].all())
+
+    def _marked(self) -> NDArray[np.bool_]:
+        """Mask of pages whose windows are worth a copy now."""
+        table = self._at.table
+        free = self._at.host_window.free_for_copies(needed_now=False)
+        if free < table.geometry.window_pages:
+            return table.resume
+        return table.resume | table.resume_if_room
+
+    def private_state(self) -> list[int]:
+        """Numbers that decisions depend on, in two parts; for ``fingerprint``."""
+        return [
+            *(self._pause, self._room_left, self._window_room_left, self._held),
+            *(self._free_at_step, self._step_share, self._steps_of_care),
+        ]

@@ -1,0 +1,1 @@
+"""Host memory: extents, slots, kept windows, what gives way."""

@@ -1,0 +1,171 @@
+"""Where pages are: every change of that is made here."""
+
+import numpy as np
+
+from sglang_ext.core.counters import Counters
+from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.space import HostSpace, NoHost
+from sglang_ext.core.host.tier import HostTier
+from sglang_ext.core.plan import Hold
+from sglang_ext.core.ports import DevicePool
+from sglang_ext.core.table.columns import ABSENT, Rows, Slots
+from sglang_ext.core.table.paths import PathTable
+
+
+class Residency:
+    """The table, the slots of both tiers, and the windows that the host keeps.
+
+    Attributes:
+        table: rows and their columns.
+        device_pool: device slots.
+        tier: None without a host.
+        host, host_window: host slots of each component; without a host there is no room.
+        checkpoints: windows that the host keeps.
+        counters: of the cache.
+
+    Args:
+        ranked: something counts more than age: who is used may go before a known victim.
+    """
+
+    def __init__(
+        self,
+        table: PathTable,
+        device: DevicePool,
+        tier: HostTier | None,
+        counters: Counters,
+        *,
+        ranked: bool,
+    ) -> None:
+        self.table = table
+        self.device_pool = device
+        self.tier = tier
+        self.counters = counters
+        self.checkpoints = Checkpoints(table, table.geometry.window_pages)
+        nowhere = NoHost()
+        self.host = HostSpace(table.host, tier.full if tier else nowhere)
+        self.host_window = HostSpace(table.swa_host, tier.window if tier else nowhere)
+        self._window_pages = table.geometry.window_pages
+        self._ranked = ranked
+
+    # ---- use and hold --------------------------------------------------------
+
+    def use(self, rows: Rows) -> None:
+        """Record that a request uses the prefix ``rows`` and the window at its end."""
+        if len(rows) == 0:
+            return
+        self.table.advance()
+        self.refresh(rows)
+
+    def refresh(self, rows: Rows) -> None:
+        """A path is used now. Who ranks pages above age may put it before a victim that is
+        known already, though it is younger."""
+        self.table.use(rows)
+        self.used(rows)
+
+    def used(self, rows: Rows) -> None:
+        """The table has recorded that a path is used."""
+        if self._ranked:
+            self.table.device.offer(rows)
+
+    def window_of(self, rows: Rows) -> Rows:
+        """The last window of a path: what resuming at its end reads."""
+        return rows[max(0, len(rows) - self._window_pages) :]
+
+    def in_windows(self, rows: Rows, stops: tuple[int, ...]) -> Rows:
+        """Pages of the windows before resume points of a path, each once."""
+        inside = np.zeros(len(rows), dtype=bool)
+        for stop in stops:
+            inside[max(0, stop - self._window_pages) : stop] = True
+        return rows[inside]
+
+    def hold(self, rows: Rows) -> Hold:
+        """Lock a path: full attention to the root, sliding window for its end."""
+        table = self.table
+        return Hold((table.device, rows), (table.swa_device, self.window_of(rows)))
+
+    # ---- slots of a request go to the table ----------------------------------
+
+    def adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
+        """Merge a request's slots into rows that exist."""
+        table = self.table
+        missing = ~table.device.present[rows]
+        if missing.any():
+            self.give(rows[missing], full[missing], swa[missing])
+            rows, full, swa = rows[~missing], full[~missing], swa[~missing]
+        if len(rows) == 0:
+            return
+        # The rows keep their own full-attention slots: other requests may use
+        # them. Only a missing sliding-window peer is taken from the request.
+        live = swa[:, 0] != ABSENT
+        revived = live & ~table.swa_device.present[rows]
+        if revived.any():
+            where = rows[revived]
+            self.device_pool.move_window(full[revived], table.device.slots[where], swa[revived])
+            table.swa_device.put(where, swa[revived], ready=True)
+            live &= ~revived
+        if live.all():
+            self.device_pool.release_window(full, swa)
+        elif live.any():
+            self.device_pool.release_window(full[live], swa[live])
+        self.device_pool.release(full)
+
+    def give(self, rows: Rows, full: Slots, swa: Slots) -> None:
+        """Give device slots to rows that have none; ``swa`` is ABSENT where there is no window."""
+        table = self.table
+        table.device.put(rows, full, ready=True)
+        table.swa_device.put_live(rows, swa)
+
+    # ---- forget --------------------------------------------------------------
+
+    def drop_device_windows(self, rows: Rows) -> int:
+        """Take the windows of pages from the device; returns how many."""
+        table = self.table
+        if len(rows):
+            on_host = int(np.count_nonzero(table.swa_host.present[rows]))
+            self.counters.dropped_window_pages += len(rows) - on_host
+            swa = table.swa_device.take(rows)
+            self.device_pool.release_window(table.device.slots[rows], swa)
+        return len(rows)
+
+    def remove(self, rows: Rows) -> tuple[int, int]:
+        """Forget rows without a full copy, and everything below them.
+
+        Returns:
+            Device (pages, window pages) freed below ``rows``.
+        """
+        if len(rows) == 0:
+            return 0, 0
+        table = self.table
+        rows = table.subtree(rows)
+        assert not table.device.locks[rows].any(), "removed a locked page"
+        device = rows[table.device.present[rows]]
+        windows = self.drop_device_windows(rows[table.swa_device.present[rows]])
+        if len(device):
+            self.device_pool.release(table.device.take(device))
+        if self.tier is not None:
+            self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
+            # storage may still read them: it holds their slots, see ``HostSpace.pin``
+            table.host.break_locks(rows)
+            table.swa_host.break_locks(rows)
+            self.forget_windows(rows[self.checkpoints.ends[rows]])
+            self.host.drop(rows[table.host.present[rows]])
+        table.remove_rows(rows)
+        self.counters.dropped_pages += len(rows)
+        return len(device), windows
+
+    def forget_windows(self, ends: Rows) -> int:
+        """Keep windows on the host no longer; returns how many of their pages are free."""
+        freed = 0
+        for end in ends.tolist():
+            freed += self.drop_unneeded(self.checkpoints.remove(end))
+        return freed
+
+    def drop_unneeded(self, rows: Rows) -> int:
+        """Drop window pages on the host that no kept window needs and no transfer uses."""
+        if len(rows) == 0:
+            return 0
+        column = self.table.swa_host
+        unneeded = column.ready[rows] & (self.checkpoints.uses[rows] == 0)
+        rows = rows[unneeded & (column.locks[rows] == 0)]
+        self.host_window.drop(rows)
+        return len(rows)

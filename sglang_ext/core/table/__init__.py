@@ -1,0 +1,1 @@
+"""The page table: columns, paths, windows of a path."""
