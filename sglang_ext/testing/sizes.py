@@ -23,6 +23,8 @@ class Sizes:
         eviction: the engine's name of the policy.
         storage_threshold: fewest pages worth a prefetch; 0 for no storage.
         storage_stop, storage_dense: see StorageLimits.
+        low_pages, low_window_pages: see BackupPolicy; None for what ``low_share`` makes of it.
+        as_on_a_server: the policy is what a server has with these sizes.
         spare: what an eviction may free beyond what is asked for.
         more_ticks: what ages have bits for, beyond what the table needs; 0 for a server's.
         storage_share: storage may hold up one in so many host pages as on a server.
@@ -47,6 +49,9 @@ class Sizes:
     more_ticks: int = 0
     dense_pages: int = 0
     storage_dense: int = 0
+    low_pages: int | None = None
+    low_window_pages: int | None = None
+    as_on_a_server: bool = False
 
     def limits(self, rows: int) -> AgeLimits:
         """What ages of a table with so many rows have bits for."""
@@ -54,12 +59,23 @@ class Sizes:
 
     def policy(self) -> BackupPolicy:
         """The backup policy of these sizes."""
+        if self.as_on_a_server:
+            return BackupPolicy.for_device(
+                self.write,
+                self.checkpoint_pages,
+                self.device_pages,
+                self.device_window_pages,
+                self.host_pages,
+            )
+        low, low_window = self.low_pages, self.low_window_pages
         return BackupPolicy(
             write=self.write,
             checkpoint_pages=self.checkpoint_pages,
             pinned_pages=max(1, self.device_pages // self.pinned_share),
             pinned_window_pages=max(1, self.device_window_pages // self.pinned_share),
-            low_pages=self.device_pages // self.low_share,
-            low_window_pages=self.device_window_pages // self.low_share,
+            low_pages=self.device_pages // self.low_share if low is None else low,
+            low_window_pages=(
+                self.device_window_pages // self.low_share if low_window is None else low_window
+            ),
             dense_pages=self.dense_pages,
         )

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.device.victims import Spare
-from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
@@ -51,11 +50,9 @@ class Scheduler:
             write=write,
             extent_pages=4,
             spare=Spare.for_device(pages, windows),
+            as_on_a_server=True,
         )
         self.engine = SimEngine(geometry, sizes, seed=seed)
-        self.engine.index.policy = BackupPolicy.for_device(
-            write, sizes.checkpoint_pages, pages, windows, sizes.host_pages
-        )
         self.found: dict[Hashable, int] = {}
         self._queue: deque[tuple[Hashable, NDArray[np.int64], int]] = deque()
         self._running: list[tuple[Hashable, SimRequest]] = []

@@ -1,6 +1,5 @@
 """Backups under pressure: what is given up, what is not, and when copies start."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -97,10 +96,9 @@ def test_the_oldest_pages_are_copied_however_many_younger_ones_have_a_copy() -> 
 
 def test_a_window_is_copied_whole_if_another_one_shares_its_last_page() -> None:
     """Two prompts diverge where the host has only the last page of the window before it."""
-    engine = write_back(12, 24, low_share=1, checkpoint_pages=0)
-    index = engine.index
     # pages alone are looked for, so a window is found by its pages
-    index.policy = dataclasses.replace(index.policy, low_window_pages=0)
+    engine = write_back(12, 24, low_share=1, low_window_pages=0, checkpoint_pages=0)
+    index = engine.index
     shared = prompt(4)[:-1]
     first, second, third = (np.concatenate((shared, prompt(1, seed))) for seed in (1, 2, 3))
     serve(engine, first)

@@ -128,12 +128,11 @@ def test_where_all_is_worth_more_nobody_asks_in_every_step() -> None:
     index = engine.index
     serve_and_settle(engine, prompt(4))
     index.evict_device(ALL, ALL)
-    index.room.make(index.host, ALL, Claim(age=0, worth=0.0))
+    index.ahead.note_room(index.room.make(index.host, ALL, Claim(age=0, worth=0.0)))
     assert len(find(engine, prompt(4)).rows) == 4
-    looked = []
-    index._look_ahead = lambda *free: looked.append(1)  # type: ignore[method-assign]
+    looks = index.ahead.looks
     index.demote_ahead()
-    assert not looked
+    assert index.ahead.looks == looks
 
 
 def with_two_prompts(host_pages: int = 60) -> SimEngine:
@@ -162,17 +161,15 @@ def test_what_leaves_soon_is_copied_with_the_rest_of_its_path() -> None:
 def test_a_look_at_what_leaves_next_serves_until_a_third_of_it_has_left() -> None:
     """A look and a backup take about as long for few pages as for many."""
     engine = with_two_prompts()
-    index, looked = engine.index, []
-    look = index._look_ahead
-    index._look_ahead = lambda *free: looked.append(1) or look(*free)  # type: ignore[method-assign]
+    ahead = engine.index.ahead
     engine.demote()
     engine.settle()
-    assert len(looked) == 1
+    assert ahead.looks == 1
     engine.demote()
-    assert len(looked) == 1, "what it found is on the host"
+    assert ahead.looks == 1, "what it found is on the host"
     serve(engine, prompt(12, seed=3))
     engine.demote()
-    assert len(looked) == 2
+    assert ahead.looks == 2
 
 
 def test_a_look_is_taken_again_where_the_host_had_no_room() -> None:
@@ -181,9 +178,7 @@ def test_a_look_is_taken_again_where_the_host_had_no_room() -> None:
     engine.settle()
     index = engine.index
     assert index.table.host.n_present < 12
-    assert index._room_may_be_low(
-        index.device_pool.free_pages(), index.device_pool.free_window_pages()
-    )
+    assert index.ahead.is_due(index.device_pool.free_pages(), index.device_pool.free_window_pages())
 
 
 def test_room_causes_a_look_where_the_device_lost_copies_for_it() -> None:
@@ -193,10 +188,13 @@ def test_room_causes_a_look_where_the_device_lost_copies_for_it() -> None:
         index = engine.index
         if not on_device:
             index.evict_device(ALL, ALL)
-        index._scan_is_due = False
-        index.room.make(index.host, ALL, NEEDED_NOW)
+        freed = index.room.make(index.host, ALL, NEEDED_NOW)
         assert index.table.host.n_present == 0
-        assert index._scan_is_due == on_device
+        assert freed.copies_of_device == on_device
+        index.demote_ahead()
+        index.ahead.note_room(freed)
+        pool = index.device_pool
+        assert not on_device or index.ahead.is_due(pool.free_pages(), pool.free_window_pages())
 
 
 def test_a_prefix_that_somebody_goes_on_from_is_not_lost_with_its_window() -> None:

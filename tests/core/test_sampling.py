@@ -87,10 +87,10 @@ def test_then_one_prefix_in_eight_is_copied_as_a_whole(write: WritePolicy) -> No
 def test_a_read_brings_all_copies_back() -> None:
     engine = sampling()
     # nothing has to be looked at for a while
-    engine.index._scan_is_due = True
+    engine.index.ahead.invalidate()
     engine.demote()
     free = engine.device.free_pages(), engine.device.free_window_pages()
-    assert not engine.index._room_may_be_low(*free)
+    assert not engine.index.ahead.is_due(*free)
     serve(engine, prompt(PAGES, on_host(engine, range(60))[0]))
     assert not engine.index.sampling.is_on
     # what had been passed over is copied now, not when the next look is due

@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sglang_ext.adapter.prefix_cache import SwaHiCache
-from sglang_ext.core.host.room import STEPS_AFTER_A_FAILURE
+from sglang_ext.core.device.look_ahead import STEPS_AFTER_A_FAILURE
 from sglang_ext.core.plan import Declined, DeclineReason, Transfer, TransferKind
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy

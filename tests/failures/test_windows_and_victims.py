@@ -1,6 +1,5 @@
 """Catalogue 2B: lost windows, victims, and what used to be splits."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -256,9 +255,13 @@ def test_the_newest_window_of_a_conversation_replaces_its_older_ones() -> None:
 def test_a_parked_conversation_outlives_windows_inside_others() -> None:
     """B10 on the host: windows between which nobody computes much again go first."""
     engine = engine_with(
-        device_pages=40, device_window_pages=40, host_pages=60, host_window_pages=10, low_share=1
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=60,
+        host_window_pages=10,
+        low_share=1,
+        checkpoint_pages=99,
     )
-    engine.index.policy = dataclasses.replace(engine.index.policy, checkpoint_pages=99)
     parked = prompt(4, seed=9)
     serve_and_settle(engine, parked)
     turns = [prompt(3, seed=0)]
@@ -277,9 +280,13 @@ def test_a_parked_conversation_outlives_windows_inside_others() -> None:
 
 def test_write_back_keeps_a_window_inside_a_longer_prefix() -> None:
     """B11: an earlier conversation ended there; only windows are short of room."""
-    engine = engine_with(write=WritePolicy.WRITE_BACK, device_window_pages=24, checkpoint_pages=4)
-    policy = engine.index.policy
-    engine.index.policy = dataclasses.replace(policy, low_pages=0, low_window_pages=24)
+    engine = engine_with(
+        write=WritePolicy.WRITE_BACK,
+        device_window_pages=24,
+        checkpoint_pages=4,
+        low_pages=0,
+        low_window_pages=24,
+    )
     short = prompt(4)
     serve(engine, short)
     serve(engine, join(short, prompt(4, seed=1)))

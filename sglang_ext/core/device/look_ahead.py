@@ -43,6 +43,9 @@ class LookAhead:
 
     A look costs time in proportion to the table. So it says how much may be allocated and locked
     before the next one, and most steps only compare counters.
+
+    Attributes:
+        looks: how often it has looked.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LookAhead:
         self._sampling = sampling
         self._policy = policy
         self._demotion = demotion
+        self.looks = 0
         # room before the next look, as of the last one, and what has happened to it since
         self._is_due = True
         self._seen: tuple[int, ...] = ()
@@ -168,6 +172,7 @@ class LookAhead:
     def look(self, free: int, free_windows: int, pins: NDArray[np.int16]) -> Found:
         """See ``next``. O(rows)."""
         table, policy = self._at.table, self._policy
+        self.looks += 1
         self._free_then, self._free_windows_then = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
         self._is_due = False
