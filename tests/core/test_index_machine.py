@@ -17,7 +17,7 @@ def test_rare_transitions_were_reached() -> None:
     if not IndexMachine.seen:  # the machine ran in another process, or not at all
         run_state_machine_as_test(IndexMachine, settings=IndexMachine.TestCase.settings)
     wanted = {
-        *("load", "backup", "demotion", "host allocation failed"),
+        *("load", "backup", "demotion"),
         *("demoted_pages", "dropped_pages", "dropped_window_pages", "loaded_window_pages"),
         *("abandoned_transfers", "failed_transfers"),
         *("declined_host_full", "declined_host_window_full", "declined_backlog"),
