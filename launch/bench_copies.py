@@ -25,8 +25,8 @@ import torch
 from tqdm import tqdm
 
 from sglang_ext.arguments import Parser, output_file, whole
-from sglang_ext.kernels.cpu import CpuPageCopier
-from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape
+from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
+from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, host_by_page, host_shape
 
 LAYERS, HEADS = 8, 4
 WIDTHS = (64, 128)
