@@ -23,14 +23,14 @@ check: .venv/ready
 	$(BIN)/lint-imports
 
 bench: bench-micro
-	$(BIN)/python -m launch.bench --out out/hits.json
-	$(BIN)/python -m launch.bench_pairs --shape no-reuse --out out/no_reuse.json
-	$(BIN)/python -m launch.bench_pairs --shape multi-turn --out out/multi_turn.json
-	$(BIN)/python -m launch.plots --data out --out out
+	$(BIN)/python -m launch.bench.hits --out out/hits.json
+	$(BIN)/python -m launch.bench.pairs --shape no-reuse --out out/no_reuse.json
+	$(BIN)/python -m launch.bench.pairs --shape multi-turn --out out/multi_turn.json
+	$(BIN)/python -m launch.bench.plots --data out --out out
 
 bench-micro: .venv/ready
-	$(BIN)/python -m launch.bench_core --out out/core.json
-	$(BIN)/python -m launch.bench_copies --out out/copies.json
+	$(BIN)/python -m launch.bench.core --out out/core.json
+	$(BIN)/python -m launch.bench.copies --out out/copies.json
 
 # SGLang's kits on every kind of server
 kits: .venv/ready

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import bench_multiturn, tiny_model
+from launch import tiny_model
+from launch.bench import multiturn
 from launch.server import CPU, OURS, running
 from sglang_ext.arguments import Parser, output_folder, whole
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     print(f"starting the server: {name}", flush=True)
     arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
     with running(arguments, log, CPU) as server:
-        return bench_multiturn.main(load_arguments(args, model, server.port, name))[0]
+        return multiturn.main(load_arguments(args, model, server.port, name))[0]
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.bench import metric
+from launch.bench.metrics import metric
 from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
 from launch.soak_traffic import Picker, Pool, ask
 from launch.tiny_model import ready_made

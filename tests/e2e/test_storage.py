@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launch.bench import metric
+from launch.bench.metrics import metric
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
 from sglang_ext import verify

@@ -4,7 +4,7 @@ The same bytes three ways, in turns: pages between a device side (layer by layer
 in each layout; one contiguous memcpy of as many bytes; the loop over layers with token indices
 that a CPU platform has otherwise. Medians of ratios.
 
-    python -m launch.bench_copies --out out/copies.json
+    python -m launch.bench.copies --out out/copies.json
 """
 
 import argparse
