@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE := 0.5.23
+NEEDS := launch/requirements
 # of soaking, for each configuration; one of them alone: make soak ONLY=tight-late MINUTES=15
 MINUTES ?= 10
 ONLY ?= *
@@ -47,14 +48,14 @@ soak: .venv/ready
 	$(BIN)/python -m launch.soak --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
-.venv/ready: requirements/engine.txt requirements/cpu.txt requirements/mooncake.txt pyproject.toml cpu_platform/pyproject.toml
+.venv/ready: $(wildcard $(NEEDS)/*.txt) pyproject.toml launch/platform/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements/engine.txt
-	$(BIN)/pip install -q -r requirements/cpu.txt
+	$(BIN)/pip install -q -r $(NEEDS)/engine.txt
+	$(BIN)/pip install -q -r $(NEEDS)/cpu.txt
 	$(BIN)/pip install -q --no-deps sglang==$(ENGINE)
-	$(BIN)/pip install -q --no-deps -r requirements/mooncake.txt
+	$(BIN)/pip install -q --no-deps -r $(NEEDS)/mooncake.txt
 	sh launch/mooncake_libraries.sh .venv/mooncake
-	$(BIN)/pip install -q --no-deps -e . -e cpu_platform
+	$(BIN)/pip install -q --no-deps -e . -e launch/platform
 	touch $@
 
 clean:

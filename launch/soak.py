@@ -30,9 +30,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
 from launch.soak_traffic import SOAK, Job, Picker, Pool, ask, load, pool_path, save
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
 from sglang_ext.arguments import Parser, core, number, output_file, refusal, whole
 

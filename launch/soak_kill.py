@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.metrics import metric
+from launch.models.tiny import ready_made
 from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
 from launch.soak_traffic import Picker, Pool, ask
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
 from launch.zygote import Zygote
 from sglang_ext.arguments import Parser, output_file, whole

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from launch.models.tiny import make_model, parse_args, ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
-from launch.tiny_model import make_model, parse_args, ready_made
 from launch.traffic import generate
 
 OPTIONS = (

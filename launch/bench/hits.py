@@ -24,8 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from launch.bench.metrics import metric
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, Server, running
-from launch.tiny_model import ready_made
 from launch.traffic import generate
 from sglang_ext.arguments import Parser, core, number, output_file, whole
 from sglang_ext.config import CHECKPOINT_TOKENS

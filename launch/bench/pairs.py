@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from launch import tiny_model
 from launch.bench import multiturn
+from launch.models import tiny
 from launch.server import CPU, OURS, Server, running
 from sglang_ext.arguments import Parser, output_file, whole
 
@@ -223,8 +223,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     model = ROOT / ".models" / "small-128"
     if not (model / "model.safetensors").exists():
-        tiny_model.make_model(
-            tiny_model.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
+        tiny.make_model(
+            tiny.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
         )
     turns = run(args, model, args.out.parent)
     report = {

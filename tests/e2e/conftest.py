@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic
 from launch.zygote import Zygote
 from tests.e2e.conversations import Answer, converse

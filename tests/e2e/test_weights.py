@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch import weights_under_load
+from launch.models.tiny import ready_made
 from launch.server import Server
-from launch.tiny_model import ready_made
 from launch.traffic import generate
 from launch.weights_under_load import Answers, go_back_and_forth, update, wrong
 from tests.e2e.conftest import assert_idle_and_alive

@@ -72,7 +72,7 @@ BAD = {
     ],
     "launch.soak_kill": ["--kills 0", "--seed x", "--out ."],
     "launch.step_trace": ["--policy other", "--out ."],
-    "launch.tiny_model": [
+    "launch.models.tiny": [
         "",
         "--out /dev/null",
         "--out m --size other",
@@ -101,14 +101,16 @@ def test_what_a_script_cannot_use_is_one_line(
     for word in options.split():
         if word.startswith("--") and word.partition("=")[0] in said:
             return
-    assert module == "launch.tiny_model" and options == "", said
+    assert module == "launch.models.tiny" and options == "", said
 
 
 @pytest.mark.parametrize("module", sorted(BAD))
 def test_the_defaults_are_allowed(module: str) -> None:
     parse = importlib.import_module(module).parse_args
     parse(
-        {"launch.tiny_model": ["--out", "m"], "launch.bench.plots": ["--data", "."]}.get(module, [])
+        {"launch.models.tiny": ["--out", "m"], "launch.bench.plots": ["--data", "."]}.get(
+            module, []
+        )
     )
 
 
