@@ -42,10 +42,10 @@ soak: .venv/ready
 	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2
 	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 4 --steps 5000 --processes 2
 	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 3 --steps 3000 --processes 2 --storage
-	$(BIN)/python -m launch.soak_kill --kills 100
-	$(BIN)/python -m launch.storm --minutes $(MINUTES) --tp 1 --out out/storm.json
-	$(BIN)/python -m launch.storm --minutes $(MINUTES) --tp 2 --out out/storm_tp2.json
-	$(BIN)/python -m launch.soak --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
+	$(BIN)/python -m tests.soak.kill --kills 100
+	$(BIN)/python -m tests.soak.storm --minutes $(MINUTES) --tp 1 --out out/storm.json
+	$(BIN)/python -m tests.soak.storm --minutes $(MINUTES) --tp 2 --out out/storm_tp2.json
+	$(BIN)/python -m tests.soak.server --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
 .venv/ready: $(wildcard $(NEEDS)/*.txt) pyproject.toml launch/platform/pyproject.toml

@@ -8,7 +8,7 @@ import pytest
 
 from launch.models.text import ready_made_text
 from launch.server import CPU, STRICT_CHECKS, Server, wait_until_healthy
-from launch.zygote import Zygote
+from tests.fixtures.zygote import Zygote
 from tests.kits.cells import Cell
 from tests.kits.registry import Kit
 

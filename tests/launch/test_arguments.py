@@ -54,7 +54,7 @@ BAD = {
         "--radix-cache-backend=other",
         "--device-only --enable-hierarchical-cache",
     ],
-    "launch.soak": [
+    "tests.soak.server": [
         "--minutes 0",
         "--minutes nan",
         "--minutes-for tp2",
@@ -70,8 +70,8 @@ BAD = {
         "--cores 1-0",
         "--out .",
     ],
-    "launch.soak_kill": ["--kills 0", "--seed x", "--out ."],
-    "launch.step_trace": ["--policy other", "--out ."],
+    "tests.soak.kill": ["--kills 0", "--seed x", "--out ."],
+    "tests.soak.waits": ["--policy other", "--out ."],
     "launch.models.tiny": [
         "",
         "--out /dev/null",
