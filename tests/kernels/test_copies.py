@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sglang_ext import gpu_check
 from sglang_ext.kernels.page_copy import reference
 from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
 from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, Strides, host_by_page, host_shape
+from sglang_ext.tools import gpu_check
 from tests.conftest import engine_child
 
 CPU = torch.device("cpu")

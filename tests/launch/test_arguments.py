@@ -81,7 +81,7 @@ BAD = {
         "--out m --context 0",
         "--out m --layers 0",
     ],
-    "sglang_ext.gpu_check": ["--mebibytes 0", "--out ."],
+    "sglang_ext.tools.gpu_check": ["--mebibytes 0", "--out ."],
     "sglang_ext.testing.machine": ["--steps 0", "--processes 0"],
     "sglang_ext.testing.simulation": ["--seeds 0", "--steps 0", "--ranks 0", "--processes 0"],
 }

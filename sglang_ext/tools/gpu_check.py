@@ -92,7 +92,7 @@ def _check(device: "torch.device", pages: Sequence[int]) -> int:
 
 def _check_order() -> int:
     """Number of faults in the order of transfers."""
-    from sglang_ext.transfer import cuda_check
+    from sglang_ext.tools import cuda_check
 
     found = cuda_check.faults()
     for fault in found:
