@@ -4,7 +4,7 @@ For each shape of traffic and each size of the host memory two servers run with 
 one after the other or beside each other, and get the same sessions one request at a time, so the
 hits are the caches' own. Hits come from the engine's answers, bytes from its metrics.
 
-    python -m launch.bench.hits --out docs/benchmarks/hits.json
+    python -m launch.bench.hits --out docs/benchmarks/data/hits.json
 """
 
 import argparse
