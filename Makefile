@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ENGINE := 0.5.23
+NEEDS := launch/requirements
 # of soaking, for each configuration; one of them alone: make soak ONLY=tight-late MINUTES=15
 MINUTES ?= 10
 ONLY ?= *
@@ -23,14 +24,14 @@ check: .venv/ready
 	$(BIN)/lint-imports
 
 bench: bench-micro
-	$(BIN)/python -m launch.bench --out out/hits.json
-	$(BIN)/python -m launch.bench_pairs --shape no-reuse --out out/no_reuse.json
-	$(BIN)/python -m launch.bench_pairs --shape multi-turn --out out/multi_turn.json
-	$(BIN)/python -m launch.plots --data out --out out
+	$(BIN)/python -m launch.bench.hits --out out/hits.json
+	$(BIN)/python -m launch.bench.pairs --shape no-reuse --out out/no_reuse.json
+	$(BIN)/python -m launch.bench.pairs --shape multi-turn --out out/multi_turn.json
+	$(BIN)/python -m launch.bench.plots --data out --out out
 
 bench-micro: .venv/ready
-	$(BIN)/python -m launch.bench_core --out out/core.json
-	$(BIN)/python -m launch.bench_copies --out out/copies.json
+	$(BIN)/python -m launch.bench.core --out out/core.json
+	$(BIN)/python -m launch.bench.copies --out out/copies.json
 
 # SGLang's kits on every kind of server
 kits: .venv/ready
@@ -41,20 +42,20 @@ soak: .venv/ready
 	$(BIN)/python -m sglang_ext.testing.machine --steps 2000000 --processes 2
 	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 4 --steps 5000 --processes 2
 	$(BIN)/python -m sglang_ext.testing.simulation --seeds 200 --ranks 3 --steps 3000 --processes 2 --storage
-	$(BIN)/python -m launch.soak_kill --kills 100
-	$(BIN)/python -m launch.storm --minutes $(MINUTES) --tp 1 --out out/storm.json
-	$(BIN)/python -m launch.storm --minutes $(MINUTES) --tp 2 --out out/storm_tp2.json
-	$(BIN)/python -m launch.soak --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
+	$(BIN)/python -m tests.soak.kill --kills 100
+	$(BIN)/python -m tests.soak.storm --minutes $(MINUTES) --tp 1 --out out/storm.json
+	$(BIN)/python -m tests.soak.storm --minutes $(MINUTES) --tp 2 --out out/storm_tp2.json
+	$(BIN)/python -m tests.soak.server --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
-.venv/ready: requirements/engine.txt requirements/cpu.txt requirements/mooncake.txt pyproject.toml cpu_platform/pyproject.toml
+.venv/ready: $(wildcard $(NEEDS)/*.txt) pyproject.toml launch/platform/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements/engine.txt
-	$(BIN)/pip install -q -r requirements/cpu.txt
+	$(BIN)/pip install -q -r $(NEEDS)/engine.txt
+	$(BIN)/pip install -q -r $(NEEDS)/cpu.txt
 	$(BIN)/pip install -q --no-deps sglang==$(ENGINE)
-	$(BIN)/pip install -q --no-deps -r requirements/mooncake.txt
+	$(BIN)/pip install -q --no-deps -r $(NEEDS)/mooncake.txt
 	sh launch/mooncake_libraries.sh .venv/mooncake
-	$(BIN)/pip install -q --no-deps -e . -e cpu_platform
+	$(BIN)/pip install -q --no-deps -e . -e launch/platform
 	touch $@
 
 clean:

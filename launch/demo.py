@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import bench_multiturn, tiny_model
+from launch.bench import multiturn
+from launch.models import tiny
 from launch.server import CPU, OURS, running
 from sglang_ext.arguments import Parser, output_folder, whole
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     print(f"starting the server: {name}", flush=True)
     arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
     with running(arguments, log, CPU) as server:
-        return bench_multiturn.main(load_arguments(args, model, server.port, name))[0]
+        return multiturn.main(load_arguments(args, model, server.port, name))[0]
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
@@ -118,8 +119,8 @@ def main() -> None:
     model = ROOT / ".models" / "small-128"
     if not (model / "model.safetensors").exists():
         print("making the model", flush=True)
-        tiny_model.make_model(
-            tiny_model.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
+        tiny.make_model(
+            tiny.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
         )
     results = {name: run(args, model, name) for name in CONFIGURATIONS}
     print_table(results)

@@ -74,7 +74,7 @@ class MooncakeStore:
         package = importlib.util.find_spec("mooncake")
         if package is None or not package.submodule_search_locations:
             raise RuntimeError(
-                "mooncake is not installed: pip install -r requirements/mooncake.txt"
+                "mooncake is not installed: pip install -r launch/requirements/mooncake.txt"
             )
         master = Path(package.submodule_search_locations[0]) / "mooncake_master"
         ports = ["--port", str(self.port), "--metrics_port", str(self._metrics_port)]

@@ -2,9 +2,9 @@
 
 import sys
 
-from sglang_ext import gpu_check, verify
 from sglang_ext.sizing import cli as size
 from sglang_ext.storage import cli as storage
+from sglang_ext.tools import gpu_check, verify
 
 COMMANDS = {
     "gpu-check": gpu_check.main,

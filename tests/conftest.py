@@ -12,7 +12,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from launch.zygote import Zygote  # noqa: E402
+from tests.fixtures.zygote import Zygote  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sglang_ext.config import COPIES
 from sglang_ext.errors import StartupError
-from sglang_ext.kernels.plane import Plane
+from sglang_ext.kernels.page_copy.plane import Plane
 from sglang_ext.transfer.job import PageCopies, Part
 
 _FIRST, _SECOND = np.array([0], dtype=np.int64), np.array([1], dtype=np.int64)

@@ -8,7 +8,7 @@ import torch
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.config import COPIES
 from sglang_ext.errors import StartupError
-from sglang_ext.kernels.plane import Copier, Plane, host_by_page
+from sglang_ext.kernels.page_copy.plane import Copier, Plane, host_by_page
 from sglang_ext.transfer.job import PageCopies, Part, PreparedCopies
 from sglang_ext.transfer.kernel_copies import KernelCopies
 
@@ -142,12 +142,12 @@ def page_copies(
 def _copier(components: Sequence[Sequence[Plane]], device: torch.device) -> Copier:
     # one imports Triton, the other has Numba compile: each where it is used
     if device.type == "cpu":
-        from sglang_ext.kernels.cpu import CpuPageCopier
+        from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
 
         return CpuPageCopier(components)
     if torch.version.hip is not None:
         # there host memory has another address on the device
         raise StartupError(f"{COPIES}=kernels is not supported on ROCm; use engine")
-    from sglang_ext.kernels.gpu import GpuPageCopier
+    from sglang_ext.kernels.page_copy.gpu import GpuPageCopier
 
     return GpuPageCopier(components)

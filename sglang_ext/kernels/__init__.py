@@ -1,1 +1,1 @@
-"""Copies of pages between device and host: a CPU kernel, a GPU kernel, their reference."""
+"""Kernels of this project. Their sources are in the folder ``kernels`` of a checkout."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_ext.kernels.plane import Copier
+from sglang_ext.kernels.page_copy.plane import Copier
 from sglang_ext.transfer.job import Part, PreparedCopies
 
 

@@ -7,7 +7,8 @@ import torch
 
 from sglang_ext.adapter.copy_trial import try_copies
 from sglang_ext.errors import StartupError
-from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape, reference_copy
+from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, host_by_page, host_shape
+from sglang_ext.kernels.page_copy.reference import reference_copy
 from sglang_ext.transfer.job import Part
 
 LAYERS, PAGES, PAGE, HEADS = 3, 4, 2, 2

@@ -12,7 +12,6 @@ import pytest
 
 from sglang_ext.adapter import engine_contract, setup
 from sglang_ext.errors import StartupError
-from tests.conftest import ROOT
 
 ENV = {**os.environ, "SGLANG_PLATFORM": "ext_cpu"}
 
@@ -130,7 +129,3 @@ def test_every_attribute_the_engine_reads_is_answered() -> None:
     }  # fmt: skip
     missing = tree_cache_attributes() - answered - REFUSED_OR_GUARDED
     assert not missing, f"the engine reads {sorted(missing)} from a tree cache"
-
-
-def test_the_kernels_folder_does_not_shadow_the_package_sglang_imports() -> None:
-    assert not (ROOT / "kernels" / "__init__.py").exists()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic
-from launch.zygote import Zygote
 from tests.e2e.conversations import Answer, converse
+from tests.fixtures.zygote import Zygote
 
 COMMON = (
     *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),

@@ -17,9 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from launch import step_model
+from launch.models import step as step_model
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, ServerError, running
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic
 from tests.e2e import test_step, test_window_only
 from tests.e2e.conftest import COMMON, assert_idle_and_alive

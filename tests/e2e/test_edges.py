@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from launch.models.adapter import make_adapter
+from launch.models.text import ready_made_text
 from launch.server import OURS, Server
-from launch.text_model import ready_made_text
-from launch.tiny_adapter import make_adapter
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.test_storage import flush, stored_in
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from launch.bench import metric
+from launch.bench.metrics import metric
 from launch.server import CPU, OURS, start
 from launch.traffic import Traffic, generate
 from tests.e2e.conftest import assert_idle_and_alive

@@ -15,7 +15,9 @@ def test_a_tight_server_serves_every_request_and_every_token(tmp_path: Path) -> 
     core = min(os.sched_getaffinity(0))
     options = ["--only", "tight-late", "--minutes", "0.75", "--conversations", "12"]
     options += ["--clients", "16", "--cores", str(core), "--out", str(out)]
-    run = subprocess.run([sys.executable, "-m", "launch.soak", *options], cwd=ROOT, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.soak.server", *options], cwd=ROOT, check=False
+    )
     (result,) = json.loads(out.read_text())["configurations"]
     assert run.returncode == 0, result
     assert result["requests"]["completed"] > 20, result

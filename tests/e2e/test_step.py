@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launch import step_model
+from launch.models import step as step_model
 from launch.server import STRICT_CHECKS
 from launch.traffic import Traffic
 from tests.e2e.conftest import beside_no_cache

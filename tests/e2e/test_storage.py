@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from launch.bench import metric
+from launch.bench.metrics import metric
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
-from sglang_ext import verify
+from sglang_ext.tools import verify
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.conversations import Answer, Conversations, differences
 

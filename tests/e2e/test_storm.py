@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from launch.soak_traffic import SOAK, ask
-from launch.storm import LATE, OPTIONS, passed, storm
+from tests.soak.storm import LATE, OPTIONS, passed, storm
+from tests.soak.traffic import SOAK, ask
 
 
 def test_a_storm_of_calls_costs_no_token_and_no_server(serve) -> None:  # noqa: ANN001

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from launch import weights_under_load
+from launch.models.tiny import ready_made
 from launch.server import Server
-from launch.tiny_model import ready_made
 from launch.traffic import generate
-from launch.weights_under_load import Answers, go_back_and_forth, update, wrong
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.test_storage import cached, flush, prompt, stop_gracefully, stored_in
+from tests.soak import weights_under_load
+from tests.soak.weights_under_load import Answers, go_back_and_forth, update, wrong
 
 PAGE = ("--page-size", "16")
 RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}

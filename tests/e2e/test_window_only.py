@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from launch.models.tiny import make_model, parse_args
 from launch.server import STRICT_CHECKS
-from launch.tiny_model import make_model, parse_args
 from launch.traffic import Traffic
 from tests.e2e.conftest import beside_no_cache
 from tests.e2e.conversations import differences, hit_rates

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sglang_ext.kernels import gpu_kernel
+from sglang_ext.kernels.page_copy import gpu_kernel
 
 ARCHITECTURES = (80, 90, 100)
 WORDS = ((tl.int64, 8), (tl.int32, 4), (tl.int16, 2), (tl.int8, 1))

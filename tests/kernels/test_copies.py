@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sglang_ext import gpu_check
-from sglang_ext.kernels import check
-from sglang_ext.kernels.cpu import CpuPageCopier
-from sglang_ext.kernels.plane import LAYOUTS, Plane, Strides, host_by_page, host_shape
+from sglang_ext.kernels.page_copy import reference
+from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
+from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, Strides, host_by_page, host_shape
+from sglang_ext.tools import gpu_check
 from tests.conftest import engine_child
 
 CPU = torch.device("cpu")
@@ -17,8 +17,8 @@ def test_the_cpu_kernel_is_the_reference(threads: int) -> None:
     def make(components: list[list[Plane]]) -> CpuPageCopier:
         return CpuPageCopier(components, threads, smallest_part=1)
 
-    cases = list(check.cases())
-    assert [line for case in cases for line in check.differences(case, CPU, make)] == []
+    cases = list(reference.cases())
+    assert [line for case in cases for line in reference.differences(case, CPU, make)] == []
     assert len(cases) == 4 * 3 * 3 * 3
 
 

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from sglang_ext.kernels import check, cpu
-from sglang_ext.kernels.plane import Pages, Plane, Strides
+from sglang_ext.kernels.page_copy import cpu, reference
+from sglang_ext.kernels.page_copy.plane import Pages, Plane, Strides
 
 Change = Callable[[Strides], dict[str, Any]]
 CASES = [
-    check.Case(layout, 16, 8, 5, torch.float32)
+    reference.Case(layout, 16, 8, 5, torch.float32)
     for layout in ("layer_first", "page_first", "page_first_direct", "page_head")
 ]
 
 
 def found(make: Callable[[Sequence[Sequence[Plane]]], Any]) -> list[str]:
-    return [line for case in CASES for line in check.differences(case, torch.device("cpu"), make)]
+    return [
+        line for case in CASES for line in reference.differences(case, torch.device("cpu"), make)
+    ]
 
 
 CHANGES: dict[str, Change] = {
@@ -115,7 +117,7 @@ def test_a_copy_that_does_not_wait_for_its_threads_is_found(
 
     right = cpu._BoundPlane.copy
     monkeypatch.setattr(cpu._BoundPlane, "copy", copy)
-    differences = check.differences(CASES[0], torch.device("cpu"), make)
+    differences = reference.differences(CASES[0], torch.device("cpu"), make)
     assert bool(differences) != waits
 
 

@@ -34,7 +34,7 @@ from sglang.test.kits.spec_server_kits import (
 from sglang.test.kits.unified_radix_cache_kit import AccuracyTwoPassMixin, UnifiedRadixTreeTestMixin
 from sglang.test.server_fixtures.spec_eagle_fixture import SpecEagleServerBase
 
-from launch.text_model import COMMON
+from launch.models.text import COMMON
 from tests.kits.servers import OnServer, random_prompts
 
 

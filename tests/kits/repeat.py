@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.models.text import ready_made_text
 from launch.server import CPU, STRICT_CHECKS, running
-from launch.text_model import ready_made_text
 from tests.kits.cells import PAGES, POLICIES, Cell
 from tests.kits.test_kits import COMMON
 

@@ -6,8 +6,8 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+from launch.models.text import ready_made_text
 from launch.server import Server
-from launch.text_model import ready_made_text
 from tests.kits.cells import Cell
 
 FIRST, LAST = 300, 30_000

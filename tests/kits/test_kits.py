@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.models.text import ready_made_text
 from launch.server import CPU, STRICT_CHECKS, Server, wait_until_healthy
-from launch.text_model import ready_made_text
-from launch.zygote import Zygote
+from tests.fixtures.zygote import Zygote
 from tests.kits.cells import Cell
 from tests.kits.registry import Kit
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 BAD = {
-    "launch.bench": [
+    "launch.bench.hits": [
         "--out .",
         "--seed -1",
         "--seed x",
@@ -17,9 +17,9 @@ BAD = {
         "--full-every 1",
         "--cores 4096",
     ],
-    "launch.bench_copies": ["--out .", "--mebibytes 0", "--mebibytes -1"],
-    "launch.bench_core": ["--out .", "--pages 7", "--cores other", "--parts other", "--before /"],
-    "launch.bench_multiturn": [
+    "launch.bench.copies": ["--out .", "--mebibytes 0", "--mebibytes -1"],
+    "launch.bench.core": ["--out .", "--pages 7", "--cores other", "--parts other", "--before /"],
+    "launch.bench.multiturn": [
         "--port 0",
         "--port 65536",
         "--num-clients 0",
@@ -36,7 +36,7 @@ BAD = {
         "--log-file .",
         "--log-file /dev/null/log",
     ],
-    "launch.bench_pairs": ["--shape other", "--turns 0", "--page 0", "--out ."],
+    "launch.bench.pairs": ["--shape other", "--turns 0", "--page 0", "--out ."],
     "launch.demo": [
         "--out /dev/null",
         "--num-clients 0",
@@ -45,7 +45,7 @@ BAD = {
         "--output-length 0",
     ],
     "launch.mooncake": ["--memory-mb 0", "--log ."],
-    "launch.plots": ["--out /dev/null", "--data nowhere"],
+    "launch.bench.plots": ["--out /dev/null", "--data nowhere"],
     "launch.serve": [
         "--stock --device-only",
         "--stock --radix-cache-backend swa_hicache",
@@ -54,7 +54,7 @@ BAD = {
         "--radix-cache-backend=other",
         "--device-only --enable-hierarchical-cache",
     ],
-    "launch.soak": [
+    "tests.soak.server": [
         "--minutes 0",
         "--minutes nan",
         "--minutes-for tp2",
@@ -70,9 +70,9 @@ BAD = {
         "--cores 1-0",
         "--out .",
     ],
-    "launch.soak_kill": ["--kills 0", "--seed x", "--out ."],
-    "launch.step_trace": ["--policy other", "--out ."],
-    "launch.tiny_model": [
+    "tests.soak.kill": ["--kills 0", "--seed x", "--out ."],
+    "tests.soak.waits": ["--policy other", "--out ."],
+    "launch.models.tiny": [
         "",
         "--out /dev/null",
         "--out m --size other",
@@ -81,7 +81,7 @@ BAD = {
         "--out m --context 0",
         "--out m --layers 0",
     ],
-    "sglang_ext.gpu_check": ["--mebibytes 0", "--out ."],
+    "sglang_ext.tools.gpu_check": ["--mebibytes 0", "--out ."],
     "sglang_ext.testing.machine": ["--steps 0", "--processes 0"],
     "sglang_ext.testing.simulation": ["--seeds 0", "--steps 0", "--ranks 0", "--processes 0"],
 }
@@ -101,17 +101,21 @@ def test_what_a_script_cannot_use_is_one_line(
     for word in options.split():
         if word.startswith("--") and word.partition("=")[0] in said:
             return
-    assert module == "launch.tiny_model" and options == "", said
+    assert module == "launch.models.tiny" and options == "", said
 
 
 @pytest.mark.parametrize("module", sorted(BAD))
 def test_the_defaults_are_allowed(module: str) -> None:
     parse = importlib.import_module(module).parse_args
-    parse({"launch.tiny_model": ["--out", "m"], "launch.plots": ["--data", "."]}.get(module, []))
+    parse(
+        {"launch.models.tiny": ["--out", "m"], "launch.bench.plots": ["--data", "."]}.get(
+            module, []
+        )
+    )
 
 
 def test_a_run_without_a_server_is_one_line_and_fails() -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "launch.bench_multiturn", "--port", "9"]
+    command = [sys.executable, "-W", "ignore", "-m", "launch.bench.multiturn", "--port", "9"]
     run = subprocess.run([*command, "--num-clients", "2"], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1, run.stderr

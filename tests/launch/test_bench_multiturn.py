@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from launch import bench_multiturn
+from launch.bench import multiturn
 from launch.server import free_port
 
 ORIGINAL_FLAGS = (
@@ -21,7 +21,7 @@ ORIGINAL_FLAGS = (
 
 
 def test_accepts_the_flags_of_the_original_word_for_word() -> None:
-    args = bench_multiturn.parse_args(ORIGINAL_FLAGS.split())
+    args = multiturn.parse_args(ORIGINAL_FLAGS.split())
     assert (args.num_clients, args.num_rounds, args.max_parallel) == (140, 12, 32)
     assert (args.request_length, args.output_length, args.request_rate) == (2048, 1024, 4)
     assert args.disable_random_sample
@@ -97,7 +97,7 @@ def test_histories_grow_and_the_log_has_the_figures(
 ) -> None:
     log = tmp_path / "log.jsonl"
     more = ["--enable-round-barrier", "--sub-question-input-length", "4"]
-    bench_multiturn.main(flags(stub, log, "--ready-queue-policy", policy, *more))
+    multiturn.main(flags(stub, log, "--ready-queue-policy", policy, *more))
     assert stub.most_running <= 2
     # first prompt 8; then history 8 + answer 2 + question 4
     assert sorted({len(prompt) for prompt in stub.prompts}) == [8, 14, 20]
@@ -115,7 +115,7 @@ def test_histories_grow_and_the_log_has_the_figures(
 
 def test_the_same_seed_asks_the_same_questions(stub: Stub, tmp_path: Path) -> None:
     for _ in range(2):
-        bench_multiturn.main(flags(stub, tmp_path / "log", "--seed", "5"))
+        multiturn.main(flags(stub, tmp_path / "log", "--seed", "5"))
     first, second = stub.prompts[:12], stub.prompts[12:]
     assert sorted(first) == sorted(second)
 
@@ -123,17 +123,17 @@ def test_the_same_seed_asks_the_same_questions(stub: Stub, tmp_path: Path) -> No
 def test_a_failing_server_ends_the_run(stub: Stub, tmp_path: Path) -> None:
     stub.fail = True
     with pytest.raises(ExceptionGroup) as caught:
-        bench_multiturn.main(flags(stub, tmp_path / "log"))
+        multiturn.main(flags(stub, tmp_path / "log"))
     assert caught.group_contains(aiohttp.ClientResponseError, match="500")
 
 
 def test_as_a_command_it_says_what_the_server_did(
     stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench_multiturn.run_or_say_why(flags(stub, tmp_path / "log")) == 0
+    assert multiturn.run_or_say_why(flags(stub, tmp_path / "log")) == 0
     capsys.readouterr()
     stub.fail = True
-    assert bench_multiturn.run_or_say_why(flags(stub, tmp_path / "log")) == 1
+    assert multiturn.run_or_say_why(flags(stub, tmp_path / "log")) == 1
     said = capsys.readouterr().err.splitlines()
     assert f"127.0.0.1:{stub.port}" in said[-1]
     assert "500" in said[-1]

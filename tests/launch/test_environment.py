@@ -85,7 +85,7 @@ def test_servers_that_are_compared_get_nothing_of_the_caller(
 
 
 def test_a_zygote_hands_nothing_of_the_caller_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch import zygote
+    from tests.fixtures import zygote
 
     given: dict[str, str] = {}
 

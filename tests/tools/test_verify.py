@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sglang_ext import verify
+from sglang_ext.tools import verify
 
 Answer = Callable[[str, dict[str, Any]], tuple[int, bytes]]
 

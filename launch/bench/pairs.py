@@ -4,8 +4,8 @@ Only one server runs at a time, the others are stopped (SIGSTOP), so a turn of e
 under the same conditions and what the machine does otherwise hits all of them. Ratios are taken
 turn by turn; the report has their medians.
 
-    python -m launch.bench_pairs --shape no-reuse --out out/no_reuse.json
-    python -m launch.bench_pairs --shape multi-turn --out out/multi_turn.json
+    python -m launch.bench.pairs --shape no-reuse --out out/no_reuse.json
+    python -m launch.bench.pairs --shape multi-turn --out out/multi_turn.json
 """
 
 import argparse
@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from launch import bench_multiturn, tiny_model
+from launch.bench import multiturn
+from launch.models import tiny
 from launch.server import CPU, OURS, Server, running
 from sglang_ext.arguments import Parser, output_file, whole
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HOST_TIER = ("--enable-hierarchical-cache", "--hicache-write-policy", "write_through")
 STOCK, STOCK_HOST, OURS_HOST = "stock, device only", "stock + HiCache", "ours, device + host"
 
@@ -39,7 +40,7 @@ class Shape:
 
     Attributes:
         servers: engine options by name; the last one is ours.
-        load: flags of ``launch.bench_multiturn``.
+        load: flags of ``launch.bench.multiturn``.
         device_tokens: size of the device pool.
         turns: of each server that count.
         warm_up: turns before those, until what a turn costs is what it goes on to cost.
@@ -137,10 +138,10 @@ def measure(paused: PausedServer, shape: Shape, model: Path, seed: int) -> dict[
         **{f"--{name}": value for name, value in shape.load.items()},
     }
     listed = [str(item) for pair in flags.items() for item in pair]
-    args = bench_multiturn.parse_args([*listed, "--disable-random-sample", "--disable-auto-run"])
+    args = multiturn.parse_args([*listed, "--disable-random-sample", "--disable-auto-run"])
     with paused.awake():
-        samples, wall = asyncio.run(bench_multiturn.run_load(args, args.request_rate))
-    result = bench_multiturn.summarize(samples, wall)
+        samples, wall = asyncio.run(multiturn.run_load(args, args.request_rate))
+    result = multiturn.summarize(samples, wall)
     between, running, forward = paused.new_steps().T
     return {
         "input_tokens_per_s": result["throughput"]["input_tokens_per_s"],
@@ -222,8 +223,8 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     model = ROOT / ".models" / "small-128"
     if not (model / "model.safetensors").exists():
-        tiny_model.make_model(
-            tiny_model.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
+        tiny.make_model(
+            tiny.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
         )
     turns = run(args, model, args.out.parent)
     report = {

@@ -9,8 +9,8 @@ wait, so what the machine does otherwise hits all of them. Medians over processe
 microseconds. Evictions are what it costs to free 1,024 tokens: stock takes whole nodes, so most of
 its calls find the work done. Growth is the time with a million pages beside that with ten thousand.
 
-    python -m launch.bench_core --out out/core.json
-    python -m launch.bench_core --before ../checkout --cores ours --out out/core.json
+    python -m launch.bench.core --out out/core.json
+    python -m launch.bench.core --before ../checkout --cores ours --out out/core.json
 
 The second one compares with another checkout of the project, which runs its own bench.
 """
@@ -38,6 +38,10 @@ from sglang_ext.arguments import Parser, output_file, refusal
 CORES = ("ours", "rust", "python")
 BEFORE = "before"
 """Ours, from another checkout."""
+BENCHES = ("launch/bench/core.py", "launch/bench_core.py")
+"""Where a checkout has this bench; the last one is from before it was moved."""
+PLATFORMS = ("launch/platform", "cpu_platform")
+"""The same for the reference platform."""
 PARTS = ("table", "growth")
 Cell = tuple[int, int, int]
 """Page size, pages, prompt tokens."""
@@ -72,8 +76,8 @@ _WAITS = "waits for the token"
 def checkout(text: str) -> Path:
     """A checkout of the project."""
     path = Path(text).absolute()
-    if not (path / "launch" / "bench_core.py").is_file():
-        raise refusal(text, "a checkout of this project, with launch/bench_core.py")
+    if not any((path / file).is_file() for file in BENCHES):
+        raise refusal(text, f"a checkout of this project, with {BENCHES[0]}")
     return path
 
 
@@ -342,13 +346,16 @@ class Child:
     def __init__(self, core: str, cell: Cell, cpu: int, before: Path | None) -> None:
         environment = {**inherited(), **CPU}
         folder = before if core == BEFORE else None
+        module = "launch.bench.core"
         if folder is not None:
-            paths = (folder, folder / "cpu_platform")
+            bench = next(file for file in BENCHES if (folder / file).is_file())
+            module = bench.removesuffix(".py").replace("/", ".")
+            paths = (folder, *(folder / platform for platform in PLATFORMS))
             environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
             core = "ours"
         if core != "ours":
             environment["SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND"] = core
-        command = [sys.executable, "-W", "ignore", "-m", "launch.bench_core", "--core", core]
+        command = [sys.executable, "-W", "ignore", "-m", module, "--core", core]
         self._process = subprocess.Popen(
             [*command, "--cell", *map(str, cell), "--cpu", str(cpu)],
             env=environment,

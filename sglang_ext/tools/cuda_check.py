@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 
-from sglang_ext.kernels.check import BOTH, Case, Memory
-from sglang_ext.kernels.gpu import GpuPageCopier
+from sglang_ext.kernels.page_copy.gpu import GpuPageCopier
+from sglang_ext.kernels.page_copy.reference import BOTH, Case, Memory
 from sglang_ext.transfer import cuda
 from sglang_ext.transfer.job import Job, Part
 from sglang_ext.transfer.kernel_copies import KernelCopies

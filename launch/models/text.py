@@ -1,11 +1,11 @@
 """A tiny model that reads and writes text: what clients need that send words, not token ids.
 
-The weights are random, as in ``launch/tiny_model.py``; the vocabulary is made for that. A random
+The weights are random, as in ``launch/models/tiny.py``; the vocabulary is made for that. A random
 model never closes a string or a number by itself, so most of its words end what they are in:
 letters or digits, and then a quote, a brace, a comma, a dot, a space or a new line. Below a grammar
 it comes to an end after a few tokens, whatever its weights are.
 
-    python -m launch.text_model --out DIR --window 128
+    python -m launch.models.text --out DIR --window 128
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import random
 from pathlib import Path
 
-from launch.tiny_model import make_model, parse_args
+from launch.models.tiny import make_model, parse_args
 
 VOCABULARY = 32_000
 END = 2
@@ -117,7 +117,7 @@ def make_text_model(out: Path, window: int = 128, seed: int = 0) -> Path:
 
 def ready_made_text(window: int = 128) -> Path:
     """The model with this window, made unless it is there; kept between runs."""
-    out = Path(__file__).resolve().parent.parent / ".models" / f"text-{window}"
+    out = Path(__file__).resolve().parents[2] / ".models" / f"text-{window}"
     if not (out / "chat_template.jinja").exists():
         make_text_model(out, window)
     return out

@@ -1,6 +1,6 @@
 """Draws what the benchmarks have measured.
 
-python -m launch.plots --data docs/benchmarks --out docs/benchmarks
+python -m launch.bench.plots --data docs/benchmarks/data --out docs/benchmarks
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Every server goes on with the directory that the one before has left. It answers requests with known
 answers, token by token, and is killed with all its processes at a random moment.
 
-    python -m launch.soak_kill --kills 100 --out out/soak_kill.json
+    python -m tests.soak.kill --kills 100 --out out/soak_kill.json
 """
 
 import argparse
@@ -20,15 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.bench import metric
+from launch.bench.metrics import metric
+from launch.models.tiny import ready_made
 from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
-from launch.soak_traffic import Picker, Pool, ask
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
-from launch.zygote import Zygote
 from sglang_ext.arguments import Parser, output_file, whole
+from tests.fixtures.zygote import Zygote
+from tests.soak.traffic import Picker, Pool, ask
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TRAFFIC = Traffic(conversations=24, rounds=4, parallel=8, seed=41)
 WINDOW, CLIENTS = 128, 4
 STORED_BYTES = 6_000_000

@@ -5,7 +5,7 @@ and continue, release and resume memory, update the weights (to the same ones, s
 comparable), abort everything, change and read internal state. A call must end within its time limit
 with success or with a refusal that is known for it.
 
-    python -m launch.storm --minutes 20 --seed 1 --tp 1 --out out/storm.json
+    python -m tests.soak.storm --minutes 20 --seed 1 --tp 1 --out out/storm.json
 """
 
 import argparse
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
-from launch.soak import (
+from launch.traffic import generate
+from tests.soak.server import (
     KEPT,
     ROOT,
     SERVER_ERRORS,
@@ -34,8 +35,7 @@ from launch.soak import (
     reference,
     server_arguments,
 )
-from launch.soak_traffic import SOAK, Pool, Request
-from launch.traffic import generate
+from tests.soak.traffic import SOAK, Pool, Request
 
 KEY = "storm"
 WINDOW = 128

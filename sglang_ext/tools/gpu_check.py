@@ -20,8 +20,8 @@ from sglang_ext.arguments import Parser, output_file, whole
 if TYPE_CHECKING:
     import torch
 
-    from sglang_ext.kernels.gpu import GpuPageCopier
-    from sglang_ext.kernels.plane import Plane
+    from sglang_ext.kernels.page_copy.gpu import GpuPageCopier
+    from sglang_ext.kernels.page_copy.plane import Plane
 
 _LAYERS, _HEADS, _WIDTH, _PAGE = 18, 8, 64, 64
 """Of the copies that are timed: full-attention layers of gpt-oss, bfloat16."""
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(device: "torch.device", pages: Sequence[int]) -> int:
     """Number of copies that differ from the reference."""
-    from sglang_ext.kernels import check
-    from sglang_ext.kernels.gpu import PROGRAMS, GpuPageCopier
+    from sglang_ext.kernels.page_copy import reference
+    from sglang_ext.kernels.page_copy.gpu import PROGRAMS, GpuPageCopier
 
     words: set[int] = set()
 
@@ -81,8 +81,8 @@ def _check(device: "torch.device", pages: Sequence[int]) -> int:
         words.add(copier.word)
         return copier
 
-    cases = list(check.cases(pages))
-    lines = [line for case in cases for line in check.differences(case, device, make)]
+    cases = list(reference.cases(pages))
+    lines = [line for case in cases for line in reference.differences(case, device, make)]
     for line in lines:
         print("DIFFERENT:", line)
     moved = ", ".join(map(str, sorted(words)))
@@ -92,7 +92,7 @@ def _check(device: "torch.device", pages: Sequence[int]) -> int:
 
 def _check_order() -> int:
     """Number of faults in the order of transfers."""
-    from sglang_ext.transfer import cuda_check
+    from sglang_ext.tools import cuda_check
 
     found = cuda_check.faults()
     for fault in found:
@@ -108,8 +108,8 @@ def _time(device: "torch.device", size: int) -> dict[str, Any]:
     import torch
     import triton
 
-    from sglang_ext.kernels.gpu import PROGRAMS, GpuPageCopier
-    from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape
+    from sglang_ext.kernels.page_copy.gpu import PROGRAMS, GpuPageCopier
+    from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, host_by_page, host_shape
 
     row = _HEADS * _WIDTH * 2
     pages = size // (_LAYERS * _PAGE * row)

@@ -4,7 +4,7 @@ against steps with copies slowed 100 times.
 The same load on the same server, twice. If a step waited for a copy, its time would
 grow with the copies'.
 
-    python -m launch.step_trace --out out/step_trace.json
+    python -m tests.soak.waits --out out/waits.json
 """
 
 import argparse
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.server import CPU, OURS, running
-from launch.soak import configuration, server_arguments
-from launch.soak_traffic import ask
 from launch.traffic import Traffic
 from sglang_ext.arguments import Parser, output_file
 from sglang_ext.core.write_policy import WritePolicy
+from tests.soak.server import configuration, server_arguments
+from tests.soak.traffic import ask
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(slowdown: int, policy: str, folder: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=[policy.value for policy in WritePolicy],
         default=["write_back"],
     )
-    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "step_trace.json")
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "waits.json")
     return parser.parse_args(argv)
 
 

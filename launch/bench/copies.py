@@ -4,7 +4,7 @@ The same bytes three ways, in turns: pages between a device side (layer by layer
 in each layout; one contiguous memcpy of as many bytes; the loop over layers with token indices
 that a CPU platform has otherwise. Medians of ratios.
 
-    python -m launch.bench_copies --out out/copies.json
+    python -m launch.bench.copies --out out/copies.json
 """
 
 import argparse
@@ -25,8 +25,8 @@ import torch
 from tqdm import tqdm
 
 from sglang_ext.arguments import Parser, output_file, whole
-from sglang_ext.kernels.cpu import CpuPageCopier
-from sglang_ext.kernels.plane import LAYOUTS, Plane, host_by_page, host_shape
+from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
+from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, host_by_page, host_shape
 
 LAYERS, HEADS = 8, 4
 WIDTHS = (64, 128)

@@ -6,7 +6,7 @@ activations of order one, so greedy outputs vary with the whole prefix; SGLang's
 ``--load-format dummy`` would not do, its outputs depend on the last token only
 and hide a corrupted cache.
 
-    python launch/tiny_model.py --out DIR --size tiny --window 128
+    python -m launch.models.tiny --out DIR --size tiny --window 128
 """
 
 import argparse
@@ -142,7 +142,7 @@ def ready_made(window: int, full_every: int = 2) -> Path:
     """A tiny model with this window and every so manieth layer with full attention, made unless
     it is there; kept between runs."""
     name = f"tiny-{window}" if full_every == 2 else f"tiny-{window}-{full_every}"
-    out = Path(__file__).resolve().parent.parent / ".models" / name
+    out = Path(__file__).resolve().parents[2] / ".models" / name
     if not (out / "model.safetensors").exists():
         options = ["--out", str(out), "--window", str(window), "--full-every", str(full_every)]
         make_model(parse_args(options))

@@ -1,6 +1,6 @@
 """Make a LoRA adapter with random weights for a tiny model.
 
-python -m launch.tiny_adapter --model DIR --out DIR --seed 1
+python -m launch.models.adapter --model DIR --out DIR --seed 1
 """
 
 import argparse

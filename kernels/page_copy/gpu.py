@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from sglang_ext.kernels import gpu_kernel
-from sglang_ext.kernels.plane import Pages, Plane, Strides
+from sglang_ext.kernels.page_copy import gpu_kernel
+from sglang_ext.kernels.page_copy.plane import Pages, Plane, Strides
 
 PROGRAMS = 32
 """Programs of a launch; each has some 8 KiB under way. So many saturate an H200's link to the host

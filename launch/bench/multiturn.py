@@ -4,7 +4,7 @@ Takes the flags of SGLang's HiCache multi-turn benchmark. Each client holds one
 conversation; a round sends the whole history and a new question. Prompts are random
 token ids, so a server is needed, but no tokenizer.
 
-    python -m launch.bench_multiturn --model-path MODEL --port 30000 --num-clients 8
+    python -m launch.bench.multiturn --model-path MODEL --port 30000 --num-clients 8
 """
 
 import argparse

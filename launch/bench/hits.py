@@ -4,7 +4,7 @@ For each shape of traffic and each size of the host memory two servers run with 
 one after the other or beside each other, and get the same sessions one request at a time, so the
 hits are the caches' own. Hits come from the engine's answers, bytes from its metrics.
 
-    python -m launch.bench --out docs/benchmarks/hits.json
+    python -m launch.bench.hits --out docs/benchmarks/data/hits.json
 """
 
 import argparse
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from launch.bench.metrics import metric
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, Server, running
-from launch.tiny_model import ready_made
 from launch.traffic import generate
 from sglang_ext.arguments import Parser, core, number, output_file, whole
 from sglang_ext.config import CHECKPOINT_TOKENS
@@ -38,7 +39,7 @@ from sglang_ext.sizing.traffic import (
     interleave,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WINDOW, PAGE, DEVICE_TOKENS, VOCABULARY = 128, 64, 32768, 512
 HOST_SIZES = (0.5, 1.0, 2.0)
 """Of the host memory, in sizes of the device pools."""
@@ -113,12 +114,6 @@ def hold_sessions(server: Server, shape: Shape, active: int, seed: int) -> dict[
     for _ in interleave(shape, active, VOCABULARY, seed, answer):
         pass
     return counted
-
-
-def metric(text: str, name: str, label: str = "") -> float:
-    """Sum of a metric's samples; with a ``label``, of those that have it."""
-    lines = (line for line in text.splitlines() if line.startswith(name + "{") and label in line)
-    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def run(cell: Cell, model: Path, out: Path, seed: int, cpu: int | None) -> dict[str, Any]:

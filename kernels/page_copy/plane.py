@@ -151,19 +151,3 @@ class Strides:
         """Whether every chunk begins and ends at a multiple of ``unit`` bytes of its memory."""
         numbers = dataclasses.astuple(self)
         return all(number % unit == 0 for number in (*numbers[:7], self.chunk))
-
-
-def reference_copy(
-    plane: Plane, host_pages: Tensor, device_pages: Tensor, layers: range, *, to_host: bool
-) -> None:
-    """What every kernel does, in PyTorch: page ``device_pages[i]`` to or from
-    ``host_pages[i]``, of these layers."""
-    for number in layers:
-        layer = plane.layers[number]
-        whole = len(layer) // plane.page_tokens * plane.page_tokens
-        device = layer[:whole].unflatten(0, (-1, plane.page_tokens))
-        host = plane.host[:, :, number]
-        if to_host:
-            host[host_pages] = device[device_pages].to(host.device)
-        else:
-            device[device_pages] = host[host_pages].to(device.device)

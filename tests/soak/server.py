@@ -4,7 +4,7 @@ Each configuration runs on a fresh server with all of the engine's strict checks
 clients draw from a pool of requests whose answers a server without prefix cache has
 given; whatever completes must be the same, token by token.
 
-    python -m launch.soak --minutes 10 --out out/soak.json
+    python -m tests.soak.server --minutes 10 --out out/soak.json
 """
 
 import argparse
@@ -30,13 +30,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
-from launch.soak_traffic import SOAK, Job, Picker, Pool, ask, load, pool_path, save
-from launch.tiny_model import ready_made
 from launch.traffic import Traffic, generate
 from sglang_ext.arguments import Parser, core, number, output_file, refusal, whole
+from tests.soak.traffic import SOAK, Job, Picker, Pool, ask, load, pool_path, save
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "out" / "soak"
 """Expected answers. Logs of the servers are beside the report, for ``soak.json`` here too."""
 COMMON = (

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from sglang_ext.kernels.cpu_loops import VECTOR, copy_pages
-from sglang_ext.kernels.plane import Pages, Plane, Strides
+from sglang_ext.kernels.page_copy.cpu_loops import VECTOR, copy_pages
+from sglang_ext.kernels.page_copy.plane import Pages, Plane, Strides
 
 _PARTS = 8
 """Parts of a copy for each thread."""

@@ -5,7 +5,7 @@ between two models. Every answer must be that of the weights that were there whe
 computed, as a server without any cache gives it; and so must those of a server that is started
 with the first weights on the same directory afterwards.
 
-    python -m launch.weights_under_load --tp 2 --updates 50 --seconds-between 5
+    python -m tests.soak.weights_under_load --tp 2 --updates 50 --seconds-between 5
 """
 
 import argparse
@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from launch.models.tiny import make_model, parse_args, ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
-from launch.tiny_model import make_model, parse_args, ready_made
 from launch.traffic import generate
 
 OPTIONS = (

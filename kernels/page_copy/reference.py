@@ -1,4 +1,4 @@
-"""Whether a kernel does what the reference does, byte by byte, in every layout."""
+"""What every kernel does, in PyTorch; and whether one does it, byte by byte, in every layout."""
 
 import dataclasses
 import itertools
@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang_ext.kernels.plane import (
+from sglang_ext.kernels.page_copy.plane import (
     LAYOUTS,
     Copier,
     Pages,
     Plane,
     host_by_page,
     host_shape,
-    reference_copy,
 )
 
 DEVICE_PAGES, HOST_PAGES = 8, 10
@@ -35,6 +34,22 @@ SCENARIOS = ((BOTH, None), (BOTH, 0), (BOTH, 1), (WINDOWS, None), (WINDOWS, 0))
 """Pairs, and the one component of which a layer is copied; None: all of all."""
 _COMPONENTS = ((3, 2), (2, 1))
 """(layers, heads) of each component."""
+
+
+def reference_copy(
+    plane: Plane, host_pages: Tensor, device_pages: Tensor, layers: range, *, to_host: bool
+) -> None:
+    """What every kernel does, in PyTorch: page ``device_pages[i]`` to or from
+    ``host_pages[i]``, of these layers."""
+    for number in layers:
+        layer = plane.layers[number]
+        whole = len(layer) // plane.page_tokens * plane.page_tokens
+        device = layer[:whole].unflatten(0, (-1, plane.page_tokens))
+        host = plane.host[:, :, number]
+        if to_host:
+            host[host_pages] = device[device_pages].to(host.device)
+        else:
+            device[device_pages] = host[host_pages].to(device.device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from launch.tiny_model import write_tokenizer
+from launch.models.tiny import write_tokenizer
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB = 4, 64, 4, 2, 16, 128, 512
 CONTEXT = 32768

@@ -1,0 +1,1 @@
+"""Benchmarks: hits, pairs of servers under load, tree operations, copies; and their plots."""

@@ -1,0 +1,56 @@
+"""What the documents name is there: commands, files, links."""
+
+import functools
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OURS = ("docs", "kernels", "launch", "sglang_ext", "tests")
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for name in OURS for page in (ROOT / name).rglob("*.md"))]
+)
+TEXTS = [
+    *PAGES,
+    ROOT / "Makefile",
+    *(file for name in OURS for file in (ROOT / name).rglob("*.py")),
+]
+COMMAND = re.compile(r"python -m ((?:launch|sglang_ext|tests)(?:\.\w+)*)")
+FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})/[\w./-]*\w")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def found(pattern: re.Pattern[str], files: list[Path]) -> Iterator[tuple[Path, str]]:
+    """(file, match) of a pattern."""
+    for file in files:
+        for match in pattern.findall(file.read_text()):
+            yield file, match
+
+
+@functools.cache
+def is_command(module: str) -> bool:
+    """Whether ``python -m`` runs it."""
+    spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    return spec is not None and "__main__" in Path(spec.origin or "").read_text()
+
+
+def test_commands_are_modules_that_run() -> None:
+    commands = list(found(COMMAND, TEXTS))
+    assert len({module for _, module in commands}) > 15
+    wrong = {
+        f"{file.relative_to(ROOT)}: {module}" for file, module in commands if not is_command(module)
+    }
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_links_of_a_page_exist(page: Path) -> None:
+    missing = {name for _, name in found(FILE, [page]) if not (ROOT / name).exists()}
+    missing |= {link for _, link in found(LINK, [page]) if not (page.parent / link).exists()}
+    assert not missing, missing
