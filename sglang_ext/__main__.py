@@ -1,13 +1,16 @@
 """``python -m sglang_ext``: tools beside the engine."""
 
 import sys
+from collections.abc import Callable
 
+from sglang_ext.patches import cli as patches
 from sglang_ext.sizing import cli as size
 from sglang_ext.storage import cli as storage
 from sglang_ext.tools import gpu_check, verify
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "gpu-check": gpu_check.main,
+    "patches": patches.main,
     "size": size.main,
     "storage": storage.main,
     "verify": verify.main,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sglang_ext.adapter import engine_patches
 from sglang_ext.core.host.arena import Arena, ArenaShape
 from sglang_ext.core.table.columns import Slots
 from sglang_ext.errors import StartupError
@@ -155,19 +156,35 @@ class _Allocator:
 @contextlib.contextmanager
 def tensors_from(memory: ArenaMemory) -> Iterator[None]:
     """Host pools that are built inside get their tensors from ``memory``."""
+    from sglang.srt.mem_cache.pool_host import base
+
+    def allocator() -> _Allocator:
+        return _Allocator(memory)
+
+    allocators_from = engine_patches.HOST_ALLOCATOR.find() or _replaced_allocators
+    with (
+        allocators_from(allocator),
+        # every pool would ask for memory of its own
+        base.host_memory_budget_scope(_ENOUGH),
+        only_ours_says_how_much(base.logger),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced_allocators(make_allocator: Callable[[], _Allocator]) -> Iterator[None]:
+    """The engine has no place for an allocator of ours, so two of its functions are replaced."""
     from sglang.srt.mem_cache.pool_host import base, common
 
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
-        (base, "get_allocator_from_storage", lambda _: _Allocator(memory)),
+        (base, "get_allocator_from_storage", lambda _: make_allocator()),
         (common, "_cuda_host_register", lambda *_: None),
     ]
     originals = [getattr(module, name) for module, name, _ in replaced]
     for module, name, replacement in replaced:
         setattr(module, name, replacement)
     try:
-        # every pool would ask for memory of its own
-        with base.host_memory_budget_scope(_ENOUGH), only_ours_says_how_much(base.logger):
-            yield
+        yield
     finally:
         for (module, name, _), original in zip(replaced, originals, strict=True):
             setattr(module, name, original)

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext import config
-from sglang_ext.adapter import engine_contract
+from sglang_ext.adapter import engine_contract, engine_patches
 from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _WITHOUT_SWA_MEMORY = ("disable_hybrid_swa_memory", "swa_full_tokens_ratio")
 
 
 def install() -> None:
-    """Register the backend and the hook on option resolution.
+    """Register the backend and our part in the resolution of options.
 
     On an engine of another version a registered factory refuses instead, so that
     a server which never asks for the backend is left alone.
@@ -46,7 +46,8 @@ def install() -> None:
     if get_radix_cache_factory(config.BACKEND) is not None:
         return
     if problem is None:
-        _hook_option_resolution(settings)
+        _take_part_in_resolution(settings)
+        _keep_swa_memory()
     else:
         logger.warning("sglang-ext is inactive: %s", problem)
     register_radix_cache_backend(config.BACKEND, _build)
@@ -60,7 +61,10 @@ def _named_on_command_line() -> bool:
 def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if (problem := engine_contract.problem()) is not None:
         raise StartupError(problem)
-    verify_hook()
+    verify_hooks()
+    if ctx.tp_rank == 0 and (patches := engine_patches.applied()):
+        # not where a hook is left out: a server's log is set up after its plugins
+        logger.info("sglang-ext: patches of the engine in place of hooks: %s", ", ".join(patches))
 
     from sglang_ext.adapter import clear_answer, idle_calls, weight_updates
     from sglang_ext.adapter.factory import build_tree_cache
@@ -72,19 +76,20 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     return build_tree_cache(ctx)
 
 
-def _hook_option_resolution(settings: config.ExtConfig) -> None:
+def _take_part_in_resolution(settings: config.ExtConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from sglang_ext.adapter.idle_calls import install_in_front
     from sglang_ext.adapter.options import refuse_model, refuse_unsupported
 
-    def resolve(original: Any, server_args: "ServerArgs") -> None:
+    def before(server_args: "ServerArgs") -> None:
         if settings.selected and not getattr(server_args, "_resolution_finished", False):
             select(server_args)
         if server_args.radix_cache_backend == config.BACKEND:
             lay_out_by_pages(server_args)
-        original(server_args)
+
+    def after(server_args: "ServerArgs") -> None:
         view = resolving_view(server_args)
         if view.radix_cache_backend == config.BACKEND and not view.disable_radix_cache:
             refuse_unsupported(view)
@@ -93,8 +98,26 @@ def _hook_option_resolution(settings: config.ExtConfig) -> None:
                 refuse_model(model.hf_config.architectures[0], hybrid=model.is_hybrid_swa)
             install_in_front()
 
-    HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
-    HookRegistry.register(MODEL_OVERRIDES, keep_swa_memory, HookType.AROUND)
+    def resolve(original: Any, server_args: "ServerArgs") -> None:
+        before(server_args)
+        original(server_args)
+        after(server_args)
+
+    steps = engine_patches.RESOLVED_OPTIONS.find()
+    if steps is not None:
+        steps.append((before, after))
+    else:
+        HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
+
+
+def _keep_swa_memory() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    backends = engine_patches.SWA_MEMORY.find()
+    if backends is not None:
+        backends.add(config.BACKEND)
+    else:
+        HookRegistry.register(MODEL_OVERRIDES, keep_swa_memory, HookType.AROUND)
 
 
 def keep_swa_memory(
@@ -136,17 +159,19 @@ def lay_out_by_pages(server_args: "ServerArgs") -> None:
         server_args.hicache_mem_layout = "page_first"
 
 
-def verify_hook() -> None:
-    """Prove that the hook took: SGLang only logs when applying one fails.
+def verify_hooks() -> None:
+    """Prove that the hooks took: SGLang only logs when applying one fails. What a patch has
+    replaced cannot fail in that way.
 
     Raises:
-        StartupError: it did not.
+        StartupError: one did not.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry
     from sglang.srt.server_args import ServerArgs
 
-    if not hasattr(ServerArgs.resolve_once, "__wrapped__"):
-        raise StartupError(f"the hook on {RESOLVE} did not take effect; see the log above")
-    for hook in (RESOLVE, MODEL_OVERRIDES):
-        if hook not in HookRegistry._patched:
+    hooked = {RESOLVE: engine_patches.RESOLVED_OPTIONS, MODEL_OVERRIDES: engine_patches.SWA_MEMORY}
+    needed = [hook for hook, patch in hooked.items() if patch.find() is None]
+    for hook in needed:
+        took = hook != RESOLVE or hasattr(ServerArgs.resolve_once, "__wrapped__")
+        if not took or hook not in HookRegistry._patched:
             raise StartupError(f"the hook on {hook} did not take effect; see the log above")

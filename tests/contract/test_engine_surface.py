@@ -69,7 +69,7 @@ def test_the_real_launcher_refuses_another_version_before_it_looks_at_the_model(
 
 
 def test_a_hook_that_did_not_take_is_noticed() -> None:
-    run = python("from sglang_ext.adapter import setup; setup.verify_hook()")
+    run = python("from sglang_ext.adapter import setup; setup.verify_hooks()")
     assert run.returncode == 1
     assert "resolve_once did not take effect" in run.stderr
 

@@ -23,11 +23,11 @@ from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.moves.loads import Loads
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.residency import Residency
-from sglang_ext.core.table import paths as paths_module
 from sglang_ext.core.table.columns import SlotColumn
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import PathTable
 from sglang_ext.core.table.table import PageTable
+from sglang_ext.core.table.table import paths as paths_module
 from sglang_ext.testing.pools import SimDevicePool, SimSlots
 from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.simulation import Simulation

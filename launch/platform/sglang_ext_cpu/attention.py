@@ -52,6 +52,13 @@ def _translate_swa_rows(
 
 
 def install() -> None:
-    """Register the read-side translation on both torch_native readers."""
+    """Register the read-side translation on both torch_native readers.
+
+    Not on an engine that translates reads by itself: one with the patch of that name.
+    """
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+    if getattr(TorchNativeAttnBackend, "translates_swa_reads", False):
+        return
     for name in _READERS:
         HookRegistry.register(f"{_BACKEND}.{name}", _translate_swa_rows, HookType.AROUND)
