@@ -155,7 +155,7 @@ def start_plan(
         ranks=ctx.tp_size,
         policies=(options.hicache_write_policy, options.radix_eviction_policy),
         copies=who + by,
-        storage=cache.storage_setup.opened if cache.storage_setup is not None else None,
+        storage=cache.storage.setup.opened if cache.storage.setup is not None else None,
     )
 
 
@@ -194,12 +194,13 @@ def _attach_host_tier(
     ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     metrics = ctx.params.enable_metrics
     weights = _served_weights(ctx)
-    cache.storage_setup = StorageSetup(index, kv_pool, group, memory, weights, metrics=metrics)
+    setup = StorageSetup(index, kv_pool, group, memory, weights, metrics=metrics)
+    cache.storage.use(controller, setup)
     if (manager := ctx.tp_worker.model_runner.lora_manager) is not None:
         index.name_namespaces(StoredNames(manager.loras).seed)
     options = get_memory()
     if options.hicache_storage_backend is not None:
-        cache.open_storage(
+        cache.storage.open(
             options.hicache_storage_backend,
             options.hicache_storage_backend_extra_config,
             options.hicache_storage_prefetch_policy,
@@ -320,4 +321,4 @@ def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
             engine.STAT_LOGGER_ROLE_STORAGE, engine.StorageMetricsCollector
         )
         metrics.storage = StorageFeed(page, make)
-    cache.export_storage()
+    cache.storage.export_to(metrics)

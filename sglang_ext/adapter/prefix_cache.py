@@ -25,7 +25,7 @@ from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.inside import InsidePages
-from sglang_ext.adapter.storage_calls import StorageCalls
+from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.core import invariants
 from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.inserts import Own
@@ -82,7 +82,7 @@ class Prefix:
         self.cut = cut
 
 
-class SwaHiCache(StorageCalls, BasePrefixCache):
+class SwaHiCache(BasePrefixCache):
     """Tiered prefix cache for hybrid sliding-window models.
 
     Attributes that the engine reads:
@@ -90,12 +90,18 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
             engine must keep, and count in its budgets.
         cache_controller: None without a host tier.
         ongoing_write_through, ongoing_load_back: transfers in flight.
+        ongoing_prefetch, ongoing_backup: lookups and reads of storage, writes: while there are
+            any, it does not flush and does not detach.
+        hicache_storage_pass_prefix_keys: False; backends get no keys of what is in front.
 
     Attributes of ours:
+        storage: the storage tier.
         resets: how often everything was dropped.
         waiting_release: see ``idle_calls``.
         inside: where device pages are smaller than the table's; set by the factory.
     """
+
+    hicache_storage_pass_prefix_keys = False
 
     def __init__(
         self,
@@ -126,6 +132,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self._nothing = MatchResult(0, root, root, root)
         self._checked: tuple[int, ...] | None = None
         self.resets = 0
+        self.storage = StorageFront(index, lambda: self.holds_nothing)
         # the host tier, see attach_host_tier
         self.cache_controller: HostTierController | None = None  # type: ignore[assignment]
         self.full_kv_pool_host: Any = None
@@ -472,6 +479,97 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         if self.cache_controller is not None:
             self.cache_controller.submit_backups()
 
+    # ---- storage tier --------------------------------------------------------
+
+    @property
+    def enable_storage(self) -> bool:
+        """Whether a storage backend is attached."""
+        return self.storage.tier is not None
+
+    @property
+    def ongoing_prefetch(self) -> dict[int, Any]:
+        """Lookups and reads in flight."""
+        return self.storage.reading
+
+    @property
+    def ongoing_backup(self) -> Sequence[int]:
+        """Writes in flight, and those that are promised."""
+        return self.storage.writing
+
+    def prefetch_from_storage(
+        self,
+        handle: Hashable,
+        last_host_node: Prefix,
+        new_input_tokens: Sequence[int],
+        last_hash: Any = None,
+        prefix_keys: Any = None,
+        **rest: Any,
+    ) -> None:
+        """A request waits: look for its prompt in storage, and read what is there.
+
+        Args:
+            rest: ``matched_prefix_tokens``, those before ``new_input_tokens``; ``extra_key``
+                and ``cache_salt`` of the request; more that only stock's cache needs.
+        """
+        if self.storage.tier is not None:
+            parts = (rest["matched_prefix_tokens"], new_input_tokens)
+            tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+            namespace = (rest["extra_key"], rest["cache_salt"])
+            self.storage.prefetch(handle, self._pages(tokens, len(tokens)), namespace)
+
+    def check_prefetch_progress(self, handle: Hashable) -> bool:
+        """Whether a request may be scheduled."""
+        return self.storage.is_ready(handle)
+
+    def pop_prefetch_loaded_span(self, handle: Hashable) -> tuple[int, int | None]:
+        """See ``StorageFront.pop_loaded``."""
+        return self.storage.pop_loaded(handle)
+
+    def release_aborted_request(self, handle: Hashable) -> None:
+        """A request has gone."""
+        self.storage.forget(handle)
+
+    def is_backuped(self, node: Prefix) -> bool:
+        """Storage is asked whatever a prefix ends with."""
+        return True
+
+    def is_root(self, node: Prefix) -> bool:
+        """Whether a prefix is empty."""
+        return len(node.rows) == 0
+
+    def get_last_hash_value(self, node: Prefix) -> None:
+        """Keys are the index's matter."""
+
+    def get_prefix_hash_values(self, node: Prefix) -> None:
+        """Keys are the index's matter."""
+
+    def attach_storage_backend(
+        self,
+        storage_backend: str,
+        storage_backend_extra_config_json: str | None = None,
+        served_model_name: str | None = None,
+        hicache_storage_prefetch_policy: str | None = None,
+        hicache_write_policy: str | None = None,
+    ) -> tuple[bool, str]:
+        """See ``StorageFront.attach``; (done, message)."""
+        from sglang.srt.runtime_context import get_memory
+
+        return self.storage.attach(
+            storage_backend,
+            storage_backend_extra_config_json,
+            served_model_name,
+            hicache_storage_prefetch_policy or get_memory().hicache_storage_prefetch_policy,
+            hicache_write_policy,
+        )
+
+    def detach_storage_backend(self) -> tuple[bool, str]:
+        """See ``StorageFront.detach``; (done, message)."""
+        return self.storage.detach()
+
+    def clear_storage_backend(self) -> bool:
+        """See ``StorageFront.clear``."""
+        return self.storage.clear()
+
     # ---- life cycle ----------------------------------------------------------
 
     def settle(self, *, give_up: bool) -> None:
@@ -489,7 +587,7 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
         self.index.reset()
         self._locks.clear()
         self.resets += 1
-        self.follow_weights()
+        self.storage.follow_weights()
 
     @property
     def in_flight(self) -> bool:
@@ -506,10 +604,10 @@ class SwaHiCache(StorageCalls, BasePrefixCache):
     def release_host_resources(self) -> None:
         """At shutdown: end transfers, unpin host memory."""
         if self.cache_controller is not None:
-            if self._opened is None or self._opened.remove is None:
+            if not self.storage.is_nobodys:
                 self.cache_controller.save_everything()
             self.cache_controller.close()
-            self.remove_nobodys(self._opened)
+            self.storage.remove_nobodys()
         if self._host_group is not None:
             self._host_group.destroy()
         if self._host_memory is not None:

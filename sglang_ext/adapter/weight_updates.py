@@ -172,7 +172,7 @@ def cache_of(updater: "Updater") -> "SwaHiCache":
 
 def _begin(cache: "SwaHiCache") -> None:
     if cache.cache_controller is not None:
-        cache.weights_change()
+        cache.storage.weights_change()
         # what is being written still gets the name of the old weights
         cache.settle(give_up=False)
 
@@ -181,9 +181,9 @@ def _end(cache: "SwaHiCache", changed: bool, source: Source | None) -> None:
     if cache.cache_controller is None:
         return
     if changed:
-        cache.weights_have_changed(source)
+        cache.storage.weights_have_changed(source)
     else:
-        cache.weights_are_as_they_were()
+        cache.storage.weights_are_as_they_were()
 
 
 class _Result:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 
-from sglang_ext.adapter.storage_calls import StorageCalls
+from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.errors import StartupError
 from sglang_ext.storage import file_eviction
 from tests.adapter.file_tier import FILE_BYTES, PAGE, WINDOW_PAGES, Rank, age, backend, keys
@@ -294,16 +294,17 @@ def test_clear_says_when_something_was_not_removed(
 def test_a_clear_is_one_if_every_rank_has_done_it(tmp_path: Path, elsewhere: bool) -> None:
     rank = Rank(backend(tmp_path, max_size="1G"))
     rank.serve(tokens(20))
-    cache = StorageCalls()
-    assert cache.clear_storage_backend(), "there is nothing to forget"
-    cache.storage = rank.tier
-    cache.cache_controller = types.SimpleNamespace(all_ranks=lambda done: done and elsewhere)  # type: ignore[assignment]
-    assert cache.clear_storage_backend() == elsewhere
+    front = StorageFront(rank.engine.index, lambda: False)
+    assert front.clear(), "there is nothing to forget"
+    front.tier = rank.tier
+    ranks = types.SimpleNamespace(all_ranks=lambda done: done and elsewhere)
+    front.use(ranks, None)  # type: ignore[arg-type]
+    assert front.clear() == elsewhere
     assert pages_in(tmp_path) == []
     place = rank.files.files.path("ab" * 32).parent
     place.rmdir()
     place.write_text("in the way")
-    assert not cache.clear_storage_backend()
+    assert not front.clear()
 
 
 def no_directory(base: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sglang_ext.adapter import weight_updates
 from sglang_ext.adapter.served_weights import ServedWeights
-from sglang_ext.adapter.storage_calls import StorageCalls
+from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.core.storage.plan import StorageLimits
 from tests.adapter.test_identity import LARGE, same, tensors, write_model, write_tensors
@@ -69,20 +69,21 @@ class Controller:
         self.storage_backend = self.storage_backend_type = None
 
 
-class Cache(StorageCalls):
+class Cache:
     """The part of the cache that follows the weights."""
 
-    metrics = None
     in_flight = False
 
     def __init__(self, root: Path) -> None:
         self.index = rank().index
         self.index.detach_storage()
-        self.storage_setup = Setup(self.index, root)  # type: ignore[assignment]
-        self.cache_controller = Controller()  # type: ignore[assignment]
+        self.setup = Setup(self.index, root)
+        self.storage = StorageFront(self.index, lambda: self.holds_nothing)
+        self.cache_controller = Controller()
+        self.storage.use(self.cache_controller, self.setup)  # type: ignore[arg-type]
         self.resets = 0
         self.pages = 3
-        self.open_storage("file", None, "wait_complete", "model")
+        self.storage.open("file", None, "wait_complete", "model")
 
     @property
     def holds_nothing(self) -> bool:
@@ -94,16 +95,16 @@ class Cache(StorageCalls):
     def reset(self) -> None:
         self.pages = 0
         self.resets += 1
-        self.follow_weights()
+        self.storage.follow_weights()
 
     @property
     def opened(self) -> list[bytes]:
-        return self.storage_setup.opened  # type: ignore[union-attr,attr-defined,no-any-return]
+        return self.setup.opened
 
     @property
     def is_used(self) -> bool:
-        assert self.storage is not None
-        return not self.storage.is_suspended
+        assert self.storage.tier is not None
+        return not self.storage.tier.is_suspended
 
 
 class Updater:
@@ -229,8 +230,7 @@ def test_pages_of_weights_that_nobody_can_name_do_not_pile_up(
     for _ in range(3):
         engine.session()
     from_disk(engine, models[1])
-    setup = engine.cache.storage_setup
-    assert setup.removed == engine.cache.opened[1:4]  # type: ignore[union-attr,attr-defined]
+    assert engine.cache.setup.removed == engine.cache.opened[1:4]
 
 
 @pytest.mark.parametrize("hook", ["disk", "tensors"])
@@ -243,8 +243,8 @@ def test_without_a_flush_storage_waits_for_one(
     else:
         engine.session(flush_cache=False)
     assert not engine.cache.is_used
-    engine.cache.detach_storage_backend()
-    assert engine.cache.attach_storage_backend("file", None, "m", "wait_complete")[0]
+    engine.cache.storage.detach()
+    assert engine.cache.storage.attach("file", None, "m", "wait_complete")[0]
     assert not engine.cache.is_used, "a new storage is no way around it"
     engine.cache.reset()
     assert engine.cache.is_used

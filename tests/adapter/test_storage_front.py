@@ -11,7 +11,7 @@ import pytest
 
 from sglang_ext.adapter import controller as controller_module
 from sglang_ext.adapter.controller import HostTierController
-from sglang_ext.adapter.storage_calls import StorageCalls
+from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.core.table.geometry import Geometry
@@ -107,24 +107,27 @@ class Setup:
         return tier, self.store
 
 
-class Rank(StorageCalls):
+class Rank:
     """What the engine calls of one rank's tree cache."""
 
     def __init__(self, collectives: Collectives, number: int) -> None:
         self.engine = engine_with()
         self.index = self.engine.index
-        self.cache_controller = HostTierController(
+        self.controller = HostTierController(
             self.index,
             NoTransfers(),  # type: ignore[arg-type]
             LayerDoneCounter(2),
             Agreement(collectives, number),  # type: ignore[arg-type]
         )
         self.setup = Setup(self.index)
-        self.storage_setup = self.setup  # type: ignore[assignment]
-        self.metrics = None
+        self.front = StorageFront(self.index, lambda: False)
+        self.front.use(self.controller, self.setup)  # type: ignore[arg-type]
 
     def attach(self) -> tuple[bool, str]:
-        return self.attach_storage_backend("file", None, "m", "best_effort")
+        return self.front.attach("file", None, "m", "best_effort")
+
+    def detach(self) -> tuple[bool, str]:
+        return self.front.detach()
 
 
 @pytest.fixture
@@ -141,7 +144,7 @@ def together(ranks: list[Rank], call: Callable[[Rank], Any]) -> list[Any]:
 
 def step(ranks: list[Rank]) -> None:
     """A step of the scheduler; fails where ranks do not report the same."""
-    together(ranks, lambda rank: rank.cache_controller.commit_finished())
+    together(ranks, lambda rank: rank.controller.commit_finished())
 
 
 @pytest.mark.parametrize("half_open", [False, True], ids=["before the tier", "after the tier"])
@@ -158,14 +161,14 @@ def test_an_attach_that_fails_on_one_rank_fails_on_all(
     assert [done for done, _ in answers] == [False, False]
     assert str(error) in answers[1][1]
     assert "another rank" in answers[0][1]
-    assert [rank.storage for rank in ranks] == [None, None]
+    assert [rank.front.tier for rank in ranks] == [None, None]
     assert [rank.index.attachment.limits for rank in ranks] == [None, None]
-    assert not any(rank.enable_storage for rank in ranks)
+    assert not any(rank.front.tier for rank in ranks)
     step(ranks)
     ranks[1].setup.error = None
     assert [done for done, _ in together(ranks, Rank.attach)] == [True, True]
     step(ranks)
-    assert [done for done, _ in together(ranks, Rank.detach_storage_backend)] == [True, True]
+    assert [done for done, _ in together(ranks, Rank.detach)] == [True, True]
     assert all(rank.setup.store.closed for rank in ranks)
     step(ranks)
 
@@ -175,11 +178,11 @@ def test_a_detach_that_one_rank_cannot_make_is_made_on_none(
 ) -> None:
     """Host memory that storage still writes must not be handed out again."""
     together(ranks, Rank.attach)
-    assert ranks[1].storage is not None
-    monkeypatch.setattr(ranks[1].storage, "drain", lambda: False)
-    answers = together(ranks, Rank.detach_storage_backend)
+    assert ranks[1].front.tier is not None
+    monkeypatch.setattr(ranks[1].front.tier, "drain", lambda: False)
+    answers = together(ranks, Rank.detach)
     assert [done for done, _ in answers] == [False, False]
-    assert all(rank.enable_storage for rank in ranks)
+    assert all(rank.front.tier for rank in ranks)
     step(ranks)
 
 
@@ -187,10 +190,10 @@ def test_a_reset_while_storage_uses_host_memory_is_a_bug(
     ranks: list[Rank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together(ranks, Rank.attach)
-    assert ranks[0].storage is not None
-    monkeypatch.setattr(ranks[0].storage, "drain", lambda: False)
+    assert ranks[0].front.tier is not None
+    monkeypatch.setattr(ranks[0].front.tier, "drain", lambda: False)
     with pytest.raises(AssertionError, match="hands out again"):
-        ranks[0].storage.reset()
+        ranks[0].front.tier.reset()
 
 
 def with_a_path_to_write(ranks: list[Rank]) -> None:
@@ -203,11 +206,11 @@ def with_a_path_to_write(ranks: list[Rank]) -> None:
     for rank in ranks:
         rank.setup.store.go_on.clear()
     step(ranks)
-    assert all(rank.cache_controller.is_busy for rank in ranks)
+    assert all(rank.controller.is_busy for rank in ranks)
 
 
 def settle(rank: Rank, *, give_up: bool) -> None:
-    rank.cache_controller.settle(give_up=give_up)
+    rank.controller.settle(give_up=give_up)
 
 
 def test_what_storage_was_promised_is_waited_for(ranks: list[Rank]) -> None:
@@ -216,7 +219,7 @@ def test_what_storage_was_promised_is_waited_for(ranks: list[Rank]) -> None:
     for timer in timers:
         timer.start()
     together(ranks, lambda rank: settle(rank, give_up=False))
-    assert not any(rank.cache_controller.is_busy for rank in ranks)
+    assert not any(rank.controller.is_busy for rank in ranks)
     written = [rank.setup.store.written for rank in ranks]
     assert written[0] == written[1] >= 6
 
@@ -229,7 +232,7 @@ def test_what_takes_too_long_is_not_waited_for(
     with_a_path_to_write(ranks)
     ranks[0].setup.store.go_on.set()
     together(ranks, lambda rank: settle(rank, give_up=False))
-    assert all(rank.cache_controller.is_busy for rank in ranks)
+    assert all(rank.controller.is_busy for rank in ranks)
     ranks[1].setup.store.go_on.set()
 
 
@@ -240,7 +243,7 @@ def test_what_takes_too_long_is_given_up_on_every_rank(
     monkeypatch.setattr(controller_module, "_SECONDS_TO_SETTLE", 0.5)
     with_a_path_to_write(ranks)
     ranks[0].setup.store.go_on.set()
-    slow = ranks[1].storage
+    slow = ranks[1].front.tier
     assert slow is not None
     give_up = slow.give_up
 
@@ -250,6 +253,6 @@ def test_what_takes_too_long_is_given_up_on_every_rank(
 
     monkeypatch.setattr(slow, "give_up", give_up_and_go_on)
     together(ranks, lambda rank: settle(rank, give_up=True))
-    assert not any(rank.cache_controller.is_busy for rank in ranks)
+    assert not any(rank.controller.is_busy for rank in ranks)
     assert ranks[1].setup.store.written == 6 < ranks[0].setup.store.written
     step(ranks)
