@@ -59,27 +59,34 @@ class Case:
     Attributes:
         layout: of the host.
         page_tokens: tokens of a page.
-        k_width, v_width: elements that a head has of K and of V.
-        dtype: of both.
+        widths: elements that a head has in each plane: of K and of V, as a rule.
+        dtype: of all of them.
     """
 
     layout: str
     page_tokens: int
-    k_width: int
-    v_width: int
+    widths: tuple[int, ...]
     dtype: torch.dtype
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
-        return f"{self.layout} page {self.page_tokens} K {self.k_width} V {self.v_width} {name}"
+        widths = " ".join(map(str, self.widths))
+        return f"{self.layout} page {self.page_tokens} planes {widths} {name}"
 
 
 def cases(pages: Sequence[int] = (1, 16, 64)) -> Iterator[Case]:
     """All layouts and data types, rows of odd sizes, K and V of different widths."""
     widths = ((8, 8), (3, 5), (64, 32))
     dtypes = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
-    for layout, page, (k, v), dtype in itertools.product(LAYOUTS, pages, widths, dtypes):
-        yield Case(layout, page, k, v, dtype)
+    for layout, page, planes, dtype in itertools.product(LAYOUTS, pages, widths, dtypes):
+        yield Case(layout, page, planes, dtype)
+
+
+def many_planes(pages: Sequence[int] = (1, 16, 64)) -> Iterator[Case]:
+    """A component is any number of planes of any width: K and V, those of a draft model, and what
+    an indexer keeps of each token."""
+    for layout, page in itertools.product(LAYOUTS, pages):
+        yield Case(layout, page, (64, 32, 16, 3, 1), torch.bfloat16)
 
 
 class Memory:
@@ -96,7 +103,7 @@ class Memory:
         self._device = device
         self._generator = torch.Generator().manual_seed(seed)
         self.components = [
-            [self._plane(layers, heads, width) for width in (case.k_width, case.v_width)]
+            [self._plane(layers, heads, width) for width in case.widths]
             for layers, heads in _COMPONENTS
         ]
 

@@ -19,7 +19,7 @@ from sglang_ext.transfer.kernel_copies import KernelCopies
 
 _LATE_CYCLES = 200_000_000
 """Of the GPU's clock, some 0.1 s: far longer than any submission takes."""
-_CASE = Case("page_first", 16, 64, 32, torch.bfloat16)
+_CASE = Case("page_first", 16, (64, 32), torch.bfloat16)
 _PARTS = tuple(Part(number, host, device) for number, (host, device) in enumerate(BOTH))
 
 

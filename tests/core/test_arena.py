@@ -170,3 +170,19 @@ def test_pages_of_equal_size_leave_nothing_over() -> None:
 def test_components_that_divide_k_and_v_differently_cannot_share() -> None:
     with pytest.raises(ValueError, match="divide K and V differently"):
         shape_for(10**6, ((100, 100), (100, 50)), 1)
+
+
+def test_five_planes_of_different_widths_are_one_memory() -> None:
+    """A component is any number of planes: a draft model's KV is more of them, and no other case.
+    Pages of both components divide every plane alike, so one extent is one in each of them."""
+    widths = (64, 32, 16, 3, 1)
+    pages = tuple(12 * width for width in widths), tuple(7 * width for width in widths)
+    shape = shape_for(100_000, pages, 1)
+    assert sum(shape.plane_bytes) <= 100_000
+    assert all(pages > 0 for pages in (shape.pages(0), shape.pages(1)))
+    for component, sizes in enumerate(shape.page_bytes):
+        first, stop = shape.page_numbers(component)
+        for size, extent in zip(sizes, shape.extent_bytes, strict=True):
+            starts = np.arange(shape.extents) * extent
+            assert (first * size >= starts).all()
+            assert (stop * size <= starts + extent).all()

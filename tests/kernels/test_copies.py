@@ -22,6 +22,17 @@ def test_the_cpu_kernel_is_the_reference(threads: int) -> None:
     assert len(cases) == 4 * 3 * 3 * 3
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_component_has_any_number_of_planes_of_any_width(threads: int) -> None:
+    def make(components: list[list[Plane]]) -> CpuPageCopier:
+        assert [len(planes) for planes in components] == [5, 5]
+        return CpuPageCopier(components, threads, smallest_part=1)
+
+    cases = list(reference.many_planes())
+    assert [line for case in cases for line in reference.differences(case, CPU, make)] == []
+    assert len(cases) == 4 * 3
+
+
 def test_the_gpu_kernel_is_the_reference_where_it_is_interpreted() -> None:
     lines = engine_child("sglang_ext", "gpu-check", "--interpret")
     assert lines == ["72 shapes, words of 1, 2, 4, 8 bytes: 0 copies differ"]

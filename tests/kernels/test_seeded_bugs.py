@@ -15,7 +15,7 @@ from sglang_ext.kernels.page_copy.plane import Pages, Plane, Strides
 
 Change = Callable[[Strides], dict[str, Any]]
 CASES = [
-    reference.Case(layout, 16, 8, 5, torch.float32)
+    reference.Case(layout, 16, (8, 5), torch.float32)
     for layout in ("layer_first", "page_first", "page_first_direct", "page_head")
 ]
 
