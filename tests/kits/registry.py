@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-from tests.kits.cells import POLICIES, Cell
+from tests.kits.cells import PAGES, POLICIES, Cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Kit:
         environment: further variables of the server.
         tiers: on which it means something.
         policies: with which it does.
+        limits: pages and tier on which it asks for more than this cache, or the device, can give,
+            with the reason.
     """
 
     name: str
@@ -29,10 +31,19 @@ class Kit:
     environment: tuple[tuple[str, str], ...] = ()
     tiers: tuple[str, ...] = ("device", "host", "storage")
     policies: tuple[str, ...] = POLICIES
+    limits: tuple[tuple[tuple[int, ...], str, str], ...] = ()
 
     def means_something(self, cell: Cell) -> bool:
         """Whether it can be asked of this kind of server."""
-        return cell.tier in self.tiers and cell.policy in self.policies
+        there = cell.tier in self.tiers and cell.policy in self.policies
+        return there and self.limit(cell) is None
+
+    def limit(self, cell: Cell) -> str | None:
+        """Why it cannot be asked of this kind of server, if it asks for too much."""
+        for pages, tier, reason in self.limits:
+            if cell.page in pages and cell.tier == tier:
+                return reason
+        return None
 
 
 RUN = (
@@ -51,6 +62,14 @@ RUN = (
         # what one request alone has used is not copied: the device evicts it for good, and as
         # many tokens of it as from the engine's own cache
         policies=("write_through", "write_back"),
+        limits=(
+            (
+                PAGES,
+                "device",
+                "the conversations are longer than the 12,000 tokens of the device: what it evicts "
+                "is gone. The engine's own cache without a host loses turns here as well",
+            ),
+        ),
     ),
     Kit(
         "TwoPass",
@@ -59,6 +78,13 @@ RUN = (
         tiers=("storage",),
         # the others have nothing in storage after one request
         policies=("write_through",),
+        limits=(
+            (
+                (1,),
+                "storage",
+                "storage has whole pages of 16 tokens: 1,008 of the 1,023 tokens come back",
+            ),
+        ),
     ),
     Kit(
         "KLDivergence",

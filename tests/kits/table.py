@@ -27,6 +27,7 @@ Columns are page size and tier; the three marks of a tier with a host are the wr
 `write_through`, `write_through_selective` and `write_back`. ✓ all tests of the row pass, ✗ one
 fails, · not run, - means nothing there: one request leaves nothing in storage with
 `write_through_selective` (copies what a second one uses) and `write_back` (copies what is evicted).
+* asks for too much there: the reason is below the table.
 """
 
 
@@ -37,6 +38,8 @@ def columns() -> list[tuple[int, str]]:
 
 def mark(results: Mapping[str, Any], cell: Cell, kit: Kit, tests: Sequence[str]) -> str:
     """One sign for some tests of a kit on one kind of server."""
+    if kit.limit(cell) is not None:
+        return "*"
     if not kit.means_something(cell):
         return "-"
     outcomes = {
@@ -75,6 +78,14 @@ def reason_rows() -> Iterator[str]:
         yield f"| `{module}` | {named} | {empty} | {reason} |"
 
 
+def limits() -> Iterator[str]:
+    """Why a test asks for too much on some kinds of servers."""
+    for kit in registry.RUN:
+        for pages, tier, reason in kit.limits:
+            sizes = ", ".join(map(str, pages))
+            yield f"- * `{', '.join(kit.tests)}`, {tier}, page size {sizes}: {reason}."
+
+
 def failures(results: Mapping[str, Any]) -> Iterator[str]:
     """What failed, and what it said."""
     for name, result in sorted(results.items()):
@@ -87,6 +98,7 @@ def page(results: Mapping[str, Any]) -> str:
     heads = [f"{size} {tier}" for size, tier in columns()]
     lines = [HEAD, f"| kit | test | {' | '.join(heads)} | why not |"]
     lines += ["|---" * (len(heads) + 3) + "|", *run_rows(results), *reason_rows()]
+    lines += ["", *limits()]
     failed = list(failures(results))
     passed = sum(result["outcome"] == "passed" for result in results.values())
     lines += ["", f"{passed} passed, {len(failed)} failed.", *(["", *failed] if failed else [])]
