@@ -10,6 +10,8 @@ an idle server. A cache must not offer what cannot be taken.
 import dataclasses
 import sys
 
+from sglang_ext.core.plan import PrefixMatch
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Admission:
@@ -45,6 +47,27 @@ class Admission:
             return True
         shrunk = (left - min(max_new, self.window) - fixed) // self.page
         return self.chunk is not None and need >= self.pool and shrunk > 0
+
+    def possible_part(
+        self, match: PrefixMatch, locked: int, length: int, max_new: int, page: int
+    ) -> PrefixMatch:
+        """A match, or the best part of it with which a request is admitted: without the load, or
+        nothing at all.
+
+        Args:
+            locked, max_new: see ``is_possible``.
+            length: tokens of the prompt.
+            page: tokens of a page of the table.
+        """
+        extend = length - len(match.rows) * page + match.cut
+        if self.is_possible(extend, max_new, locked, match.window_pages_to_pin * page):
+            return match
+        on_device = match.rows[: match.device_pages]
+        cut = match.cut if len(on_device) == len(match.rows) else 0
+        extend = length - len(on_device) * page + cut
+        if self.is_possible(extend, max_new, locked, 0):
+            return PrefixMatch(on_device, len(on_device), 0, cut=cut)
+        return PrefixMatch(match.rows[:0], 0, 0)
 
     def surely_up_to(self, kept: int) -> int:
         """Tokens of a prompt that is admitted whatever is locked and pinned for it, and however

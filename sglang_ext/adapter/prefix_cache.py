@@ -1,6 +1,5 @@
 """SGLang's view of the cache: translate, call the index, translate back."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Hashable, Sequence
@@ -24,9 +23,10 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.handles import Prefix, importance, request_number
+from sglang_ext.adapter.idle_check import IdleCheck
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.storage_front import StorageFront
-from sglang_ext.core import invariants
 from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.inserts import Own
 from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
@@ -48,38 +48,6 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
 
 logger = logging.getLogger(__name__)
-
-
-def _request_number(rid: str) -> int:
-    """The same for one request on every rank, and again after a retraction."""
-    return int.from_bytes(hashlib.blake2b(rid.encode(), digest_size=7).digest(), "little")
-
-
-def importance(priority: int | None, *, low_values_first: bool) -> int:
-    """What eviction goes by, any 64-bit number: prefixes of larger ones stay longer.
-
-    Args:
-        priority: of a request, as the engine has it; None counts as 0.
-        low_values_first: the engine runs requests of lower priority values first. Then those
-            values matter more here too; the largest one is that of requests without any.
-    """
-    value = priority or 0
-    return ~value if low_values_first else value
-
-
-class Prefix:
-    """A prefix in the table: what the engine keeps as a node handle.
-
-    Attributes:
-        cut: tokens at the end of the last page that are not in the prefix.
-    """
-
-    __slots__ = ("cut", "generation", "rows")
-
-    def __init__(self, rows: Rows, generation: int, cut: int = 0) -> None:
-        self.rows = rows
-        self.generation = generation
-        self.cut = cut
 
 
 class SwaHiCache(BasePrefixCache):
@@ -130,7 +98,7 @@ class SwaHiCache(BasePrefixCache):
         self._next_lock = 0
         self._root = root = Prefix(np.empty(0, dtype=np.int64), 0)
         self._nothing = MatchResult(0, root, root, root)
-        self._checked: tuple[int, ...] | None = None
+        self._idle_check = IdleCheck(index)
         self.resets = 0
         self.storage = StorageFront(index, lambda: self.holds_nothing)
         # the host tier, see attach_host_tier
@@ -205,22 +173,13 @@ class SwaHiCache(BasePrefixCache):
         return self.index.match(pages, namespace)
 
     def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
-        """The match, or the best part of it with which the engine can admit the request:
-        without the load, or nothing at all."""
-        length = len(params.key.token_ids)
-        max_new = self._max_new_tokens(params.req)
-        on_device = match.rows[: match.device_pages]
-        locked = len(self.index.window_of(on_device)) * self._page_tokens
-        pinned = match.window_pages_to_pin * self._page_tokens
-        extend = length - len(match.rows) * self._page_tokens + match.cut
-        if self._admission.is_possible(extend, max_new, locked, pinned):
-            return match
-        self.index.counters.inadmissible += 1
-        cut = match.cut if len(on_device) == len(match.rows) else 0
-        extend = length - len(on_device) * self._page_tokens + cut
-        if self._admission.is_possible(extend, max_new, locked, 0):
-            return PrefixMatch(on_device, len(on_device), 0, cut=cut)
-        return PrefixMatch(match.rows[:0], 0, 0)
+        """The match, or the best part of it with which the engine can admit the request."""
+        page = self._page_tokens
+        locked = len(self.index.window_of(match.rows[: match.device_pages])) * page
+        length, max_new = len(params.key.token_ids), self._max_new_tokens(params.req)
+        part = self._admission.possible_part(match, locked, length, max_new, page)
+        self.index.counters.inadmissible += part is not match
+        return part
 
     def _max_new_tokens(self, req: "Req | None") -> int:
         """Tokens a request may still generate; where it is unknown, more than matter."""
@@ -311,7 +270,7 @@ class SwaHiCache(BasePrefixCache):
         end = whole
         if self.inside is not None and req.finished():
             end = self.inside.end(up_to)
-        number = _request_number(req.rid)
+        number = request_number(req.rid)
         priority = importance(
             getattr(req, "priority", None), low_values_first=self._low_values_first
         )
@@ -616,29 +575,9 @@ class SwaHiCache(BasePrefixCache):
     # ---- checks --------------------------------------------------------------
 
     def sanity_check(self) -> None:
-        """All invariants, at idle. The engine calls it in every spin of its idle loop,
-        so a state that was checked is not checked again.
-        """
-        table = self.index.table
-        state = (table.tick, table.n_rows, table.device.n_locked, table.host.n_present)
-        busy = self.ongoing_write_through or self.ongoing_load_back
-        if busy or self.ongoing_prefetch or self.ongoing_backup or state == self._checked:
-            return
-        invariants.check_idle(self.index)
-        assert not self._locks, f"{len(self._locks)} locks are left at idle"
-        self._check_host_pools()
-        self._checked = state
-
-    def _check_host_pools(self) -> None:
-        if self._host_memory is None:
-            return
-        table = self.index.table
-        arena = self._host_memory.arena
-        # a model without full-attention layers has the last component only
-        columns = (table.host, table.swa_host)[-len(arena.shape.page_bytes) :]
-        for component, column in enumerate(columns):
-            used = arena.taken(component)
-            assert used == column.n_present, f"host pages: {used} used, {column.n_present} known"
+        """All invariants, at idle."""
+        if not (self.in_flight or self.ongoing_backup):
+            self._idle_check.run(len(self._locks), self._host_memory)
 
     def available_and_evictable_str(self) -> str:
         """One line for out-of-memory messages."""

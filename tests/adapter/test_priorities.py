@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from sglang_ext.adapter.prefix_cache import importance
+from sglang_ext.adapter.handles import importance
 
 
 @pytest.mark.parametrize(

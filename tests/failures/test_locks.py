@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
 
-from sglang_ext.adapter.prefix_cache import Prefix, SwaHiCache
+from sglang_ext.adapter.handles import Prefix
+from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.core.plan import Transfer, TransferKind
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
