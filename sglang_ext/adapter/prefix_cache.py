@@ -551,8 +551,7 @@ class SwaHiCache(BasePrefixCache):
     @property
     def in_flight(self) -> bool:
         """Whether anything is copied, looked for, read or written; the same on every rank."""
-        index = self.index
-        storage = index.prefetches.lookups or index.prefetches.reading or index.persists.writing
+        storage = self.index.n_storage_operations > 0
         return bool(self.ongoing_write_through or self.ongoing_load_back or storage)
 
     @property

@@ -33,10 +33,7 @@ def check_idle(index: CacheIndex) -> None:
         _require(not getattr(table, name).locks.any(), f"{name}: a lock is left at idle")
     for kind in TransferKind:
         _require(not index.pending[kind], f"a {kind.value} is pending at idle")
-    storage = (
-        len(index.persists.writing) + len(index.prefetches.lookups) + len(index.prefetches.reading)
-    )
-    _require(storage == 0, "a storage operation is pending at idle")
+    _require(index.n_storage_operations == 0, "a storage operation is pending at idle")
     _require(index.host_tier is None or index.host.detached == 0, "detached pages at idle")
 
 

@@ -149,9 +149,7 @@ class SimEngine:
         index = self.index
         plan = None
         if arrival.op is not None:
-            plan = index.prefetches.lookups.get(arrival.op) or index.prefetches.reading.get(
-                arrival.op
-            )
+            plan = index.prefetches.of(arrival.op)
         return plan is None or plan.cancelled
 
     def admit(self, number: int) -> SimRequest:
@@ -429,15 +427,7 @@ class SimEngine:
     @property
     def is_busy(self) -> bool:
         """Whether transfers or storage operations are in flight."""
-        index = self.index
-        return any(
-            (
-                *index.pending.values(),
-                index.persists.writing,
-                index.prefetches.lookups,
-                index.prefetches.reading,
-            )
-        )
+        return any(self.index.pending.values()) or self.index.n_storage_operations > 0
 
     def pass_time(self, duration: float) -> None:
         """Copies that are due by then are made, not yet committed."""

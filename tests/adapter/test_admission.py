@@ -11,7 +11,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.prefix_cache import SwaHiCache
-from tests.core.test_index import engine_with, prompt, serve
+from sglang_ext.core.plan import PrefixMatch
+from tests.core.test_index import PAGE, engine_with, prompt, serve
 
 
 class Pool:
@@ -124,9 +125,9 @@ def test_a_limited_key_is_not_a_shorter_prefill() -> None:
         def surely_up_to(self, kept: int) -> int:
             return 0
 
-        def is_possible(self, extend: int, max_new: int, locked: int, pinned: int) -> bool:
-            asked.append(extend)
-            return True
+        def possible_part(self, match: PrefixMatch, locked: int, length: int, *_: int) -> Any:
+            asked.append(length - len(match.rows) * PAGE)
+            return match
 
     engine = engine_with()
     serve(engine, prompt(6), namespace=(None, None))

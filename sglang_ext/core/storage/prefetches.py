@@ -53,6 +53,10 @@ class Prefetches:
         self.reading: dict[int, Prefetch] = {}
         self._pages = 0
 
+    def of(self, op: int) -> Prefetch | None:
+        """A prefetch in flight."""
+        return self.lookups.get(op) or self.reading.get(op)
+
     @property
     def pages(self) -> int:
         """Pages that are being read."""
@@ -235,7 +239,7 @@ class Prefetches:
 
     def cancel(self, op: int) -> None:
         """Nobody waits for it any more. What is read until then stays."""
-        prefetch = self.lookups.get(op) or self.reading.get(op)
+        prefetch = self.of(op)
         if prefetch is not None and not prefetch.cancelled:
             prefetch.cancelled = True
             self._counters.cancelled_prefetches += 1
