@@ -88,7 +88,7 @@ class CacheIndex:
         No transfer may be in flight.
         """
         table = self.table_type(self.geometry, self._capacity, self._rank, self._limits)
-        table.seed = self.attachment.seed
+        table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()
         residency = Residency(
@@ -239,7 +239,7 @@ class CacheIndex:
     def name_namespaces(self, seed: Callable[[Hashable], Key]) -> None:
         """Let the keys of a namespace begin with something else; before there are any."""
         self.attachment.name_namespaces(seed)
-        self.table.seed = seed
+        self.table.name_namespaces(seed)
 
     # ---- for tests -----------------------------------------------------------
 

@@ -119,3 +119,7 @@ class Transfer:
     spare: tuple[int, ...] = ()
     failed_here: bool = False
     abandoned: bool = False
+
+    def abandon(self) -> None:
+        """It is given up, and never published."""
+        self.abandoned = True

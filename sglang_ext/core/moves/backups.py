@@ -232,16 +232,16 @@ class Backups:
         self._copied_pages += len(full)
         self.pins[rows] += 1
         self._pinned_window_pages += len(window)
-        transfer = self._log.begin(
+        return self._log.begin(
             TransferKind.BACKUP,
             Copies(full, table.device.slots[full], table.host.slots[full]),
             Copies(window, table.swa_device.slots[window], table.swa_host.slots[window]),
             hold,
             rows,
+            stops=reserved.stops,
+            spare=reserved.spare,
+            failed_here=not reserved.done,
         )
-        transfer.stops, transfer.spare = reserved.stops, reserved.spare
-        transfer.failed_here = not reserved.done
-        return transfer
 
     def _leading_somewhere(self, rows: Rows, pages: Rows, stops: tuple[int, ...]) -> Rows:
         """Those of ``pages`` on a path that lead to a resume point on the host, if ``stops``
@@ -329,7 +329,7 @@ class Backups:
             guard.release()
             needed = np.union1d(needed, self._at.in_windows(rows, stops))
             guard = self._guard(rows, needed, claim)
-        reserved.done &= self._reserve(self._at.host, full)
+        reserved.note(done=self._reserve(self._at.host, full))
         for missing in self._missing_windows(rows, stops):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
             if reserved.stops and pinned > self._policy.pinned_window_pages:
@@ -338,12 +338,11 @@ class Backups:
             if len(missing) > self._at.host_window.free_for_copies(needed_now=claim is not None):
                 self._counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
-            reserved.done &= self._reserve(self._at.host_window, missing)
-            reserved.window = np.concatenate((reserved.window, missing))
-            reserved.stops = stops[: len(reserved.stops) + 1]
+            done = self._reserve(self._at.host_window, missing)
+            reserved.add_window(missing, stops[len(reserved.stops)], done=done)
         else:
             self._reserve_spare(rows, reserved)
-        reserved.full = self._leading_somewhere(rows, full, reserved.stops)
+        reserved.take(self._leading_somewhere(rows, full, reserved.stops))
         self._drop_rest(full, reserved.full)
         guard.release()
         self._at.drop_unneeded(needed)
@@ -379,9 +378,8 @@ class Backups:
                 break
             if not _have_more_room_than_is_taken(both):
                 break
-            reserved.done &= self._reserve(self._at.host_window, missing)
-            reserved.window = np.concatenate((reserved.window, missing))
-            reserved.stops, reserved.spare = (*reserved.stops, stop), (*reserved.spare, stop)
+            done = self._reserve(self._at.host_window, missing)
+            reserved.add_window(missing, stop, done=done, spare=True)
 
     def _guard(self, rows: Rows, needed: Rows, claim: Claim | None) -> Hold:
         """Holds what a backup needs; where nothing gives way to it, nothing has to be held."""
@@ -432,7 +430,7 @@ class Backups:
         self._at.host.detach(len(transfer.full))
         self._at.host_window.detach(len(transfer.window))
         self._at.drop_unneeded(self._at.in_windows(transfer.path, transfer.stops))
-        transfer.abandoned = True
+        transfer.abandon()
         self._ahead.invalidate()
         self._counters.abandoned_transfers += 1
 
@@ -497,3 +495,19 @@ class _Reserved:
     stops: tuple[int, ...]
     done: bool
     spare: tuple[int, ...] = ()
+
+    def note(self, *, done: bool) -> None:
+        """Slots were asked for."""
+        self.done &= done
+
+    def add_window(self, pages: Rows, stop: int, *, done: bool, spare: bool = False) -> None:
+        """The window before a resume point is whole with these pages."""
+        self.note(done=done)
+        self.window = np.concatenate((self.window, pages))
+        self.stops = (*self.stops, stop)
+        if spare:
+            self.spare = (*self.spare, stop)
+
+    def take(self, full: Rows) -> None:
+        """These pages are copied."""
+        self.full = full

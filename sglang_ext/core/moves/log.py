@@ -1,5 +1,7 @@
 """Transfers that were begun and have not ended."""
 
+from typing import Any
+
 from sglang_ext.core.plan import Copies, Hold, Transfer, TransferKind
 from sglang_ext.core.table.columns import Rows
 
@@ -26,12 +28,18 @@ class TransferLog:
         return self._next_op[kind] - 1
 
     def begin(
-        self, kind: TransferKind, full: Copies, window: Copies, hold: Hold, path: Rows
+        self,
+        kind: TransferKind,
+        full: Copies,
+        window: Copies,
+        hold: Hold,
+        path: Rows,
+        **of_a_backup: Any,
     ) -> Transfer:
         """Note a transfer; see ``Transfer`` for what it has."""
         op = self._next_op[kind]
         self._next_op[kind] = op + 1
-        transfer = Transfer(op, kind, full, window, hold, path)
+        transfer = Transfer(op, kind, full, window, hold, path, **of_a_backup)
         self.pending[kind][op] = transfer
         return transfer
 

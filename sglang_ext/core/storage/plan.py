@@ -155,6 +155,25 @@ class Prefetch:
     cancelled: bool = False
     failed_here: bool = False
 
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancelled = True
+
+    def reserve(
+        self, stops: tuple[int, ...], known: int, stages: tuple[Stage, ...], *, done: bool
+    ) -> None:
+        """There are host slots for what is read: see the attributes.
+
+        Args:
+            done: on this rank, too.
+        """
+        self.stops, self.known, self.stages = stops, known, stages
+        self.failed_here = not done
+
+    def note_published(self) -> None:
+        """The next stage is in the table."""
+        self.published += 1
+
     def keys_up_to(self, stop: int, per_page: int) -> list[Key]:
         """Keys of the device pages of pages ``[0, stop)``, ``per_page`` for each."""
         return self.above + self.keys[: (stop - self.first) * per_page]

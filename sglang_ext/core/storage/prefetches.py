@@ -160,7 +160,7 @@ class Prefetches:
             self._counters.unfulfilled[Unfulfilled.HOST_FULL] += found
             stops = ()
         if not stops:
-            prefetch.cancelled = True
+            prefetch.cancel()
             return None
         self.reading[op] = prefetch
         return prefetch
@@ -193,9 +193,8 @@ class Prefetches:
             return False
         assert full is not None
         windows = self._host_window.take(window_pages)
-        prefetch.stops, prefetch.known = stops, known
-        prefetch.failed_here = not (full[1] and windows[1])
-        prefetch.stages = self._stages(prefetch, spans, full[0], windows[0])
+        stages = self._stages(prefetch, spans, full[0], windows[0])
+        prefetch.reserve(stops, known, stages, done=full[1] and windows[1])
         self._pages += pages + window_pages
         return True
 
@@ -235,13 +234,13 @@ class Prefetches:
                 self._counters.decline(DeclineReason.STALE)
                 self.cancel(op)
                 return
-            prefetch.published += 1
+            prefetch.note_published()
 
     def cancel(self, op: int) -> None:
         """Nobody waits for it any more. What is read until then stays."""
         prefetch = self.of(op)
         if prefetch is not None and not prefetch.cancelled:
-            prefetch.cancelled = True
+            prefetch.cancel()
             self._counters.cancelled_prefetches += 1
 
     def end(self, op: int) -> None:

@@ -121,7 +121,7 @@ class PageTable:
         self.window_stored = resident_zeros(capacity, np.int8)
         self.keyed = resident_zeros(capacity, np.bool_)
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
-        self.seed: Callable[[Hashable], Key] = namespace_seed
+        self._key_seed: Callable[[Hashable], Key] = namespace_seed
         self._last_request = resident_zeros(capacity, np.int64)
         slots = geometry.slots_per_page
         self.device = self.column_type(capacity, slots)
@@ -279,6 +279,14 @@ class PageTable:
     def namespace(self, path: Rows) -> Hashable:
         """Namespace of a path that is not empty."""
         return self._namespaces[int(self.parent[path[0]])]
+
+    def name_namespaces(self, seed: Callable[[Hashable], Key]) -> None:
+        """Let the keys of a namespace begin with something else; before there are any."""
+        self._key_seed = seed
+
+    def seed(self, namespace: Hashable) -> Key:
+        """What the keys of a namespace begin with."""
+        return self._key_seed(namespace)
 
     def storage_keys(self, path: Rows) -> list[Key]:
         """Keys in storage of the device pages of a path, which begins with a first page."""
