@@ -1,7 +1,9 @@
 """Configuration of the extension, read once."""
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -10,37 +12,17 @@ from sglang_ext.errors import StartupError
 BACKEND = "swa_hicache"
 """Name for ``--radix-cache-backend``."""
 TOGGLE = "SGLANG_EXT_SWA_HICACHE"
-"""Environment variable that selects the backend and the host tier by itself."""
-
 CHECKPOINT_TOKENS = "SGLANG_EXT_CHECKPOINT_TOKENS"
-"""Tokens between the sliding windows that are kept inside a prompt; 0 keeps none there."""
-
 COPIES = "SGLANG_EXT_COPIES"
-"""Who copies between device and host: ``engine``, or ``kernels`` of this project."""
-
 REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
-"""For tests: milliseconds between the end of a copy and its report."""
 SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
-"""For tests: a backup takes this many times as long as its copy."""
 STEP_TRACE = "SGLANG_EXT_TEST_STEP_TRACE"
-"""For tests: file to which the first rank writes the time of every scheduler step."""
 
 _PREFIX = "SGLANG_EXT_"
-_KNOWN = (TOGGLE, CHECKPOINT_TOKENS, COPIES, REPORT_DELAY, SLOWDOWN, STEP_TRACE)
-_BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the environment says.
-
-    Attributes:
-        selected: use our cache and its host tier without any command line flag.
-        checkpoint_tokens: see CHECKPOINT_TOKENS; None derives it from the model.
-        copies: see COPIES; None is what fits the device.
-        report_delay_ms: see REPORT_DELAY.
-        backup_slowdown: see SLOWDOWN.
-        step_trace: see STEP_TRACE; None writes nothing.
-    """
+    """What the environment says. ``VARIABLES`` says what each field means."""
 
     selected: bool = False
     checkpoint_tokens: int | None = None
@@ -48,6 +30,103 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
     step_trace: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variable:
+    """An environment variable.
+
+    Attributes:
+        field: of ``ExtConfig``. A variable that is empty or not set leaves the field's default.
+        parse: turns the text into the field's value; raises ValueError.
+        allowed: the values that ``parse`` takes.
+        unset: what happens without the variable, where the default does not say it.
+    """
+
+    name: str
+    field: str
+    parse: Callable[[str], Any]
+    allowed: str
+    meaning: str
+    unset: str = ""
+
+
+def _boolean(text: str) -> bool:
+    values = {"1": True, "true": True, "0": False, "false": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def _tokens(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
+
+
+def _who_copies(text: str) -> str:
+    if text not in ("engine", "kernels"):
+        raise ValueError(text)
+    return text
+
+
+def _number(least: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not least <= value < float("inf"):
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+VARIABLES = (
+    Variable(
+        TOGGLE,
+        "selected",
+        _boolean,
+        "1 or 0",
+        "Selects the cache and its host tier without any flag.",
+    ),
+    Variable(
+        CHECKPOINT_TOKENS,
+        "checkpoint_tokens",
+        _tokens,
+        "a whole number of at least 0",
+        "`K`: tokens between the windows that are always kept inside a prompt; 0 keeps none there.",
+        "derived from the model: 4,096 with gpt-oss, more where windows are large",
+    ),
+    Variable(
+        COPIES,
+        "copies",
+        _who_copies,
+        "engine or kernels",
+        "Who copies between device and host: SGLang, or the kernels of this project.",
+        "`engine` on CUDA, `kernels` on a CPU",
+    ),
+    Variable(
+        REPORT_DELAY,
+        "report_delay_ms",
+        _number(0.0),
+        "a number of at least 0",
+        "For tests on a CPU: milliseconds between the end of a copy and its report.",
+    ),
+    Variable(
+        SLOWDOWN,
+        "backup_slowdown",
+        _number(1.0),
+        "a number of at least 1",
+        "For tests on a CPU: a backup takes this many times as long as its copy.",
+    ),
+    Variable(
+        STEP_TRACE,
+        "step_trace",
+        str,
+        "the name of a file",
+        "For tests: the first rank writes the time of every scheduler step to this file.",
+        "nothing is written",
+    ),
+)
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
@@ -58,40 +137,21 @@ def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
     """
     if environment is None:
         environment = os.environ
-    unknown = sorted(k for k in environment if k.startswith(_PREFIX) and k not in _KNOWN)
+    known = [variable.name for variable in VARIABLES]
+    unknown = sorted(k for k in environment if k.startswith(_PREFIX) and k not in known)
     if unknown:
-        raise StartupError(f"unknown environment variable {unknown[0]}; known: {', '.join(_KNOWN)}")
-    value = environment.get(TOGGLE, "").strip().lower()
-    if value not in _BOOLEANS:
-        raise StartupError(f"{TOGGLE}={value!r} is not allowed; use 1 or 0")
-    copies = environment.get(COPIES, "").strip() or None
-    if copies not in (None, "engine", "kernels"):
-        raise StartupError(f"{COPIES}={copies!r} is not allowed; use engine or kernels")
-    return ExtConfig(
-        selected=_BOOLEANS[value],
-        checkpoint_tokens=_tokens(environment, CHECKPOINT_TOKENS),
-        copies=copies,
-        report_delay_ms=_number(environment, REPORT_DELAY, 0.0),
-        backup_slowdown=_number(environment, SLOWDOWN, 1.0),
-        step_trace=environment.get(STEP_TRACE) or None,
-    )
+        raise StartupError(f"unknown environment variable {unknown[0]}; known: {', '.join(known)}")
+    given = {}
+    for variable in VARIABLES:
+        if text := environment.get(variable.name, "").strip():
+            given[variable.field] = _parsed(variable, text)
+    return ExtConfig(**given)
 
 
-def _tokens(environment: Mapping[str, str], key: str) -> int | None:
-    """A number of tokens, None where the variable is not set."""
-    text = environment.get(key, "").strip()
-    if text and not (text.isascii() and text.isdigit()):
-        raise StartupError(f"{key}={text!r} is not allowed; use a whole number of at least 0")
-    return int(text) if text else None
-
-
-def _number(environment: Mapping[str, str], key: str, least: float) -> float:
-    """A number of at least ``least``, which is also what an unset variable means."""
-    text = environment.get(key, "").strip()
+def _parsed(variable: Variable, text: str) -> Any:
     try:
-        value = float(text) if text else least
+        return variable.parse(text)
     except ValueError:
-        value = -1.0
-    if not least <= value < float("inf"):
-        raise StartupError(f"{key}={text!r} is not allowed; use a number of at least {least:g}")
-    return value
+        raise StartupError(
+            f"{variable.name}={text!r} is not allowed; use {variable.allowed}"
+        ) from None

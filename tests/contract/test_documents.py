@@ -21,6 +21,7 @@ TEXTS = [
 ]
 COMMAND = re.compile(r"python -m ((?:launch|sglang_ext|tests)(?:\.\w+)*)")
 FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})/[\w./-]*\w")
+MOST_README_LINES = 120
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -54,3 +55,7 @@ def test_files_and_links_of_a_page_exist(page: Path) -> None:
     missing = {name for _, name in found(FILE, [page]) if not (ROOT / name).exists()}
     missing |= {link for _, link in found(LINK, [page]) if not (page.parent / link).exists()}
     assert not missing, missing
+
+
+def test_the_readme_is_read_to_its_end() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_README_LINES

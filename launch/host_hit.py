@@ -1,0 +1,84 @@
+"""Watch a prompt of yours come back from the host.
+
+    python -m launch.host_hit --url http://127.0.0.1:30000 --file README.md
+
+It asks a running server for the prompt twice, then for other prompts until the device has no room
+for yours, then for yours again, and prints where its tokens came from each time.
+"""
+
+import http.client
+import json
+import random
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_ext.arguments import Parser, input_file, url, whole
+
+_ANSWER = 8
+_TOKENS = range(300, 500)
+"""Token ids that every vocabulary has, and that are no control tokens."""
+
+
+def ask(server: str, **prompt: Any) -> dict[str, Any]:
+    """One short greedy request, which has either ``text`` or ``input_ids``."""
+    body = {**prompt, "sampling_params": {"temperature": 0, "max_new_tokens": _ANSWER}}
+    request = urllib.request.Request(
+        f"{server}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600.0) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def tiers(answer: dict[str, Any]) -> tuple[int, int]:
+    """Tokens from the (device, host)."""
+    details = answer["meta_info"].get("cached_tokens_details") or {}
+    return details.get("device", 0), details.get("host", 0)
+
+
+def line(said: str, answer: dict[str, Any], seconds: float) -> str:
+    """Where the tokens of a prompt came from."""
+    device, host = tiers(answer)
+    computed = answer["meta_info"]["prompt_tokens"] - device - host
+    return f"{said:18} device {device:6}  host {host:6}  computed {computed:6}  {seconds:6.2f} s"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0: tokens came from the host; 1: none did, or the server cannot be asked."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", type=url, default="http://127.0.0.1:30000", help="of the server")
+    parser.add_argument("--file", type=input_file, required=True, help="text of your prompt")
+    parser.add_argument("--characters", type=whole(1), default=2000, help="of it to send")
+    parser.add_argument("--others", type=whole(1), default=20, help="prompts in between")
+    parser.add_argument("--tokens", type=whole(1), default=300, help="of each of them")
+    args = parser.parse_args(arguments)
+    text = args.file.read_text(errors="replace")[: args.characters]
+    try:
+        for said in ("first", "again"):
+            _timed(args.url, said, text)
+        rng = random.Random()
+        for _ in range(args.others):
+            ask(args.url, input_ids=[rng.choice(_TOKENS) for _ in range(args.tokens)])
+        back = _timed(args.url, "after the others", text)
+    except (OSError, http.client.HTTPException) as error:
+        print(f"{args.url} did not answer: {error}", file=sys.stderr)
+        return 1
+    if tiers(back)[1] == 0:
+        print("no token came from the host: send more --others, or a longer prompt")
+        return 1
+    return 0
+
+
+def _timed(server: str, said: str, text: str) -> dict[str, Any]:
+    """Ask for the prompt and print a line."""
+    begin = time.perf_counter()
+    answer = ask(server, text=text)
+    print(line(said, answer, time.perf_counter() - begin), flush=True)
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
