@@ -21,7 +21,7 @@ def selected() -> tuple[list[str], list[str]]:
 
 def collected(*options: str) -> list[str]:
     """Names of the tests that pytest selects."""
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "--collect-only", "-q"]
+    command = [sys.executable, "-W", "ignore", "-m", "pytest", "--collect-only"]
     run = subprocess.run(
         [*command, *options, *ON_SERVERS], capture_output=True, text=True, cwd=ROOT, check=True
     )
