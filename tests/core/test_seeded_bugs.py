@@ -34,7 +34,7 @@ from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
 SEEDS, STEPS = 150, 600
-FIRST = (3, 5, 66, 12, 19, 8)
+FIRST = (3, 5, 78, 12, 17, 14, 19, 8)
 """Seeds that find what few others do; they come first."""
 
 

@@ -59,7 +59,7 @@ SHORT = Traffic(conversations=6, rounds=4)
 
 
 @pytest.mark.parametrize("cell", PAIRWISE, ids=lambda cell: "-".join(map(str, filter(None, cell))))
-def test_every_pair_of_options_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) -> None:  # noqa: ANN001
+def test_host_tier_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) -> None:  # noqa: ANN001
     expected = reference(cell.window, SHORT)
     conversations = Conversations(SHORT)
     options = cell.options(tmp_path)
