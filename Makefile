@@ -6,16 +6,20 @@ NEEDS := launch/requirements
 # of soaking, for each configuration; one of them alone: make soak ONLY=tight-late MINUTES=15
 MINUTES ?= 10
 ONLY ?= *
+# two workers, a core for each; what shares a server is in one file
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check bench bench-micro kits soak clean
+.PHONY: demo test test-all check bench bench-micro kits soak clean
 
-demo: .venv/ready
+demo: .venv/base
 	$(BIN)/python -m launch.demo
 
-# two real servers at a time, a core for each; what shares a server is in one file
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --ignore tests/e2e --ignore tests/kits
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e tests/kits
+	$(TESTS)
+
+# the whole matrix, and long runs
+test-all: .venv/ready
+	$(TESTS) --full
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -29,7 +33,7 @@ bench: bench-micro
 	$(BIN)/python -m launch.bench.pairs --shape multi-turn --out out/multi_turn.json
 	$(BIN)/python -m launch.bench.plots --data out --out out
 
-bench-micro: .venv/ready
+bench-micro: .venv/base
 	$(BIN)/python -m launch.bench.core --out out/core.json
 	$(BIN)/python -m launch.bench.copies --out out/copies.json
 
@@ -48,14 +52,19 @@ soak: .venv/ready
 	$(BIN)/python -m tests.soak.server --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
-.venv/ready: $(wildcard $(NEEDS)/*.txt) pyproject.toml launch/platform/pyproject.toml
+.venv/base: $(addprefix $(NEEDS)/,engine.txt cpu.txt) pyproject.toml launch/platform/pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -r $(NEEDS)/engine.txt
 	$(BIN)/pip install -q -r $(NEEDS)/cpu.txt
 	$(BIN)/pip install -q --no-deps sglang==$(ENGINE)
+	$(BIN)/pip install -q --no-deps -e . -e launch/platform
+	touch $@
+
+# what servers need for a demo is there; what tests need beside it
+.venv/ready: .venv/base $(addprefix $(NEEDS)/,tools.txt mooncake.txt)
+	$(BIN)/pip install -q -r $(NEEDS)/tools.txt
 	$(BIN)/pip install -q --no-deps -r $(NEEDS)/mooncake.txt
 	sh launch/mooncake_libraries.sh .venv/mooncake
-	$(BIN)/pip install -q --no-deps -e . -e launch/platform
 	touch $@
 
 clean:

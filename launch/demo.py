@@ -1,16 +1,19 @@
 """The same multi-turn load on stock SGLang and on ours, side by side.
 
-Makes a model, starts the server twice (the engine's own device-only cache; our cache
-with its host tier), prints one table, writes ``out/demo.json`` and ``out/demo.png``.
+Makes a model, starts the server three times (the engine's own cache, without a host tier and with
+its HiCache; our cache with as much host memory), prints one table, writes ``out/demo.json`` and
+``out/demo.png``.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.bench import multiturn
+from launch.bench.pairs import HOST_TIER, OURS_HOST, STOCK, STOCK_HOST
 from launch.models import tiny
 from launch.server import CPU, OURS, running
 from sglang_ext.arguments import Parser, output_folder, whole
@@ -24,9 +27,11 @@ SERVER = (
     *("--max-running-requests", "8", "--hicache-io-backend", "direct"),
 )
 CONFIGURATIONS = {
-    "stock, device only": (),
-    "ours, device + host": (*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "4"),
+    STOCK: (),
+    STOCK_HOST: (*HOST_TIER, "--hicache-ratio", "2"),
+    OURS_HOST: (*OURS, *HOST_TIER, "--hicache-ratio", "2"),
 }
+"""Host tiers are of the same size, in bytes: twice the device pools."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +66,7 @@ def load_arguments(args: argparse.Namespace, model: Path, port: int, tag: str) -
 
 def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     """One configuration on a fresh server."""
-    log = args.out / f"server_{name.split(',')[0]}.log"
+    log = args.out / f"server_{'_'.join(re.findall('[a-z]+', name.lower()))}.log"
     print(f"starting the server: {name}", flush=True)
     arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
     with running(arguments, log, CPU) as server:
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
-    """Rows of figures, one column for each configuration, and the ratio."""
+    """Rows of figures, one column for each configuration, and the ratio of the last two."""
     names = list(results)
     rows = [
         ("hit rate", lambda r: r["hit_rate"]["total"], "{:.3f}"),
@@ -83,11 +88,11 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
         ("output tokens/s", lambda r: r["throughput"]["output_tokens_per_s"], "{:.1f}"),
         ("wall time, s", lambda r: r["wall_s"], "{:.1f}"),
     ]
-    print(f"\n{'':22}" + "".join(f"{name:>22}" for name in names) + f"{'ratio':>9}")
+    print(f"\n{'':22}" + "".join(f"{name:>22}" for name in names) + f"{'ours / HiCache':>16}")
     for label, pick, form in rows:
         values = [pick(results[name]) for name in names]
-        ratio = f"{values[1] / values[0]:.2f}" if values[0] else "-"
-        print(f"{label:22}" + "".join(f"{form.format(v):>22}" for v in values) + f"{ratio:>9}")
+        ratio = f"{values[-1] / values[-2]:.2f}" if values[-2] else "-"
+        print(f"{label:22}" + "".join(f"{form.format(v):>22}" for v in values) + f"{ratio:>16}")
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -114,7 +119,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Make the model, run both configurations, report."""
+    """Make the model, run the configurations, report."""
     args = parse_args()
     model = ROOT / ".models" / "small-128"
     if not (model / "model.safetensors").exists():

@@ -14,12 +14,26 @@ sys.path.insert(0, str(ROOT))
 
 from tests.fixtures.zygote import Zygote  # noqa: E402
 
+LONGEST_FIRST = ("tests/e2e/test_token_exact.py",)
+"""Files that take longest, in the order in which they are begun, so that workers end together."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of ``tests/kits``."""
+    """How much is run."""
+    parser.addoption("--full", action="store_true", help="also what is marked as full")
     group = parser.getgroup("kits")
     group.addoption("--all-kits", action="store_true", help="every kit on every kind of server")
     group.addoption("--kits-out", type=Path, help="JSON file that gets the results")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as full, unless it is asked for; longest files first."""
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 @pytest.fixture(scope="session")

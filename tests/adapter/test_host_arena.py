@@ -12,11 +12,11 @@ from sglang.srt.mem_cache.pool_host import common
 from sglang_ext.adapter.host_arena import ArenaMemory, registrations
 from sglang_ext.core.host.arena import ArenaShape, shape_for
 from sglang_ext.errors import StartupError
-from tests.conftest import engine_child
+from tests.fixtures.zygote import Zygote
 
 
-def test_pages_of_both_components_come_back_in_every_layout() -> None:
-    lines = engine_child("tests.adapter.arena_views")
+def test_pages_of_both_components_come_back_in_every_layout(zygote: Zygote) -> None:
+    lines = zygote.lines("tests.adapter.arena_views")
     assert len(lines) == 7
     assert all(line.endswith("ok") for line in lines), lines
 

@@ -1,10 +1,8 @@
 """SGLang's host pools on the CPU copies: every layout moves every byte."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests.fixtures.zygote import Zygote
 
 CHILD = """
 import torch, sys
@@ -52,13 +50,7 @@ print("ok")
         ("page_first_direct", "direct"),
     ],
 )
-def test_round_trip(layout: str, io_backend: str) -> None:
-    # a child process: the engine's modules keep process-wide state
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, layout, io_backend, "16"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SGLANG_PLATFORM": "ext_cpu"},
-        check=False,
-    )
+def test_round_trip(zygote: Zygote, layout: str, io_backend: str) -> None:
+    # a process of its own: the engine's modules keep process-wide state
+    run = zygote.run("-c", CHILD, layout, io_backend, "16")
     assert run.stdout.strip().endswith("ok"), run.stderr[-2000:]

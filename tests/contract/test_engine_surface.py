@@ -3,8 +3,6 @@
 import ast
 import importlib.metadata
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,23 +10,13 @@ import pytest
 
 from sglang_ext.adapter import engine_contract, setup
 from sglang_ext.errors import StartupError
+from tests.fixtures.zygote import Zygote
 
-ENV = {**os.environ, "SGLANG_PLATFORM": "ext_cpu"}
 
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter: the engine keeps process-wide state."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        env={**ENV, **environment},
-        check=False,
+def test_pinned_signatures_match_the_engine(zygote: Zygote) -> None:
+    run = zygote.run(
+        "-c", "from sglang_ext.adapter import engine_contract as c; print(c.problem())"
     )
-
-
-def test_pinned_signatures_match_the_engine() -> None:
-    run = python("from sglang_ext.adapter import engine_contract as c; print(c.problem())")
     assert run.stdout.strip().endswith("None"), run.stdout + run.stderr[-2000:]
 
 
@@ -56,11 +44,14 @@ def test_another_version_stops_a_server_that_asks_for_the_backend(
         setup.install()
 
 
-def test_the_real_launcher_refuses_another_version_before_it_looks_at_the_model() -> None:
-    run = python(
+def test_the_real_launcher_refuses_another_version_before_it_looks_at_the_model(
+    zygote: Zygote,
+) -> None:
+    run = zygote.run(
+        "-c",
         "import runpy, sglang, sys; sglang.__version__ = '0.5.22'; "
         "sys.argv = 'x --model-path /nowhere --radix-cache-backend swa_hicache'.split(); "
-        "runpy.run_module('sglang.launch_server', run_name='__main__')"
+        "runpy.run_module('sglang.launch_server', run_name='__main__')",
     )
     assert run.returncode == 1
     assert run.stderr.strip().endswith(
@@ -68,8 +59,8 @@ def test_the_real_launcher_refuses_another_version_before_it_looks_at_the_model(
     )
 
 
-def test_a_hook_that_did_not_take_is_noticed() -> None:
-    run = python("from sglang_ext.adapter import setup; setup.verify_hooks()")
+def test_a_hook_that_did_not_take_is_noticed(zygote: Zygote) -> None:
+    run = zygote.run("-c", "from sglang_ext.adapter import setup; setup.verify_hooks()")
     assert run.returncode == 1
     assert "resolve_once did not take effect" in run.stderr
 
@@ -117,8 +108,9 @@ REFUSED_OR_GUARDED = {
 }  # fmt: skip
 
 
-def test_every_attribute_the_engine_reads_is_answered() -> None:
-    run = python(
+def test_every_attribute_the_engine_reads_is_answered(zygote: Zygote) -> None:
+    run = zygote.run(
+        "-c",
         "from sglang_ext.adapter.prefix_cache import SwaHiCache as C; print(*dir(C))",
     )
     answered = set(run.stdout.split())

@@ -23,17 +23,19 @@ from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.moves.loads import Loads
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.residency import Residency
+from sglang_ext.core.table import paths as paths_module
 from sglang_ext.core.table.columns import SlotColumn
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import PathTable
 from sglang_ext.core.table.table import PageTable
-from sglang_ext.core.table.table import paths as paths_module
 from sglang_ext.testing.pools import SimDevicePool, SimSlots
 from sglang_ext.testing.shared_memory import SimSharedMemory
 from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
 SEEDS, STEPS = 150, 600
+FIRST = (3, 5, 78, 12, 17, 14, 19, 8)
+"""Seeds that find what few others do; they come first."""
 
 
 def window_one_page_short(patch: Patch) -> None:
@@ -405,7 +407,7 @@ def a_window_does_not_reach_behind_who_resumes_inside(patch: Patch) -> None:
 
 def run_all_seeds() -> None:
     """The traffic that a correct index survives, see test_simulation."""
-    for seed in range(SEEDS):
+    for seed in dict.fromkeys((*FIRST, *range(SEEDS))):
         Simulation(seed, ranks=1 + seed % 2, modelled=seed % 3 == 0).run(STEPS)
 
 

@@ -18,6 +18,8 @@ from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
 SEEDS, STEPS = 360, 800
+FIRST = (7, 5, 44, 281, 20)
+"""Seeds that find what few others do; they come first."""
 
 
 def storage_reads_slots_that_are_free(patch: Patch) -> None:
@@ -185,7 +187,7 @@ def a_flush_forgets_what_storage_does(patch: Patch) -> None:
 
 def run_all_seeds() -> None:
     """The traffic that a correct index survives."""
-    for seed in range(SEEDS):
+    for seed in dict.fromkeys((*FIRST, *range(SEEDS))):
         Simulation(seed, ranks=1 + seed % 3, storage=True).run(STEPS)
 
 

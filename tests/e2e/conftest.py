@@ -1,6 +1,7 @@
 """Models and servers for end-to-end tests."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ COMMON = (
     *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),
     *("--skip-server-warmup", "--hicache-io-backend", "direct"),
 )
+RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+"""One core for each of two ranks: the engine wants one NUMA node for each otherwise."""
 
 
 @pytest.fixture(scope="session")
@@ -49,34 +52,50 @@ def serve(
 
 
 @pytest.fixture(scope="session")
-def reference(serve) -> Callable[[int, Traffic], list[Answer]]:  # noqa: ANN001
-    """Answers of a server without any prefix cache."""
+def reference(serve) -> Iterator[Callable[[int, Traffic], list[Answer]]]:  # noqa: ANN001
+    """Answers of a server without any prefix cache, which waits for the next traffic as long as
+    that has the same window."""
     known: dict[tuple[int, Traffic], list[Answer]] = {}
+    waiting: dict[int, Server] = {}
+    with contextlib.ExitStack() as up:
 
-    def answers(window: int, traffic: Traffic) -> list[Answer]:
-        if (window, traffic) not in known:
-            with serve(window, "--disable-radix-cache", tokens=16384) as server:
-                known[window, traffic] = converse(server, traffic)
-        return known[window, traffic]
+        def server_of(window: int) -> Server:
+            if window not in waiting:
+                up.close()
+                waiting.clear()
+                options = ("--disable-radix-cache", "--sleep-on-idle")
+                waiting[window] = up.enter_context(serve(window, *options, tokens=16384))
+            return waiting[window]
 
-    return answers
+        def answers(window: int, traffic: Traffic) -> list[Answer]:
+            if (window, traffic) not in known:
+                known[window, traffic] = converse(server_of(window), traffic)
+            return known[window, traffic]
+
+        yield answers
 
 
 def beside_no_cache(
-    model: Path, logs: Path, traffic: Traffic, page: int, tier: list[str], checks: dict[str, str]
+    zygote: Zygote,
+    model: Path,
+    logs: Path,
+    traffic: Traffic,
+    page: int,
+    tier: list[str],
+    **checks: str,
 ) -> tuple[list[Answer], list[Answer]]:
     """(answers with our host tier, those of a server without a prefix cache) of one model.
 
     Args:
         tier: further options of the server with the host tier.
+        checks: variables that differ from those of the strict checks.
     """
     options = ["--model-path", str(model), *COMMON, "--page-size", str(page)]
-    environment = {**CPU, **checks}
     without = [*options, "--disable-radix-cache", "--max-total-tokens", "16384"]
-    with running(without, logs / "reference.log", environment) as server:
+    with zygote.running(without, logs / "reference.log", checks) as server:
         expected = converse(server, traffic)
     tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", *tier]
-    with running(tiered, logs / "ours.log", environment) as server:
+    with zygote.running(tiered, logs / "ours.log", checks) as server:
         answers = converse(server, traffic)
         assert_idle_and_alive(server)
     return answers, expected

@@ -15,7 +15,7 @@ import pytest
 from launch.server import OURS, Server
 from launch.traffic import generate
 from tests.e2e import test_storage
-from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_storage import TIERS, cached, stored_in
 
 PAGE = 16
@@ -62,7 +62,7 @@ def late(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  
 def ranks(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: ANN001
     """Two ranks, without storage."""
     options = [*OURS, *TIERS, "--page-size", str(PAGE), "--tp", "2", "--admin-api-key", "secret"]
-    two = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_EXT_TEST_REPORT_DELAY_MS": "300"}
+    two = {**RANKS, "SGLANG_EXT_TEST_REPORT_DELAY_MS": "300"}
     with serve(128, *options, tokens=8192, **two) as server:
         server.key = "secret"
         yield server

@@ -14,10 +14,10 @@ from launch.traffic import Traffic, generate
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.conversations import Answer, differences, rounds
 from tests.e2e.test_storage import stored_in
-from tests.e2e.test_token_exact import TRAFFIC as KNOWN
+from tests.e2e.test_token_exact import SHORT
 
 # the first rounds of conversations whose answers without a cache are known already
-TRAFFIC = dataclasses.replace(KNOWN, conversations=9, rounds=3)
+TRAFFIC = dataclasses.replace(SHORT, rounds=3)
 HOST = (*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "3")
 SERVERS = {
     "mixed chunks": (
@@ -78,13 +78,13 @@ def test_every_token_is_right_with(name: str, serve, reference, tmp_path: Path) 
     options = SERVERS[name]
     if name == "delays":
         options = (*stored_in(tmp_path), *options)
-    with serve(128, *options) as server:
+    with serve(128, *options, tokens=2048) as server:
         answers = all_at_once(server, TRAFFIC, name)
         if name == "mixed chunks":
             with pytest.raises(urllib.error.HTTPError):
                 generate(server, [5, 6, 7], 1, priority=3)
         assert_idle_and_alive(server)
-    assert not differences(answers, reference(128, KNOWN))
+    assert not differences(answers, reference(128, SHORT))
     assert sum(a.device_tokens + a.host_tokens for a in answers) > 0
     if name == "priorities":
         assert any(a.retractions for a in answers), "no request was preempted"

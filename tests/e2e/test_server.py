@@ -10,9 +10,9 @@ import time
 import pytest
 
 from launch.bench.metrics import metric
-from launch.server import CPU, OURS, start
+from launch.server import CPU, OURS, wait_until_healthy
 from launch.traffic import Traffic, generate
-from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences
 
 HOST = ["--enable-hierarchical-cache", "--hicache-ratio", "2"]
@@ -93,7 +93,7 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
 
 def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
     """Clients that go away, and a device pool that cannot hold the running requests."""
-    traffic = Traffic(conversations=8, rounds=4, answer=(40, 120), parallel=8, seed=7)
+    traffic = Traffic(conversations=6, rounds=3, answer=(30, 90), parallel=6, seed=7)
     expected = reference(128, traffic)
     options = ["--page-size", "1", "--chunked-prefill-size", "128"]
     # the engine retracts a request every few steps even if there is room
@@ -134,9 +134,7 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
 def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     traffic = Traffic(conversations=6, rounds=3, seed=11)
     options = ["--page-size", "16", "--tp", "2"]
-    # one core for each rank: the engine wants one NUMA node for each otherwise
-    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
-    with serve(128, *OURS, *HOST, *options, tokens=2048, **ranks) as server:
+    with serve(128, *OURS, *HOST, *options, tokens=2048, **RANKS) as server:
         answers = converse(server, traffic)
         assert_idle_and_alive(server)
         log = server.log.read_text()
@@ -170,12 +168,13 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
 def test_an_unsupported_start_exits_with_a_message(
     model,  # noqa: ANN001
     tmp_path,  # noqa: ANN001
+    zygote,  # noqa: ANN001
     options: list[str],
     environment: dict[str, str],
     message: str,
 ) -> None:
     arguments = ["--model-path", str(model(128)), *OURS, *HOST, *options]
-    server = start(arguments, tmp_path / "log", {**CPU, **environment})
+    server = zygote.start(arguments, tmp_path / "log", {**CPU, **environment})
     assert server.process.wait(timeout=120) != 0
     log = server.log.read_text()
     assert f"sglang-ext: {message}" in log
@@ -210,13 +209,11 @@ def test_text_only_llama_4_is_refused_by_name(tmp_path, zygote) -> None:  # noqa
     server.stop()
 
 
-def test_the_toggle_alone_selects_cache_and_host_tier(model, tmp_path) -> None:  # noqa: ANN001
-    from launch.server import wait_until_healthy
-
+def test_the_toggle_alone_selects_cache_and_host_tier(model, tmp_path, zygote) -> None:  # noqa: ANN001
     arguments = ["--model-path", str(model(128)), "--dtype", "float32"]
     arguments += ["--max-total-tokens", "2048", "--hicache-ratio", "2"]
     arguments += ["--mem-fraction-static", "0.5"]
-    server = start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_SWA_HICACHE": "1"})
+    server = zygote.start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_SWA_HICACHE": "1"})
     try:
         wait_until_healthy(server)
         assert "impl=SwaHiCache" in server.log.read_text()

@@ -5,21 +5,39 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.conftest import ROOT
+from tests.fixtures.zygote import Zygote
+from tests.soak.server import parse_args, passed, soak
+
+OPTIONS = ["--only", "tight-late", "--conversations", "12", "--clients", "16"]
 
 
-def test_a_tight_server_serves_every_request_and_every_token(tmp_path: Path) -> None:
-    out = tmp_path / "soak.json"
-    # on one core the server does not compete with the OpenMP threads of its own
-    core = min(os.sched_getaffinity(0))
-    options = ["--only", "tight-late", "--minutes", "0.75", "--conversations", "12"]
-    options += ["--clients", "16", "--cores", str(core), "--out", str(out)]
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.soak.server", *options], cwd=ROOT, check=False
-    )
-    (result,) = json.loads(out.read_text())["configurations"]
-    assert run.returncode == 0, result
+def assert_served(result: dict[str, Any]) -> None:
+    """It came to what a soak is for."""
+    assert passed(result), result
     assert result["requests"]["completed"] > 20, result
     assert result["requests"]["aborted"] > 0, result
     assert result["cache_events"]["loaded_window_pages"] > 0, result
+
+
+def test_a_tight_server_serves_every_request_and_every_token(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    args = parse_args([*OPTIONS, "--out", str(tmp_path / "soak.json")])
+    assert_served(soak("tight-late", 0.35, args, {}, zygote.running))
+
+
+@pytest.mark.full
+def test_the_command_does_it_longer(tmp_path: Path) -> None:
+    out = tmp_path / "soak.json"
+    # on one core the server does not compete with the OpenMP threads of its own
+    options = [*OPTIONS, "--minutes", "0.75", "--cores", str(min(os.sched_getaffinity(0)))]
+    command = [sys.executable, "-m", "tests.soak.server", *options, "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, check=False)
+    (result,) = json.loads(out.read_text())["configurations"]
+    assert run.returncode == 0, result
+    assert_served(result)

@@ -18,11 +18,11 @@ from launch.bench.metrics import metric
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
 from sglang_ext.tools import verify
-from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import Answer, Conversations, differences
 
 TIERS = ("--enable-hierarchical-cache", "--hicache-ratio", "2")
-TRAFFIC = Traffic(conversations=12, rounds=4, fork=0.0, parallel=4, seed=23)
+TRAFFIC = Traffic(conversations=6, rounds=4, fork=0.0, parallel=4, seed=23)
 PAGE, WINDOW_PAGES = 16, 8
 
 
@@ -74,7 +74,7 @@ def test_the_next_round_after_a_restart_comes_from_storage(
     reference,  # noqa: ANN001
     tmp_path: Path,
 ) -> None:
-    """Twelve conversations, a graceful stop, a fresh server; then a third of the files is torn,
+    """Six conversations, a graceful stop, a fresh server; then a third of the files is torn,
     flipped or another page's, and a third server serves the last round."""
     options = [*stored_in(tmp_path), "--page-size", "64", "--enable-metrics"]
     conversations = Conversations(TRAFFIC)
@@ -156,10 +156,8 @@ def test_two_ranks_agree_on_what_storage_has(
     """Each rank has its part of a page in a directory of its own; some files of one are gone."""
     traffic = Traffic(conversations=6, rounds=3, fork=0.0, seed=11)
     options = [*stored_in(tmp_path), "--page-size", str(PAGE), "--tp", "2"]
-    # one core for each rank: the engine wants one NUMA node for each otherwise
-    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
     conversations = Conversations(traffic)
-    with serve(128, *options, tokens=8192, **ranks) as server:
+    with serve(128, *options, tokens=8192, **RANKS) as server:
         answers = conversations.hold(server, 1)
         flush(server)
         of_one_rank = [path for path in pages_in(tmp_path, ".swa") if "1-of-2" in path.parts]

@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from launch.models.tiny import ready_made
 from launch.server import Server
 from launch.traffic import generate
-from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_storage import cached, flush, prompt, stop_gracefully, stored_in
 from tests.soak import weights_under_load
 from tests.soak.weights_under_load import Answers, go_back_and_forth, update, wrong
 
 PAGE = ("--page-size", "16")
-RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 ASKED = [prompt(40, 810), *weights_under_load.prompts(20)]
 
 
@@ -106,7 +105,7 @@ def send_tensors(server: Server, model: Path) -> None:
     torch.multiprocessing.set_sharing_strategy(sharing)
 
 
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tp", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_weights_that_change_under_load(
     serve,  # noqa: ANN001
     models: list[Path],

@@ -17,8 +17,8 @@ from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
 from sglang_ext.transfer.cpu import CpuTransferEngine
 from sglang_ext.transfer.job import Job, Part
-from tests.conftest import engine_child
 from tests.failures.scenarios import ALL, check_all, engine_with, find, prompt, run, serve
+from tests.fixtures.zygote import Zygote
 
 WIDER_KEYS = [("page_first", "kernel"), ("page_first_direct", "direct")]
 LAYOUTS = [
@@ -30,9 +30,9 @@ LAYOUTS = [
 
 
 @pytest.fixture(scope="module")
-def round_trips() -> dict[str, str]:
+def round_trips(zygote: Zygote) -> dict[str, str]:
     """Result by case, see round_trips.py."""
-    words = [line.split(" ") for line in engine_child("tests.failures.round_trips")]
+    words = [line.split(" ") for line in zygote.lines("tests.failures.round_trips")]
     return {" ".join(line[:5]): " ".join(line[5:]) for line in words if len(line) > 5} | {
         line[0]: line[1] for line in words if len(line) == 2
     }

@@ -24,8 +24,9 @@ import threading
 import time
 import urllib.error
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +56,8 @@ IDLE_S = 4.0
 """How long the server gets to notice that it is idle and to check its pools."""
 KEPT = 5
 """Messages of a kind that the report keeps."""
+Start = Callable[[Sequence[str], Path, Mapping[str, str]], AbstractContextManager[Server]]
+"""Starts a server for the length of a with-block: options, log, variables."""
 SERVER_ERRORS = (OSError, http.client.HTTPException)
 
 
@@ -349,7 +352,11 @@ def server_arguments(window: int, options: Sequence[str]) -> list[str]:
 
 
 def reference(
-    window: int, traffic: Traffic, more: Sequence[str], environment: dict[str, str]
+    window: int,
+    traffic: Traffic,
+    more: Sequence[str],
+    environment: dict[str, str],
+    start: Start = running,
 ) -> Pool:
     """Requests and the answers of a server without prefix cache; kept between runs."""
     path = pool_path(FOLDER, window, traffic, ready_made(window))
@@ -357,7 +364,7 @@ def reference(
         print(f"computing {path}", flush=True)
         options = ["--disable-radix-cache", "--max-total-tokens", "32768", *more]
         log = FOLDER / f"reference-{window}.log"
-        with running(
+        with start(
             server_arguments(window, options), log, {**CPU, **STRICT_CHECKS, **environment}
         ) as server:
             save(ask(server, traffic), path)
@@ -365,12 +372,16 @@ def reference(
 
 
 def soak(
-    name: str, minutes: float, args: argparse.Namespace, environment: dict[str, str]
+    name: str,
+    minutes: float,
+    args: argparse.Namespace,
+    environment: dict[str, str],
+    start: Start = running,
 ) -> dict[str, Any]:
     """One configuration on a fresh server."""
     chosen = MATRIX[name]
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
-    pool = reference(chosen.window, traffic, args.option, environment)
+    pool = reference(chosen.window, traffic, args.option, environment, start)
     options = [*(() if args.stock else OURS), *chosen.options, *args.option]
     log = args.out.with_suffix("") / f"{'stock-' if args.stock else ''}{name}.log"
     result: dict[str, Any] = {
@@ -383,7 +394,7 @@ def soak(
     }
     variables = {**CPU, **STRICT_CHECKS, **environment, **chosen.environment}
     try:
-        with running(server_arguments(chosen.window, options), log, variables) as server:
+        with start(server_arguments(chosen.window, options), log, variables) as server:
             driver = Soak(server, pool, args.seed)
             driver.run(args.clients, minutes)
             time.sleep(IDLE_S)
