@@ -14,7 +14,31 @@ sys.path.insert(0, str(ROOT))
 
 from tests.fixtures.zygote import Zygote  # noqa: E402
 
-LONGEST_FIRST = ("tests/e2e/test_token_exact.py",)
+LONGEST_FIRST = (
+    "tests/e2e/test_token_exact.py",
+    "tests/e2e/test_server.py",
+    "tests/e2e/test_storage.py",
+    "tests/e2e/test_operations.py",
+    "tests/e2e/test_scheduler_options.py",
+    "tests/e2e/test_weights.py",
+    "tests/e2e/test_edges.py",
+    "tests/e2e/test_patches.py",
+    "tests/kits/test_kits.py",
+    "tests/e2e/test_mooncake.py",
+    "tests/e2e/test_soak.py",
+    "tests/e2e/test_storm.py",
+    "tests/e2e/test_step.py",
+    "tests/e2e/test_inside_a_page.py",
+    "tests/e2e/test_window_only.py",
+    "tests/kernels/test_copies.py",
+    "tests/patches/test_engine_patches.py",
+    "tests/core/test_index_machine.py",
+    "tests/sizing/test_bounded_recompute.py",
+    "tests/core/test_seeded_bugs.py",
+    "tests/core/test_storage_bugs.py",
+    "tests/core/test_simulation.py",
+    "tests/storage/test_page_files.py",
+)
 """Files that take longest, in the order in which they are begun, so that workers end together."""
 
 
