@@ -56,6 +56,8 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert cached(again) == {"device": 288, "host": 0}
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda seed: generate(server, prompt(seed), 8), range(2, 18)))
+        # what came twice stays as long as those that run leave room, however many run at once
+        generate(server, prompt(99, 2900), 8)
         evicted = generate(server, prompt(1), 8)
         assert evicted["output_ids"] == first["output_ids"]
         assert cached(evicted)["host"] > 0
