@@ -7,14 +7,13 @@ for yours, then for yours again, and prints where its tokens came from each time
 """
 
 import http.client
-import json
 import random
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+from launch.server import send
 from sglang_ext.arguments import Parser, input_file, url, whole
 
 _ANSWER = 8
@@ -25,11 +24,7 @@ _TOKENS = range(300, 500)
 def ask(server: str, **prompt: Any) -> dict[str, Any]:
     """One short greedy request, which has either ``text`` or ``input_ids``."""
     body = {**prompt, "sampling_params": {"temperature": 0, "max_new_tokens": _ANSWER}}
-    request = urllib.request.Request(
-        f"{server}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=600.0) as response:
-        answer: dict[str, Any] = json.load(response)
+    answer: dict[str, Any] = send(f"{server}/generate", body)
     return answer
 
 

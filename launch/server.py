@@ -48,6 +48,28 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def send(
+    url: str,
+    body: Mapping[str, Any],
+    timeout_s: float = 600.0,
+    method: str = "POST",
+    key: str | None = None,
+) -> Any:
+    """Send JSON to a server and return the decoded answer.
+
+    Raises:
+        OSError: it cannot be reached, or refuses.
+    """
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        text = response.read().decode()
+    return json.loads(text) if text.startswith(("{", "[")) else text
+
+
 class ServerError(RuntimeError):
     """The server did not start, or died."""
 
@@ -75,18 +97,7 @@ class Server:
         self, path: str, body: Mapping[str, Any], timeout_s: float = 600.0, method: str = "POST"
     ) -> Any:
         """POST JSON (or PUT, DELETE) and return the decoded answer."""
-        request = urllib.request.Request(
-            self.url + path,
-            data=json.dumps(body).encode(),
-            headers={
-                "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {self.key}"} if self.key else {}),
-            },
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:
-            text = response.read().decode()
-        return json.loads(text) if text.startswith(("{", "[")) else text
+        return send(self.url + path, body, timeout_s, method, self.key)
 
     def get(self, path: str, timeout_s: float = 30.0) -> str:
         """GET and return the text."""

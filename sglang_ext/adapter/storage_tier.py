@@ -168,18 +168,14 @@ class StorageTier:
     @property
     def is_busy(self) -> bool:
         """Whether anything is looked for, read or written, or waits to be written."""
-        return (
-            bool(self._index.prefetches.lookups or self._index.prefetches.reading)
-            or self.is_writing
-        )
+        return self._index.n_storage_operations > 0 or self._index.persists.has_more
 
     # ---- life cycle ----------------------------------------------------------
 
     def give_up(self) -> None:
         """End what is in flight as soon as possible, done or not, until ``go_on``. On every rank
         in the same step."""
-        for op in [*self._index.prefetches.lookups, *self._index.prefetches.reading]:
-            self._index.prefetches.cancel(op)
+        self._index.prefetches.cancel_all()
         self._storage.writes = False
 
     def go_on(self) -> None:

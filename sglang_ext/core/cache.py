@@ -134,9 +134,8 @@ class CacheIndex:
         return match
 
     def hold(self, rows: Rows) -> Hold:
-        """See ``Residency.hold``; for a request."""
-        self.ahead.note_held(len(rows))
-        return self.residency.hold(rows)
+        """See ``Inserts.hold``."""
+        return self.inserts.hold(rows)
 
     def window_of(self, rows: Rows) -> Rows:
         """See ``Residency.window_of``."""

@@ -62,7 +62,7 @@ class Inserts:
         ahead: LookAhead,
         interval: int,
     ) -> None:
-        self._at = residency
+        self._residency = residency
         self._table = residency.table
         self._pool = residency.device_pool
         self._kept = residency.checkpoints
@@ -111,7 +111,7 @@ class Inserts:
         table.advance()
         shared = known[first_owned:]
         if len(shared):
-            self._at.adopt(shared, full[: len(shared)], swa[: len(shared)])
+            self._residency.adopt(shared, full[: len(shared)], swa[: len(shared)])
         rows = known
         if len(known) < len(pages):
             added = table.add_rows(known, pages[len(known) :], namespace)
@@ -119,7 +119,7 @@ class Inserts:
             stop = start + len(added)
             if stop < len(full):
                 self._counters.collisions += 1
-            self._at.give(added, full[start:stop], swa[start:stop])
+            self._residency.give(added, full[start:stop], swa[start:stop])
             rows = np.concatenate((known, added)) if len(known) else added
         if tail is not None and padding is not None:
             rows = self._with_tail(rows, len(pages), namespace, tail, padding)
@@ -139,7 +139,7 @@ class Inserts:
         """
         if len(rows) == 0 or not self._table.count_request(rows, request, priority):
             return False
-        self._at.use(rows)
+        self._residency.use(rows)
         return True
 
     def note_prompt_end(self, rows: Rows, pages: int) -> None:
@@ -155,7 +155,7 @@ class Inserts:
             pages: ``(tokens of the prompt - 1) // page_tokens``.
         """
         table = self._table
-        window = self._at.window_of(rows[:pages])
+        window = self._residency.window_of(rows[:pages])
         if (
             len(window) == 0
             or not (table.swa_device.present[window] | table.swa_host.ready[window]).all()
@@ -182,7 +182,7 @@ class Inserts:
         full, swa = table.device.slots[path[-1], :used], table.swa_device.slots[path[-1], :used]
         if self._is_left_to_one(int(path[-1]), used):
             full, swa = full.copy(), swa.copy()
-            above = self._hold(path[:-1])
+            above = self.hold(path[:-1])
             hold.release()
             self._take_tail(last, used)
             return Own(full, swa, above)
@@ -191,13 +191,14 @@ class Inserts:
             return None
         self._pool.copy(full, swa, *slots)
         self._counters.copied_inside += 1
-        above = self._hold(path[:-1])
+        above = self.hold(path[:-1])
         hold.release()
         return Own(*slots, above)
 
-    def _hold(self, rows: Rows) -> Hold:
+    def hold(self, rows: Rows) -> Hold:
+        """See ``Residency.hold``; for a request, which takes pages from what can be evicted."""
         self._ahead.note_held(len(rows))
-        return self._at.hold(rows)
+        return self._residency.hold(rows)
 
     def _is_left_to_one(self, row: int, used: int) -> bool:
         """Whether nobody but one request holds a tail, all of which that one uses."""
@@ -213,9 +214,9 @@ class Inserts:
         full, swa = table.device.take(last)[0, used:], table.swa_device.take(last)[0, used:]
         self._pool.release_window(full, swa)
         self._pool.release(full)
-        if self._at.tier is not None:
-            self._at.forget_windows(last[self._kept.ends[last]])
-            self._at.host.drop(last[table.host.present[last]])
+        if self._residency.tier is not None:
+            self._residency.forget_windows(last[self._kept.ends[last]])
+            self._residency.host.drop(last[table.host.present[last]])
         table.remove_rows(last)
 
     def _bound_slots(self, count: int) -> tuple[Slots, Slots] | None:
@@ -248,10 +249,10 @@ class Inserts:
         row = table.exact(path, tail.tokens, namespace) if len(path) == pages else None
         rows = np.array([] if row is None else [row], dtype=np.int64)
         if row is not None:
-            self._at.adopt(rows, full, swa)
+            self._residency.adopt(rows, full, swa)
         elif len(path) == pages and not self._begins_a_page(path, namespace, tail):
             rows = table.add_rows(path, tail.tokens[None], namespace)
-            self._at.give(rows, full[: len(rows)], swa[: len(rows)])
+            self._residency.give(rows, full[: len(rows)], swa[: len(rows)])
         if len(rows) == 0:
             pool.release_window(*padding)
             pool.release(padding[0])

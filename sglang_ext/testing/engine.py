@@ -149,7 +149,7 @@ class SimEngine:
         index = self.index
         plan = None
         if arrival.op is not None:
-            plan = index.prefetches.of(arrival.op)
+            plan = index.prefetches.find(arrival.op)
         return plan is None or plan.cancelled
 
     def admit(self, number: int) -> SimRequest:

@@ -85,10 +85,10 @@ def descendants_of_a_lost_page_stay(patch: Patch) -> None:
 
 def windows_outlive_their_page(patch: Patch) -> None:
     def demote(self: DeviceEviction, rows: Any) -> tuple[int, int]:
-        table = self._at.table
-        self._at.device_pool.release(table.device.take(rows))
+        table = self._residency.table
+        self._residency.device_pool.release(table.device.take(rows))
         lost = rows[~table.host.present[rows]]
-        return (len(rows), 0) if not len(lost) else self._at.remove(lost)
+        return (len(rows), 0) if not len(lost) else self._residency.remove(lost)
 
     patch.setattr(DeviceEviction, "_demote", demote)
 
@@ -200,7 +200,7 @@ def an_abandoned_backup_gives_its_host_slots_back_at_once(patch: Patch) -> None:
 
     def abandon(self: Backups, transfer: Transfer) -> None:
         original(self, transfer)
-        self._at.host.give_back(transfer.full.host)
+        self._residency.host.give_back(transfer.full.host)
 
     def commit_without_them(self: Backups, op: int, *, ok: bool) -> None:
         transfer = self._log.pending[TransferKind.BACKUP][op]
@@ -220,7 +220,7 @@ def an_abandoned_backup_is_published(patch: Patch) -> None:
         original(self, op, ok=ok)
         alive = self._table.device.ready[transfer.full.rows]
         if transfer.abandoned and ok and alive.all():
-            slots, _ = self._at.host.reserve(transfer.full.rows)
+            slots, _ = self._residency.host.reserve(transfer.full.rows)
             self._table.host.put(transfer.full.rows, slots, ready=True)
 
     patch.setattr(Backups, "commit", commit)
@@ -342,7 +342,7 @@ def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
 
 def pages_stay_that_lead_nowhere(patch: Patch) -> None:
     def drop_tail(self: HostRoom, end: int | None) -> bool:
-        return end is not None and self._at.forget_windows(np.array([end])) >= 0
+        return end is not None and self._residency.forget_windows(np.array([end])) >= 0
 
     patch.setattr(HostRoom, "drop_tail", drop_tail)
 

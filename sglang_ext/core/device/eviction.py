@@ -37,7 +37,7 @@ class DeviceEviction:
         spare: Spare,
     ) -> None:
         table = residency.table
-        self._at = residency
+        self._residency = residency
         self._table = table
         self._kept = residency.checkpoints
         self._counters = residency.counters
@@ -88,13 +88,13 @@ class DeviceEviction:
             wanted = window_pages - freed_windows
             rows = self._window_victims.first(wanted + self._spare.beside_windows(wanted))
             rows = self._up_to_loss(rows, wanted, self._loses_window)
-            freed_windows += self._at.drop_device_windows(rows)
+            freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows
 
     def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
         """The first ``wanted`` of ``rows``, and those behind them up to the first one that is
         nowhere else: with a host tier it may still be copied there."""
-        if self._at.tier is None or len(rows) == wanted:
+        if self._residency.tier is None or len(rows) == wanted:
             return rows
         lost = loses(rows[wanted:])
         return rows[: wanted + int(lost.argmax())] if lost.any() else rows
@@ -119,18 +119,18 @@ class DeviceEviction:
 
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self._table
-        windows = self._at.drop_device_windows(rows[table.swa_device.present[rows]])
-        self._at.device_pool.release(table.device.take(rows))
-        if self._at.tier is None:
-            extra, extra_windows = self._at.remove(rows)
+        windows = self._residency.drop_device_windows(rows[table.swa_device.present[rows]])
+        self._residency.device_pool.release(table.device.take(rows))
+        if self._residency.tier is None:
+            extra, extra_windows = self._residency.remove(rows)
             return len(rows) + extra, windows + extra_windows
         on_host = table.host.present[rows]
         self._note_lost(rows[~on_host])
         self._counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
-        extra, extra_windows = self._at.remove(rows[~on_host])
+        extra, extra_windows = self._residency.remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there
         rest = rows[on_host & (table.parent[rows] != FREE)]
         leads_on = self._kept.below[rest] > 0
-        self._at.remove(rest[~leads_on])
+        self._residency.remove(rest[~leads_on])
         self._counters.demoted_pages += int(np.count_nonzero(leads_on))
         return len(rows) + extra, windows + extra_windows

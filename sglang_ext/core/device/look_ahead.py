@@ -56,7 +56,7 @@ class LookAhead:
         policy: BackupPolicy,
         demotion: Demotion,
     ) -> None:
-        self._at = residency
+        self._residency = residency
         self._log = log
         self._sampling = sampling
         self._policy = policy
@@ -165,13 +165,13 @@ class LookAhead:
     def _state(self) -> tuple[int, ...]:
         """Changes with whatever may let a look find something else: where requests hold all of
         the device, room is low for long, and most steps of a decode change nothing."""
-        table, backups = self._at.table, TransferKind.BACKUP
+        table, backups = self._residency.table, TransferKind.BACKUP
         locked = table.device.n_locked, table.swa_device.n_locked
         return (table.tick, *locked, self._log.last_op(backups), len(self._log.pending[backups]))
 
     def look(self, free: int, free_windows: int, pins: NDArray[np.int16]) -> Found:
         """See ``next``. O(rows)."""
-        table, policy = self._at.table, self._policy
+        table, policy = self._residency.table, self._policy
         self.looks += 1
         self._free_then, self._free_windows_then = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
@@ -211,13 +211,13 @@ class LookAhead:
     def _are_on_host(self, full: Rows, window: Rows, with_window: NDArray[np.bool_]) -> bool:
         """Whether pages are on the host or on their way, and windows that would be lost."""
         both = np.concatenate((full[with_window[full]], window))
-        table = self._at.table
+        table = self._residency.table
         return bool(table.host.present[full].all() and table.swa_host.present[both].all())
 
     def _marked(self) -> NDArray[np.bool_]:
         """Mask of pages whose windows are worth a copy now."""
-        table = self._at.table
-        free = self._at.host_window.free_for_copies(needed_now=False)
+        table = self._residency.table
+        free = self._residency.host_window.free_for_copies(needed_now=False)
         if free < table.geometry.window_pages:
             return table.resume
         return table.resume | table.resume_if_room

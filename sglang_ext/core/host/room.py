@@ -73,8 +73,9 @@ class HostRoom:
     """Frees host pages: decides what gives way."""
 
     def __init__(self, residency: Residency, sampling: Sampling) -> None:
-        self._at = residency
+        self._residency = residency
         self._table = residency.table
+        self._host, self._host_window = residency.host, residency.host_window
         self._kept = residency.checkpoints
         self._counters = residency.counters
         self._sampling = sampling
@@ -83,11 +84,10 @@ class HostRoom:
         """Free host pages of a component until there are ``pages``, as far as possible.
 
         First goes what costs least: windows that are kept only because there was room; copies
-        that lead to no window on the host; copies of what
-        is on the device too; then windows inside conversations that others near them make up
-        for; then copies of what is on the device and has descendants on the host alone; then
-        the ends of those prefixes that are worth least. Where both components share a memory,
-        each gives way to the other.
+        that lead to no window on the host; copies of what is on the device too; then windows
+        inside conversations that others near them make up for; then copies of what is on the
+        device and has descendants on the host alone; then the ends of those prefixes that are
+        worth least. Where both components share a memory, each gives way to the other.
 
         Args:
             claim: for what. Copies of what is on the device too give way only if they are
@@ -146,25 +146,25 @@ class HostRoom:
 
     def _sharing(self, space: HostSpace) -> HostSpace | None:
         """The other component, if it shares its memory with this one."""
-        if self._at.tier is None or self._at.tier.shared is None:
+        if self._residency.tier is None or self._residency.tier.shared is None:
             return None
-        return self._at.host_window if space is self._at.host else self._at.host
+        return self._host_window if space is self._host else self._host
 
     def _for_an_extent(self, space: HostSpace) -> int:
         """Pages to drop so that an extent can be vacated."""
-        assert self._at.tier is not None
-        assert self._at.tier.shared is not None
-        arena, component = self._at.tier.shared.arena, self._component(space)
+        assert self._residency.tier is not None
+        assert self._residency.tier.shared is not None
+        arena, component = self._residency.tier.shared.arena, self._component(space)
         return max(1, arena.pages_per_extent(component) - arena.holes(component))
 
     def _component(self, space: HostSpace) -> int:
-        return 0 if space is self._at.host else 1
+        return 0 if space is self._host else 1
 
     def vacate(self, space: HostSpace) -> bool:
         """Set an extent of a component free by moving its pages into holes of others."""
-        assert self._at.tier is not None
-        assert self._at.tier.shared is not None
-        shared, column = self._at.tier.shared, space.column
+        assert self._residency.tier is not None
+        assert self._residency.tier.shared is not None
+        shared, column = self._residency.tier.shared, space.column
         arena, component = shared.arena, self._component(space)
         if arena.holes(component) < arena.pages_per_extent(component):
             return False
@@ -188,13 +188,13 @@ class HostRoom:
         missing = pages + space.column.n_present // SPARE - space.free_pages
         if missing <= 0:
             return
-        if space is self._at.host:
+        if space is self._host:
             both = table.host.ready & table.device.ready & (table.host.locks == 0)
             both &= table.stored == STORED
             if both.any():
                 both &= ~self._above_host_only()
             rows = youngest_first(np.flatnonzero(both), table.age, missing)
-            self._at.host.drop(rows)
+            self._host.drop(rows)
             self._counters.reclaimed_duplicate_pages += len(rows)
             return
         kept = self._kept
@@ -205,7 +205,7 @@ class HostRoom:
         for end in youngest_first(ends, table.age, len(ends)).tolist():
             if missing <= 0:
                 break
-            freed = self._at.forget_windows(np.array([end]))
+            freed = self._residency.forget_windows(np.array([end]))
             self._counters.reclaimed_duplicate_window_pages += freed
             missing -= freed
 
@@ -223,7 +223,7 @@ class HostRoom:
         frees = ((windows >= 0) & (kept.uses[windows] == 1)).any(axis=1)
         ends = ends[frees & ~self._in_use(windows)]
         ends = ends[np.argsort(table.last_use(ends), kind="stable")]
-        freed = self._at.forget_windows(ends[: -(-len(ends) // _WINDOWS_DROPPED_SHARE)])
+        freed = self._residency.forget_windows(ends[: -(-len(ends) // _WINDOWS_DROPPED_SHARE)])
         self._counters.evicted_host_window_pages += freed
         return freed
 
@@ -237,7 +237,7 @@ class HostRoom:
         column, device = self._table.host, self._table.device
         useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
         rows = rows[useless & (self._kept.below[rows] == 0)]
-        self._at.host.drop(rows)
+        self._host.drop(rows)
         self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
@@ -250,7 +250,7 @@ class HostRoom:
         there is most time to copy them again. Those older than what needs the room stay, or
         the two would take each other's place forever.
         """
-        if space is self._at.host:
+        if space is self._host:
             return self._drop_duplicate_pages(pages, younger_than, leaves=True)
         dropped = self._drop_duplicate_windows(pages, younger_than)
         self._counters.reclaimed_duplicate_window_pages += dropped
@@ -269,7 +269,7 @@ class HostRoom:
         if leaves and both.any():
             both &= ~self._above_host_only()
         rows = youngest_first(np.flatnonzero(both), table.age, pages)
-        self._at.host.drop(rows)
+        self._host.drop(rows)
         self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
@@ -283,7 +283,7 @@ class HostRoom:
             if dropped >= pages:
                 break
             # counted as at least one: the caller goes on as long as something is dropped
-            dropped += max(1, self._at.forget_windows(np.array([end])))
+            dropped += max(1, self._residency.forget_windows(np.array([end])))
         return dropped
 
     def _above_host_only(self) -> NDArray[np.bool_]:
@@ -331,7 +331,9 @@ class HostRoom:
             for end, row in zip(ends.tolist(), above, strict=True)
         ]
         order = cheapest_first(np.array(saved), frees, table.window_idle(ends))
-        freed = self._at.forget_windows(ends[order[: max(1, len(ends) // _WINDOWS_DROPPED_SHARE)]])
+        freed = self._residency.forget_windows(
+            ends[order[: max(1, len(ends) // _WINDOWS_DROPPED_SHARE)]]
+        )
         self._counters.evicted_host_window_pages += freed
         return freed
 
@@ -364,13 +366,13 @@ class HostRoom:
         if end is None:
             return False
         path = self._table.path(end)
-        self._counters.evicted_host_window_pages += self._at.forget_windows(path[-1:])
+        self._counters.evicted_host_window_pages += self._residency.forget_windows(path[-1:])
         self._drop_useless(path)
         lost = self._led_to(path, last=0)
         if len(lost):
             self._counters.evicted_host_pages += len(lost)
             self._sampling.note_lost(len(lost))
-            self._at.remove(lost)
+            self._residency.remove(lost)
         return True
 
     def _led_to(self, path: Rows, *, last: int) -> Rows:

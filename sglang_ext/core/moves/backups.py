@@ -53,8 +53,9 @@ class Backups:
         persists: Persists,
         policy: BackupPolicy,
     ) -> None:
-        self._at = residency
+        self._residency = residency
         self._table = residency.table
+        self._host, self._host_window = residency.host, residency.host_window
         self._kept = residency.checkpoints
         self._counters = residency.counters
         self._room = room
@@ -82,7 +83,7 @@ class Backups:
             return None
         # a copy that is not needed yet takes nothing away from those that are
         no_room = (
-            not self._attachment.is_there and self._at.host.free_for_copies(needed_now=False) == 0
+            not self._attachment.is_there and self._host.free_for_copies(needed_now=False) == 0
         )
         no_room &= len(self._kept.beyond) == 0
         if no_room and not self._table.host.present[rows].all():
@@ -97,16 +98,16 @@ class Backups:
         """Where running requests hold nearly all of the device, what they leave is needed at
         once when they end: it is too late then to copy it ahead of its eviction."""
         write = self._policy.write
-        free = self._at.device_pool.free_pages() + self._table.device.n_evictable
+        free = self._residency.device_pool.free_pages() + self._table.device.n_evictable
         if write is WritePolicy.WRITE_BACK and free < self._ahead.low_pages():
             return WritePolicy.WRITE_THROUGH
         return write
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
-        if self._at.tier is None:
+        if self._residency.tier is None:
             return []
-        pool = self._at.device_pool
+        pool = self._residency.device_pool
         free, free_windows = pool.free_pages(), pool.free_window_pages()
         self._ahead.note_step(free)
         if self._late:
@@ -227,7 +228,7 @@ class Backups:
             (table.swa_device, window),
             (table.host, full),
             # also what the windows share with others that are on the host, or will be
-            (table.swa_host, self._at.in_windows(rows, reserved.stops)),
+            (table.swa_host, self._residency.in_windows(rows, reserved.stops)),
         )
         self._copied_pages += len(full)
         self.pins[rows] += 1
@@ -292,7 +293,7 @@ class Backups:
         as there is room for; the last ones of a path, if ``ends`` are in its order."""
         table = self._table
         ends = ends[table.resume_if_room[ends] & ~self._kept.ends[ends]]
-        most = self._at.host_window.free_for_copies(needed_now=False) // self._window_pages
+        most = self._host_window.free_for_copies(needed_now=False) // self._window_pages
         return ends[max(0, len(ends) - most) :]
 
     def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> list[Rows]:
@@ -313,39 +314,39 @@ class Backups:
         table = self._table
         # While room is made, what the backup needs must not be its victim; older windows
         # of the same path may be.
-        needed = self._at.in_windows(rows, stops)
+        needed = self._residency.in_windows(rows, stops)
         guard = self._guard(rows, needed, claim)
         reserved = _Reserved(full[:0], full[:0], (), True)
-        self._make_room(self._at.host, len(full), claim)
-        if len(full) > (free := self._at.host.free_for_copies(needed_now=claim is not None)):
+        self._make_room(self._host, len(full), claim)
+        if len(full) > (free := self._host.free_for_copies(needed_now=claim is not None)):
             # the beginning of it, up to where a request can resume
             self._counters.declined[DeclineReason.HOST_FULL] += 1
             if free == 0:
                 guard.release()
-                self._at.drop_unneeded(needed)
+                self._residency.drop_unneeded(needed)
                 return DeclineReason.HOST_FULL
             stops = self._stops(rows[: int(table.depth[full[free]])])
             full = self._leading_somewhere(rows, full[:free], stops)
             guard.release()
-            needed = np.union1d(needed, self._at.in_windows(rows, stops))
+            needed = np.union1d(needed, self._residency.in_windows(rows, stops))
             guard = self._guard(rows, needed, claim)
-        reserved.note(done=self._reserve(self._at.host, full))
+        reserved.note(done=self._reserve(self._host, full))
         for missing in self._missing_windows(rows, stops):
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
             if reserved.stops and pinned > self._policy.pinned_window_pages:
                 break
-            self._make_room(self._at.host_window, len(missing), claim)
-            if len(missing) > self._at.host_window.free_for_copies(needed_now=claim is not None):
+            self._make_room(self._host_window, len(missing), claim)
+            if len(missing) > self._host_window.free_for_copies(needed_now=claim is not None):
                 self._counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
                 break
-            done = self._reserve(self._at.host_window, missing)
+            done = self._reserve(self._host_window, missing)
             reserved.add_window(missing, stops[len(reserved.stops)], done=done)
         else:
             self._reserve_spare(rows, reserved)
         reserved.take(self._leading_somewhere(rows, full, reserved.stops))
         self._drop_rest(full, reserved.full)
         guard.release()
-        self._at.drop_unneeded(needed)
+        self._residency.drop_unneeded(needed)
         if len(reserved.full) == 0 and len(reserved.window) == 0:
             return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
         return reserved
@@ -360,7 +361,7 @@ class Backups:
     def _reserve_spare(self, rows: Rows, reserved: "_Reserved") -> None:
         """Add windows inside a prompt that are kept as long as nothing else needs the room; not
         when more is taken than free, for then something else will need it soon."""
-        both = (self._at.host, self._at.host_window)
+        both = (self._host, self._host_window)
         if self._policy.dense_pages == 0 or not _have_more_room_than_is_taken(both):
             return
         if len(self._kept.beyond) >= _MOST_SPARE:
@@ -373,12 +374,12 @@ class Backups:
             window = rows[max(0, stop - size) : stop]
             missing = window[~table.swa_host.present[window]]
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
-            room = self._at.host_window.free_for_copies(needed_now=False)
+            room = self._host_window.free_for_copies(needed_now=False)
             if pinned > self._policy.pinned_window_pages or len(missing) > room:
                 break
             if not _have_more_room_than_is_taken(both):
                 break
-            done = self._reserve(self._at.host_window, missing)
+            done = self._reserve(self._host_window, missing)
             reserved.add_window(missing, stop, done=done, spare=True)
 
     def _guard(self, rows: Rows, needed: Rows, claim: Claim | None) -> Hold:
@@ -390,7 +391,7 @@ class Backups:
     def _drop_rest(self, reserved: Rows, kept: Rows) -> None:
         """Give back host pages that a backup has reserved and will not fill."""
         if len(kept) < len(reserved):
-            self._at.host.drop(np.setdiff1d(reserved, kept))
+            self._host.drop(np.setdiff1d(reserved, kept))
 
     def _reserve(self, space: HostSpace, rows: Rows) -> bool:
         if len(rows) == 0:
@@ -406,8 +407,8 @@ class Backups:
         pages += self._copied_pages
         windows = self._pinned_window_pages + window_pages
         return (
-            pages + self._at.host.detached <= self._policy.pinned_pages
-            and windows + self._at.host_window.detached <= self._policy.pinned_window_pages
+            pages + self._host.detached <= self._policy.pinned_pages
+            and windows + self._host_window.detached <= self._policy.pinned_window_pages
         )
 
     @property
@@ -427,9 +428,9 @@ class Backups:
         table = self._table
         table.host.take(transfer.full.rows)
         table.swa_host.take(transfer.window.rows)
-        self._at.host.detach(len(transfer.full))
-        self._at.host_window.detach(len(transfer.window))
-        self._at.drop_unneeded(self._at.in_windows(transfer.path, transfer.stops))
+        self._host.detach(len(transfer.full))
+        self._host_window.detach(len(transfer.window))
+        self._residency.drop_unneeded(self._residency.in_windows(transfer.path, transfer.stops))
         transfer.abandon()
         self._ahead.invalidate()
         self._counters.abandoned_transfers += 1
@@ -454,8 +455,8 @@ class Backups:
         transfer = self._log.end(TransferKind.BACKUP, op)
         table = self._table
         if transfer.abandoned:
-            self._at.host.give_back(transfer.full.host)
-            self._at.host_window.give_back(transfer.window.host)
+            self._host.give_back(transfer.full.host)
+            self._host_window.give_back(transfer.window.host)
             return
         self._end_backup(transfer)
         if ok:
@@ -466,13 +467,13 @@ class Backups:
             self._counters.backed_up_pages += len(transfer.full)
             self._counters.backed_up_window_pages += len(transfer.window)
         else:
-            self._at.host.drop(transfer.full.rows)
-            self._at.host_window.drop(transfer.window.rows)
+            self._host.drop(transfer.full.rows)
+            self._host_window.drop(transfer.window.rows)
             self._counters.failed_transfers += 1
             self._ahead.pause(STEPS_AFTER_A_FAILURE)
             self._ahead.invalidate()
         # a window can have lost pages that it shared with one whose backup failed
-        self._at.drop_unneeded(self._at.in_windows(transfer.path, transfer.stops))
+        self._residency.drop_unneeded(self._residency.in_windows(transfer.path, transfer.stops))
 
 
 def _have_more_room_than_is_taken(spaces: tuple[HostSpace, ...]) -> bool:

@@ -20,7 +20,7 @@ class Loads:
         log: TransferLog,
         sampling: Sampling,
     ) -> None:
-        self._at = residency
+        self._residency = residency
         self._table = residency.table
         self._pool = residency.device_pool
         self._counters = residency.counters
@@ -42,13 +42,13 @@ class Loads:
             self._ahead.invalidate()
         self._sampling.note_read()
         full = rows[~table.device.present[rows]]
-        window = self._at.window_of(rows)
+        window = self._residency.window_of(rows)
         window = window[~table.swa_device.present[window]]
         if not (table.host.ready[full].all() and table.swa_host.ready[window].all()):
             return self._counters.decline(DeclineReason.STALE)
         hold = Hold(
             (table.device, rows),
-            (table.swa_device, self._at.window_of(rows)),
+            (table.swa_device, self._residency.window_of(rows)),
             (table.host, full),
             (table.swa_host, window),
         )
@@ -59,7 +59,7 @@ class Loads:
         table.device.put(full, full_slots, ready=False)
         table.swa_device.put(window, window_slots, ready=False)
         pool.bind_window(table.device.slots[window], window_slots)
-        self._at.use(rows)
+        self._residency.use(rows)
         return self._log.begin(
             TransferKind.LOAD,
             Copies(full, full_slots, table.host.slots[full]),
@@ -88,7 +88,7 @@ class Loads:
         """End a load: its device copies are READY."""
         transfer = self._log.end(TransferKind.LOAD, op)
         transfer.hold.release()
-        self._at.drop_unneeded(transfer.window.rows)
+        self._residency.drop_unneeded(transfer.window.rows)
         self._table.device.make_ready(transfer.full.rows)
         self._table.swa_device.make_ready(transfer.window.rows)
         self._counters.loaded_pages += len(transfer.full)

@@ -1,7 +1,5 @@
 """Transfers that were begun and have not ended."""
 
-from typing import Any
-
 from sglang_ext.core.plan import Copies, Hold, Transfer, TransferKind
 from sglang_ext.core.table.columns import Rows
 
@@ -34,12 +32,15 @@ class TransferLog:
         window: Copies,
         hold: Hold,
         path: Rows,
-        **of_a_backup: Any,
+        *,
+        stops: tuple[int, ...] = (),
+        spare: tuple[int, ...] = (),
+        failed_here: bool = False,
     ) -> Transfer:
         """Note a transfer; see ``Transfer`` for what it has."""
         op = self._next_op[kind]
         self._next_op[kind] = op + 1
-        transfer = Transfer(op, kind, full, window, hold, path, **of_a_backup)
+        transfer = Transfer(op, kind, full, window, hold, path, stops, spare, failed_here)
         self.pending[kind][op] = transfer
         return transfer
 

@@ -29,7 +29,7 @@ class Persists:
     """
 
     def __init__(self, residency: Residency, attachment: Attachment) -> None:
-        self._at = residency
+        self._residency = residency
         self._table = residency.table
         self._kept = residency.checkpoints
         self._counters = residency.counters
@@ -121,7 +121,7 @@ class Persists:
             self.queue(path)
         above = path[:reach]
         stops, inside = self._stops_to_store(above)
-        window = self._at.in_windows(above, stops)
+        window = self._residency.in_windows(above, stops)
         window = window[table.window_stored[window] == 0]
         if len(full) == 0 and len(window) == 0:
             return None
@@ -143,8 +143,8 @@ class Persists:
         # eviction looks elsewhere; and if the rows go all the same, their slots stay
         table.host.lock(full)
         table.swa_host.lock(window)
-        self._at.host.pin(persist.full.slots)
-        self._at.host_window.pin(persist.window.slots)
+        self._residency.host.pin(persist.full.slots)
+        self._residency.host_window.pin(persist.window.slots)
         self._pages += len(full) + len(window)
         self.writing[persist.op] = persist
         return persist
@@ -176,7 +176,7 @@ class Persists:
         """
         table = self._table
         worth = (*(np.flatnonzero(table.resume[path]) + 1).tolist(), *inside, *stops[-1:])
-        pages = self._at.in_windows(path, worth)
+        pages = self._residency.in_windows(path, worth)
         return np.union1d(pages[table.window_stored[pages] > 0], window)
 
     def _objects(self, column: SlotColumn, rows: Rows, keys: list[bytes]) -> Objects:
@@ -209,15 +209,15 @@ class Persists:
         """
         persist = self.writing.pop(op)
         table = self._table
-        self._at.host.unpin(persist.full.slots)
-        self._at.host_window.unpin(persist.window.slots)
+        self._residency.host.unpin(persist.full.slots)
+        self._residency.host_window.unpin(persist.window.slots)
         self._pages -= len(persist.full) + len(persist.window)
         full, window = self._still_there(persist.full_rows), self._still_there(persist.window_rows)
         table.host.unlock(full)
         table.swa_host.unlock(window)
         table.stored[full] = 0
         table.window_stored[window] = 0
-        self._at.drop_unneeded(window)
+        self._residency.drop_unneeded(window)
         full_ok = min(pages, len(persist.full))
         window_ok = pages - full_ok
         path = self._still_there(persist.path)

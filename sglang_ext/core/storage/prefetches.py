@@ -40,7 +40,7 @@ class Prefetches:
     def __init__(
         self, residency: Residency, room: HostRoom, ahead: LookAhead, attachment: Attachment
     ) -> None:
-        self._at = residency
+        self._residency = residency
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
         self._kept = residency.checkpoints
@@ -53,7 +53,7 @@ class Prefetches:
         self.reading: dict[int, Prefetch] = {}
         self._pages = 0
 
-    def of(self, op: int) -> Prefetch | None:
+    def find(self, op: int) -> Prefetch | None:
         """A prefetch in flight."""
         return self.lookups.get(op) or self.reading.get(op)
 
@@ -185,7 +185,7 @@ class Prefetches:
             self._ahead.note_room(freed)
             enough = window_pages <= self._host_window.free_pages
         guard.release()
-        self._at.drop_unneeded(rows)
+        self._residency.drop_unneeded(rows)
         if not enough:
             if full is not None:
                 self._host.give_back(full[0])
@@ -238,7 +238,7 @@ class Prefetches:
 
     def cancel(self, op: int) -> None:
         """Nobody waits for it any more. What is read until then stays."""
-        prefetch = self.of(op)
+        prefetch = self.find(op)
         if prefetch is not None and not prefetch.cancelled:
             prefetch.cancel()
             self._counters.cancelled_prefetches += 1
@@ -282,7 +282,7 @@ class Prefetches:
         self._host.release(stage.full.slots[: len(stage.full) - len(added)])
         self._note_found(path, prefetch.first)
         self._publish_window(path, stage)
-        self._at.refresh(path)
+        self._residency.refresh(path)
         if not self._kept.ends[path[-1]]:
             self._kept.add(path)
         self._counters.prefetched_pages += len(added)
