@@ -71,7 +71,8 @@ def test_host_tier_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) 
         time.sleep(0.5)  # the idle checks run in the scheduler's idle loop
         assert_idle_and_alive(server)
     assert not differences([*answers, *last], expected)
-    assert hit_rates(answers)["hit_rate"] >= 0.2
+    # what a device alone still holds of a conversation depends on who else runs just then
+    assert hit_rates(answers)["hit_rate"] >= (0.05 if cell.tier == "device" else 0.2)
     # what a second request must have used is copied late or never
     if cell.tier != "device" and cell.policy != "write_through_selective":
         assert sum(a.host_tokens for a in answers) > 0
