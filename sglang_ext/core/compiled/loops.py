@@ -418,7 +418,8 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         return count, cursor
     # in a loop of their own, since they are much longer than what the others write
     for i in range(count):
-        c.tokens[out[i], :] = pages[i, :]
+        for k in range(c.weights.size):
+            c.tokens[out[i], k] = pages[i, k]
     for i in range(count):
         row = out[i]
         c.depth[row] = depth + i
@@ -499,7 +500,8 @@ def put(present, ready, locks, slots, counts, rows, new, is_ready):
         if new[i, 0] == -1:
             continue
         row = rows[i]
-        slots[row, :] = new[i, :]
+        for k in range(new.shape[1]):
+            slots[row, k] = new[i, k]
         present[row] = True
         ready[row] = is_ready
         added += 1
@@ -514,8 +516,9 @@ def take(present, ready, locks, slots, counts, rows, out):
     locked = 0
     for i in range(rows.size):
         row = rows[i]
-        out[i, :] = slots[row, :]
-        slots[row, :] = -1
+        for k in range(out.shape[1]):
+            out[i, k] = slots[row, k]
+            slots[row, k] = -1
         present[row] = False
         ready[row] = False
         locked += locks[row] > 0
