@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
+
 from launch.models import step as step_model
 from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, ServerError, running
@@ -151,7 +153,7 @@ class _Servers:
             )
             try:
                 answers += self._serve(model, cell, conversations, some, log)
-            except (ServerError, OSError, AssertionError) as error:
+            except (ServerError, OSError, httpx.HTTPError, AssertionError) as error:
                 end = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
                 return "\n".join([repr(error)[:300], *(line[:200] for line in end)])
         return answers

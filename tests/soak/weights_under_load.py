@@ -21,9 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from launch.models.tiny import make_model, parse_args, ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
 from launch.traffic import generate
+from sglang_ext.sizing.traffic import SharedPrefix
 
 OPTIONS = (
     *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),
@@ -42,22 +45,16 @@ def second_model(directory: Path) -> Path:
 
 
 def prompts(count: int, seed: int = 0) -> list[Prompt]:
-    """Prompts of 500 to 900 tokens; four of each five share a beginning with others."""
-    rng = random.Random(seed)
-
-    def tokens(length: int) -> Prompt:
-        return [rng.randrange(2, 512) for _ in range(length)]
-
-    shared = [tokens(400) for _ in range(4)]
-    begins = [shared[n % 5] if n % 5 < len(shared) else tokens(400) for n in range(count)]
-    return [[*begin, *tokens(rng.randint(100, 500))] for begin in begins]
+    """Prompts of 500 to 900 tokens; most of them share a beginning with others."""
+    shape = SharedPrefix(count, prompts=count, system=(400, 400), question=(100, 500))
+    return [next(shape.session(n, 512, seed)).prompt.tolist() for n in range(count)]
 
 
 def update(server: Server, model: Path, **fields: Any) -> None:
     """Load other weights.
 
     Raises:
-        urllib.error.HTTPError: the server did not.
+        httpx.HTTPStatusError: the server did not.
     """
     server.post("/update_weights_from_disk", {"model_path": str(model), **fields})
 
@@ -133,7 +130,7 @@ class Clients:
                 stored = details.get("storage", 0)
                 ended = time.monotonic()
                 self.replies.append(Reply(number, began, ended, result["output_ids"], stored))
-        except (OSError, KeyError) as error:
+        except (httpx.HTTPError, KeyError) as error:
             self.errors.append(error)
 
     def wait_for(self, more: int, timeout_s: float = 120.0) -> None:
