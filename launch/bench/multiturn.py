@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="no client starts a round before all have ended the one before",
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=whole(0), default=1)
     parser.add_argument("--tag", default="", help="copied into the result")
     parser.add_argument("--log-file", type=output_file, default=Path("performance_metrics.jsonl"))
     return parser.parse_args(argv)

@@ -27,6 +27,7 @@ import httpx
 
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
 from launch.traffic import generate
+from sglang_ext.arguments import Parser, number, output_file, whole
 from tests.soak.server import (
     KEPT,
     ROOT,
@@ -263,13 +264,13 @@ class Storm:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=number(above=0), default=20.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tp", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--conversations", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "storm.json")
+    parser.add_argument("--clients", type=whole(1), default=16)
+    parser.add_argument("--conversations", type=whole(1), default=16)
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "storm.json")
     return parser.parse_args(argv)
 
 

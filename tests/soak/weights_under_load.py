@@ -23,9 +23,10 @@ from typing import Any
 
 import httpx
 
-from launch.models.tiny import make_model, parse_args, ready_made
+from launch.models import tiny
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
 from launch.traffic import generate
+from sglang_ext.arguments import Parser, number, whole
 from sglang_ext.sizing.traffic import SharedPrefix
 
 OPTIONS = (
@@ -41,7 +42,7 @@ Start = Callable[..., contextlib.AbstractContextManager[Server]]
 
 def second_model(directory: Path) -> Path:
     """The tiny model with other weights."""
-    return make_model(parse_args(["--out", str(directory), "--seed", "1"]))
+    return tiny.make_model(tiny.parse_args(["--out", str(directory), "--seed", "1"]))
 
 
 def prompts(count: int, seed: int = 0) -> list[Prompt]:
@@ -232,19 +233,24 @@ def _server(first: Path, log: Path, *options: str) -> Iterator[Server]:
         yield server
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run it; 1 if a token was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--tp", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--seconds-between", type=float, default=2.0)
-    parser.add_argument("--prompts", type=int, default=40)
-    args = parser.parse_args(argv)
+    parser.add_argument("--clients", type=whole(1), default=8)
+    parser.add_argument("--updates", type=whole(1), default=20)
+    parser.add_argument("--seconds-between", type=number(0), default=2.0)
+    parser.add_argument("--prompts", type=whole(1), default=40)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; 1 if a token was wrong."""
+    args = parse_args(argv)
     asked = prompts(args.prompts)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        models = [ready_made(128), second_model(root / "second")]
+        models = [tiny.ready_made(128), second_model(root / "second")]
         expected = without_cache(
             lambda *options: _server(models[0], root / "reference.log", *options), models, asked
         )
