@@ -3,13 +3,12 @@
 python -m launch.configuration docs/configuration.md
 """
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
 from sglang_ext.adapter.options import REFUSALS
+from sglang_ext.arguments import Parser, output_file
 from sglang_ext.config import BACKEND, TOGGLE, VARIABLES, ExtConfig, Variable
 
 _INTRODUCTION = f"""\
@@ -104,8 +103,8 @@ def page() -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("page", type=Path)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=output_file)
     parser.parse_args().page.write_text(page())
 
 

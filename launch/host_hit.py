@@ -6,25 +6,26 @@ It asks a running server for the prompt twice, then for other prompts until the 
 for yours, then for yours again, and prints where its tokens came from each time.
 """
 
-import http.client
-import random
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch.server import send
+import httpx
+
+from launch.server import ONE_EACH
+from launch.traffic import tokens
 from sglang_ext.arguments import Parser, input_file, url, whole
 
-_ANSWER = 8
+_ANSWER, _TIMEOUT_S = 8, 600.0
 _TOKENS = range(300, 500)
 """Token ids that every vocabulary has, and that are no control tokens."""
 
 
-def ask(server: str, **prompt: Any) -> dict[str, Any]:
+def ask(server: httpx.Client, **prompt: Any) -> dict[str, Any]:
     """One short greedy request, which has either ``text`` or ``input_ids``."""
     body = {**prompt, "sampling_params": {"temperature": 0, "max_new_tokens": _ANSWER}}
-    answer: dict[str, Any] = send(f"{server}/generate", body)
+    answer: dict[str, Any] = server.post("/generate", json=body).raise_for_status().json()
     return answer
 
 
@@ -52,14 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     text = args.file.read_text(errors="replace")[: args.characters]
     try:
-        for said in ("first", "again"):
-            _timed(args.url, said, text)
-        rng = random.Random()
-        for _ in range(args.others):
-            ask(args.url, input_ids=[rng.choice(_TOKENS) for _ in range(args.tokens)])
-        back = _timed(args.url, "after the others", text)
-    except (OSError, http.client.HTTPException) as error:
-        print(f"{args.url} did not answer: {error}", file=sys.stderr)
+        with httpx.Client(base_url=args.url, timeout=_TIMEOUT_S, limits=ONE_EACH) as server:
+            for said in ("first", "again"):
+                _timed(server, said, text)
+            for _ in range(args.others):
+                ask(server, input_ids=tokens(None, args.tokens, _TOKENS))
+            back = _timed(server, "after the others", text)
+    except httpx.HTTPError as error:
+        said = str(error).partition("\n")[0]
+        print(f"{args.url} did not answer: {said}", file=sys.stderr)
         return 1
     if tiers(back)[1] == 0:
         print("no token came from the host: send more --others, or a longer prompt")
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _timed(server: str, said: str, text: str) -> dict[str, Any]:
+def _timed(server: httpx.Client, said: str, text: str) -> dict[str, Any]:
     """Ask for the prompt and print a line."""
     begin = time.perf_counter()
     answer = ask(server, text=text)

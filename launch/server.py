@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 STRICT_CHECKS = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
@@ -29,6 +29,9 @@ CPU = {"SGLANG_PLATFORM": "ext_cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLEL
 
 OURS = ("--radix-cache-backend", "swa_hicache")
 """Options that select our cache."""
+
+ONE_EACH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+"""A connection for each request: one that is kept may be one that the server is just closing."""
 
 
 def inherited() -> dict[str, str]:
@@ -48,28 +51,6 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def send(
-    url: str,
-    body: Mapping[str, Any],
-    timeout_s: float = 600.0,
-    method: str = "POST",
-    key: str | None = None,
-) -> Any:
-    """Send JSON to a server and return the decoded answer.
-
-    Raises:
-        OSError: it cannot be reached, or refuses.
-    """
-    headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers, method=method)
-    with urllib.request.urlopen(request, timeout=timeout_s) as response:
-        text = response.read().decode()
-    return json.loads(text) if text.startswith(("{", "[")) else text
-
-
 class ServerError(RuntimeError):
     """The server did not start, or died."""
 
@@ -87,6 +68,8 @@ class Server:
         self.process = process
         self.port = port
         self.log = log
+        # on this machine: no proxy, and no certificates to load
+        self._http = httpx.Client(base_url=self.url, limits=ONE_EACH, trust_env=False, verify=False)
 
     @property
     def url(self) -> str:
@@ -96,13 +79,20 @@ class Server:
     def post(
         self, path: str, body: Mapping[str, Any], timeout_s: float = 600.0, method: str = "POST"
     ) -> Any:
-        """POST JSON (or PUT, DELETE) and return the decoded answer."""
-        return send(self.url + path, body, timeout_s, method, self.key)
+        """POST JSON (or PUT, DELETE) and return the decoded answer.
+
+        Raises:
+            httpx.HTTPStatusError: the server refuses.
+            httpx.HTTPError: it cannot be reached, or does not answer in time.
+        """
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        answer = self._http.request(method, path, json=body, headers=headers, timeout=timeout_s)
+        text = answer.raise_for_status().text
+        return json.loads(text) if text.startswith(("{", "[")) else text
 
     def get(self, path: str, timeout_s: float = 30.0) -> str:
-        """GET and return the text."""
-        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as response:
-            return str(response.read().decode())
+        """GET and return the text; raises what ``post`` raises."""
+        return self._http.get(path, timeout=timeout_s).raise_for_status().text
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
@@ -112,7 +102,7 @@ class Server:
         """Whether the server answers its health check."""
         try:
             self.get("/health", timeout_s=5.0)
-        except (urllib.error.URLError, OSError):
+        except httpx.HTTPError:
             return False
         return True
 

@@ -1,38 +1,61 @@
-"""Seeded multi-turn conversations with a server: what soak and end-to-end tests send.
+"""Seeded traffic (see ``sglang_ext.sizing.traffic``) with a server: what benchmarks, soak and
+end-to-end tests send.
 
 The next prompt contains the last answer, so one wrong token changes everything that
 follows.
 """
 
 import dataclasses
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from launch.server import Server
+from sglang_ext.sizing.traffic import Chat, Session, Span
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Shape of the conversations. Lengths in tokens.
+    """Conversations of tests. Lengths in tokens.
 
     Attributes:
         shared: system prompt with which every third conversation starts.
-        fork: chance that a round restarts from a random point of the history instead
-            of its end.
+        fork: see ``Chat``.
         parallel: conversations held at the same time.
     """
 
     conversations: int = 12
     rounds: int = 6
     shared: int = 100
-    first: tuple[int, int] = (120, 360)
-    question: tuple[int, int] = (20, 90)
-    answer: tuple[int, int] = (8, 40)
+    first: Span = (140, 450)
+    question: Span = (20, 90)
+    answer: Span = (8, 40)
     fork: float = 0.15
     parallel: int = 4
     vocabulary: int = 512
     seed: int = 1
+
+    def session(self, number: int) -> Session:
+        """The conversation of that number."""
+        chat = Chat(
+            self.conversations,
+            self.rounds,
+            system=self.shared,
+            first=self.first,
+            question=self.question,
+            answer=self.answer,
+            sharing=3,
+            fork=self.fork,
+        )
+        return chat.session(number, self.vocabulary, self.seed)
+
+
+def tokens(seed: int | Sequence[int] | None, length: int, ids: range = range(2, 512)) -> list[int]:
+    """A prompt of random token ids; another one each time without a seed."""
+    rng = np.random.default_rng(seed)
+    found: list[int] = rng.integers(ids.start, ids.stop, length).tolist()
+    return found
 
 
 def generate(
@@ -51,19 +74,11 @@ def hold_conversation(
     server: Server, traffic: Traffic, number: int, **fields: Any
 ) -> Iterator[tuple[int, list[int], dict[str, Any]]]:
     """One conversation, a round at a time: (round, prompt, what the server returned)."""
-    rng = random.Random(f"{traffic.seed}/{number}")
-
-    def tokens(span: tuple[int, int]) -> list[int]:
-        return [rng.randrange(2, traffic.vocabulary) for _ in range(rng.randint(*span))]
-
-    system = random.Random(traffic.seed)
-    shared = traffic.shared if number % 3 == 0 else 0
-    history = [system.randrange(2, traffic.vocabulary) for _ in range(shared)]
-    history += tokens(traffic.first)
-    for turn in range(traffic.rounds):
-        if turn and rng.random() < traffic.fork:
-            history = history[: rng.randint(len(history) // 2, len(history))]
-        history += tokens(traffic.question)
-        result = generate(server, history, rng.randint(*traffic.answer), **fields)
-        yield turn, list(history), result
-        history += result["output_ids"]
+    session = traffic.session(number)
+    turn = next(session)
+    for count in range(traffic.rounds):
+        prompt = turn.prompt.tolist()
+        result = generate(server, prompt, turn.answer, **fields)
+        yield count, prompt, result
+        if count + 1 < traffic.rounds:
+            turn = session.send(np.array(result["output_ids"], dtype=np.int64))

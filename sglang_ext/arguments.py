@@ -97,6 +97,14 @@ def input_file(text: str) -> Path:
     return path
 
 
+def input_folder(text: str) -> Path:
+    """A folder that can be read."""
+    path = Path(text)
+    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+        raise refusal(repr(text), "a folder that can be read")
+    return path
+
+
 def url(text: str) -> str:
     """The address of a server, without a slash at its end."""
     allowed = "an address like http://127.0.0.1:30000"

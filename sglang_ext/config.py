@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from sglang_ext.errors import StartupError
 
@@ -38,60 +40,32 @@ class Variable:
 
     Attributes:
         field: of ``ExtConfig``. A variable that is empty or not set leaves the field's default.
-        parse: turns the text into the field's value; raises ValueError.
-        allowed: the values that ``parse`` takes.
+        type: what msgspec makes the field's value of the text with.
+        allowed: the values of that type.
         unset: what happens without the variable, where the default does not say it.
     """
 
     name: str
     field: str
-    parse: Callable[[str], Any]
+    type: Any
     allowed: str
     meaning: str
     unset: str = ""
 
 
-def _boolean(text: str) -> bool:
-    values = {"1": True, "true": True, "0": False, "false": False}
-    if text.lower() not in values:
-        raise ValueError(text)
-    return values[text.lower()]
-
-
-def _tokens(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(text)
-    return int(text)
-
-
-def _who_copies(text: str) -> str:
-    if text not in ("engine", "kernels"):
-        raise ValueError(text)
-    return text
-
-
-def _number(least: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = float(text)
-        if not least <= value < float("inf"):
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
+_FINITE = sys.float_info.max
 VARIABLES = (
     Variable(
         TOGGLE,
         "selected",
-        _boolean,
+        bool,
         "1 or 0",
         "Selects the cache and its host tier without any flag.",
     ),
     Variable(
         CHECKPOINT_TOKENS,
         "checkpoint_tokens",
-        _tokens,
+        Annotated[int, Meta(ge=0)],
         "a whole number of at least 0",
         "`K`: tokens between the windows that are always kept inside a prompt; 0 keeps none there.",
         "derived from the model: 4,096 with gpt-oss, more where windows are large",
@@ -99,7 +73,7 @@ VARIABLES = (
     Variable(
         COPIES,
         "copies",
-        _who_copies,
+        Literal["engine", "kernels"],
         "engine or kernels",
         "Who copies between device and host: SGLang, or the kernels of this project.",
         "`engine` on CUDA, `kernels` on a CPU",
@@ -107,14 +81,14 @@ VARIABLES = (
     Variable(
         REPORT_DELAY,
         "report_delay_ms",
-        _number(0.0),
+        Annotated[float, Meta(ge=0, le=_FINITE)],
         "a number of at least 0",
         "For tests on a CPU: milliseconds between the end of a copy and its report.",
     ),
     Variable(
         SLOWDOWN,
         "backup_slowdown",
-        _number(1.0),
+        Annotated[float, Meta(ge=1, le=_FINITE)],
         "a number of at least 1",
         "For tests on a CPU: a backup takes this many times as long as its copy.",
     ),
@@ -150,8 +124,9 @@ def from_environment(environment: Mapping[str, str] | None = None) -> ExtConfig:
 
 def _parsed(variable: Variable, text: str) -> Any:
     try:
-        return variable.parse(text)
-    except ValueError:
+        # not strict: numbers and booleans are made of text
+        return msgspec.convert(text, variable.type, strict=False)
+    except msgspec.ValidationError:
         raise StartupError(
             f"{variable.name}={text!r} is not allowed; use {variable.allowed}"
         ) from None

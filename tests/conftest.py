@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,11 +60,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
+def zygote() -> Zygote:
     """Forks servers from a process that has imported the engine."""
-    process = Zygote()
-    yield process
-    process.close()
+    return Zygote()
 
 
 def engine_child(module: str, *arguments: str) -> list[str]:

@@ -168,13 +168,12 @@ class Rig:
         rows = self.allocator.size_full // geometry.page_tokens
         index = CacheIndex(geometry, rows, pool, spare=Spare.for_device(rows, rows))
         admission = Admission(_UNLIMITED, geometry.retained_tokens, params.page_size, None)
-        self.cache = cache = SwaHiCache(params, index, pool, admission)
-        if geometry.resumes_inside:
-            cache.inside = InsidePages(index, pool, None)
+        inside = InsidePages(index, pool, None) if geometry.resumes_inside else None
+        self.cache = cache = SwaHiCache(params, index, pool, admission, inside=inside)
         requests = itertools.count()
 
         def insert(key: Any, tokens: Any, owned: int) -> None:
-            pages, namespace, _ = cache._key(key)
+            pages, namespace, _ = cache.keys.of(key)
             first = owned // geometry.page_tokens
             full, swa = pool.owned_slots(tokens[owned : pages.size], 0)
             index.insert(pages, namespace, first, full, swa, next(requests))

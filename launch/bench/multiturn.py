@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sglang_ext.arguments import Parser, number, output_file, port, whole
+from sglang_ext.sizing.traffic import Chat, Session, Turn
 
 _CONNECT_S = 10.0
 AUTO_RUN_RATES = (16, 14, 12, 10, 8, 6, 4, 2, 1)
@@ -68,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="no client starts a round before all have ended the one before",
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=whole(0), default=1)
     parser.add_argument("--tag", default="", help="copied into the result")
     parser.add_argument("--log-file", type=output_file, default=Path("performance_metrics.jsonl"))
     return parser.parse_args(argv)
@@ -88,13 +89,26 @@ class Sample:
     latency: float
 
 
-@dataclasses.dataclass
 class Client:
-    """One conversation."""
+    """One conversation.
 
-    history: list[int]
-    questions: Iterator[list[int]]
-    round: int = 0
+    Attributes:
+        turn: what it sends next; None when it has ended.
+        round: number of that.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.turn: Turn | None = next(session)
+        self.round = 0
+
+    def told(self, answer: Sequence[int]) -> None:
+        """Go on with the answer."""
+        self.round += 1
+        try:
+            self.turn = self._session.send(np.array(answer, dtype=np.int64))
+        except StopIteration:
+            self.turn = None
 
 
 def vocabulary_size(model_path: str | None) -> int:
@@ -108,20 +122,20 @@ def vocabulary_size(model_path: str | None) -> int:
 
 def make_clients(args: argparse.Namespace) -> list[Client]:
     """Conversations with their questions; the same for the same seed and lengths."""
+
+    def span(longest: int) -> tuple[int, int]:
+        return (longest if args.disable_random_sample else max(1, longest // 2)), longest
+
+    chat = Chat(
+        args.num_clients,
+        args.num_rounds,
+        system=0,
+        first=span(args.request_length),
+        question=span(args.sub_question_input_length or args.request_length),
+        answer=(args.output_length, args.output_length),
+    )
     vocabulary = vocabulary_size(args.model_path)
-
-    def questions(rng: random.Random) -> Iterator[list[int]]:
-        for turn in range(args.num_rounds):
-            longest = args.request_length
-            if turn and args.sub_question_input_length:
-                longest = args.sub_question_input_length
-            length = longest
-            if not args.disable_random_sample:
-                length = rng.randint(max(1, longest // 2), longest)
-            yield [rng.randrange(2, vocabulary) for _ in range(length)]
-
-    seeds = [f"{args.seed}/{number}" for number in range(args.num_clients)]
-    return [Client([], questions(random.Random(seed))) for seed in seeds]
+    return [Client(chat.session(n, vocabulary, args.seed)) for n in range(args.num_clients)]
 
 
 class ReadyQueue:
@@ -148,16 +162,14 @@ class ReadyQueue:
         return self._clients.popleft()
 
 
-async def generate(
-    session: aiohttp.ClientSession, url: str, client: Client, output_length: int
-) -> Sample:
+async def generate(session: aiohttp.ClientSession, url: str, client: Client) -> Sample:
     """Send one round of a client and measure it."""
-    client.history += next(client.questions)
+    assert client.turn is not None
     body = {
-        "input_ids": client.history,
+        "input_ids": client.turn.prompt.tolist(),
         "sampling_params": {
             "temperature": 0,
-            "max_new_tokens": output_length,
+            "max_new_tokens": client.turn.answer,
             "ignore_eos": True,
         },
         "stream": True,
@@ -191,8 +203,7 @@ async def generate(
         ttft=ttft,
         latency=time.perf_counter() - start,
     )
-    client.history += output
-    client.round += 1
+    client.told(output)
     return sample
 
 
@@ -208,7 +219,7 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
     waiting: list[Client] = []
 
     def next_round(client: Client) -> None:
-        if client.round == args.num_rounds:
+        if client.turn is None:
             return
         if not args.enable_round_barrier:
             queue.put(client)
@@ -221,12 +232,14 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
 
     async def serve(session: aiohttp.ClientSession, client: Client, bar: tqdm) -> None:
         try:
-            samples.append(await generate(session, url, client, args.output_length))
+            samples.append(await generate(session, url, client))
         finally:
             slots.release()
         bar.update()
         next_round(client)
 
+    # everything else asks with httpx; here it took three times the CPU of a request, and its own
+    # waiting was several times the TTFT of a stand-in for the server
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     start = time.perf_counter()
@@ -328,7 +341,7 @@ def run_or_say_why(argv: Sequence[str] | None = None) -> int:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        said = f"{type(error).__name__}: {error}"
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
         print(f"the server at {args.host}:{args.port}: {said:.200}", file=sys.stderr)
         status = 1
     return status

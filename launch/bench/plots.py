@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sglang_ext.arguments import Parser, output_folder
+from sglang_ext.arguments import Parser, input_folder, output_folder
 
 Report = dict[str, Any]
 
@@ -107,12 +107,9 @@ DRAWINGS: dict[str, Callable[[Report], Figure]] = {
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=Path("out"))
+    parser.add_argument("--data", type=input_folder, default=Path("out"))
     parser.add_argument("--out", type=output_folder, default=Path("out"))
-    args = parser.parse_args(argv)
-    if not args.data.is_dir():
-        parser.error(f"--data {args.data} is not a folder")
-    return args
+    return parser.parse_args(argv)
 
 
 def main() -> None:

@@ -3,11 +3,12 @@
 python -m launch.models.adapter --model DIR --out DIR --seed 1
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
+
+from sglang_ext.arguments import Parser, input_folder, output_folder
 
 RANK = 4
 
@@ -56,9 +57,9 @@ def make_adapter(model: Path, out: Path, seed: int = 1) -> Path:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="directory of the model")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=input_folder, required=True, help="directory of the model")
+    parser.add_argument("--out", type=output_folder, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     print(make_adapter(args.model, args.out, args.seed))

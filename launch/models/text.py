@@ -8,13 +8,13 @@ it comes to an end after a few tokens, whatever its weights are.
     python -m launch.models.text --out DIR --window 128
 """
 
-import argparse
 import itertools
 import json
 import random
 from pathlib import Path
 
 from launch.models.tiny import make_model, parse_args
+from sglang_ext.arguments import Parser, output_folder, whole
 
 VOCABULARY = 32_000
 END = 2
@@ -125,9 +125,9 @@ def ready_made_text(window: int = 128) -> Path:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--window", type=int, default=128, help="sliding window, tokens")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=output_folder, required=True, help="directory to write")
+    parser.add_argument("--window", type=whole(2), default=128, help="sliding window, tokens")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(make_text_model(args.out, args.window, args.seed))

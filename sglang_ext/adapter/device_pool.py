@@ -250,6 +250,10 @@ class EngineDevicePool:
         live = swa.reshape(-1) != 0
         self.release_window(full.reshape(-1)[live], swa.reshape(-1)[live])
 
+    def takes(self, pages: int) -> int:
+        """How many of so many pages of a request the table can take now: it has their slots."""
+        return pages
+
     def stays_with_request(self, full: Slots) -> None:
         """The table has not taken these pages, which ``owned_slots`` named."""
 

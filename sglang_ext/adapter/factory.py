@@ -11,6 +11,7 @@ from sglang_ext.adapter import checkpoint
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
+from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
@@ -25,7 +26,6 @@ from sglang_ext.adapter.storage_setup import StorageSetup
 from sglang_ext.adapter.stored_names import StoredNames
 from sglang_ext.adapter.window_only import (
     ROWS_PER_WINDOW_PAGE,
-    WindowOnlyCache,
     WindowOnlyDevicePool,
     numbers,
 )
@@ -116,10 +116,15 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
-    kind = WindowOnlyCache if window_only else SwaHiCache
-    low_first = get_schedule().schedule_low_priority_values_first
-    cache = kind(params, index, device_pool, admission, low_values_first=low_first)
-    cache.inside = _inside(index, device_pool, admission.chunk)
+    cache = SwaHiCache(
+        params,
+        index,
+        device_pool,
+        admission,
+        kv=DeviceKv(index, windows_alone=window_only),
+        inside=_inside(index, device_pool, admission.chunk),
+        low_values_first=get_schedule().schedule_low_priority_values_first,
+    )
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:

@@ -18,21 +18,22 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
     MatchResult,
 )
-from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
 from sglang_ext.adapter.controller import HostTierController
+from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.handles import Prefix, importance, request_number
+from sglang_ext.adapter.handover import Handovers
 from sglang_ext.adapter.idle_check import IdleCheck
 from sglang_ext.adapter.inside import InsidePages
+from sglang_ext.adapter.keys import Keys
+from sglang_ext.adapter.locks import Locks
 from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.core.cache import CacheIndex
-from sglang_ext.core.inserts import Own
-from sglang_ext.core.plan import Hold, PrefixMatch, TransferKind
-from sglang_ext.core.table.columns import Rows, Slots
-from sglang_ext.core.table.digest import Pages
-from sglang_ext.core.table.paths import Page
+from sglang_ext.core.host.arena import ArenaPool
+from sglang_ext.core.plan import PrefixMatch, TransferKind
+from sglang_ext.core.table.columns import Rows
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -66,7 +67,12 @@ class SwaHiCache(BasePrefixCache):
         storage: the storage tier.
         resets: how often everything was dropped.
         waiting_release: see ``idle_calls``.
-        inside: where device pages are smaller than the table's; set by the factory.
+        keys: what the engine's keys are in the table.
+
+    Args:
+        kv: what the engine is told of the device; by default that there are both components.
+        inside: where device pages are smaller than the table's.
+        low_values_first: see ``importance``.
     """
 
     hicache_storage_pass_prefix_keys = False
@@ -78,6 +84,8 @@ class SwaHiCache(BasePrefixCache):
         device_pool: "EngineDevicePool | WindowOnlyDevicePool",
         admission: Admission,
         *,
+        kv: DeviceKv | None = None,
+        inside: InsidePages | None = None,
         low_values_first: bool = False,
     ) -> None:
         self.disable = False
@@ -88,15 +96,18 @@ class SwaHiCache(BasePrefixCache):
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
-        self._page_type = np.dtype((np.int64, (self._page_tokens,)))
         self._admission = admission
         self._low_values_first = low_values_first
-        self.inside: InsidePages | None = None
+        self._inside = inside
         window = index.geometry.window_pages * self._page_tokens
         self._surely_admitted = admission.surely_up_to(window)
-        self._locks: dict[int, Hold] = {}
-        self._next_lock = 0
-        self._root = root = Prefix(np.empty(0, dtype=np.int64), 0)
+        self._kv = kv or DeviceKv(index)
+        self._locks = Locks(index)
+        self.keys = Keys(index, inside)
+        self._handovers = Handovers(
+            index, device_pool, params.req_to_token_pool, self.keys, self._locks, inside
+        )
+        root = self.keys.root
         self._nothing = MatchResult(0, root, root, root)
         self._idle_check = IdleCheck(index)
         self.resets = 0
@@ -138,7 +149,7 @@ class SwaHiCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         key = params.key
-        match = self.index.match_and_use(*self._key(key))
+        match = self.index.match_and_use(*self.keys.of(key))
         if match.cut and match.device_pages < len(match.rows):
             match = self._loadable(match, params)
         if self.metrics is not None:
@@ -150,10 +161,10 @@ class SwaHiCache(BasePrefixCache):
             match = self._admissible(match, params)
         rows, pages, to_pin, _, cut = match
         page = self._page_tokens
-        best = on_device = self._prefix(rows, cut)
+        best = on_device = self.keys.prefix(rows, cut)
         length = on_device_length = len(rows) * page - cut
         if pages < len(rows):
-            on_device = self._prefix(rows[:pages])
+            on_device = self.keys.prefix(rows[:pages])
             on_device_length = pages * page
         return MatchResult(
             device_prefix_len=on_device_length,
@@ -166,10 +177,10 @@ class SwaHiCache(BasePrefixCache):
 
     def _loadable(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best one of whole pages if a load must not end inside one."""
-        assert self.inside is not None
-        if self.inside.may_load(len(match.rows), self._max_new_tokens(params.req)):
+        assert self._inside is not None
+        if self._inside.may_load(len(match.rows), self._max_new_tokens(params.req)):
             return match
-        pages, namespace, _ = self._key(params.key)
+        pages, namespace, _ = self.keys.of(params.key)
         return self.index.match(pages, namespace)
 
     def _admissible(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
@@ -189,11 +200,11 @@ class SwaHiCache(BasePrefixCache):
 
     def touch_prefix(self, key: "RadixKey") -> None:
         """Refresh the recency of a waiting request's prefix."""
-        self.index.match_and_use(*self._key(key))
+        self.index.match_and_use(*self.keys.of(key))
 
     def root_node_handle(self, extra_key: str | None = None) -> Prefix:
         """Handle of the empty prefix."""
-        return self._root
+        return self.keys.root
 
     def dfs_weight_order(self, node_handles: Sequence[Prefix]) -> list[int]:
         """Requests in depth-first order, the prefix shared by most first."""
@@ -201,52 +212,17 @@ class SwaHiCache(BasePrefixCache):
 
     def path_device_indices(self, node: Prefix) -> torch.Tensor:
         """Token indices of a prefix as the engine writes them, int64 on the device."""
-        tokens = self._row_tokens(node.rows)
+        table, rows = self.index.table, node.rows
+        full, swa = table.device.slots[rows], table.swa_device.slots[rows]
+        tokens = self._device_pool.row_tokens(full, swa)
         return tokens[: len(tokens) - node.cut] if node.cut else tokens
-
-    def _row_tokens(self, rows: Rows) -> torch.Tensor:
-        table = self.index.table
-        return self._device_pool.row_tokens(table.device.slots[rows], table.swa_device.slots[rows])
-
-    def _row_names(self, rows: Rows, full: Slots) -> bool:
-        """Whether a row that named these slots need not be written: the table has taken them."""
-        if not self._device_pool.rows_name_full:
-            return False
-        return np.array_equal(self.index.table.device.slots[rows], full[: len(rows)])
-
-    def _key(self, key: "RadixKey") -> tuple[Pages, Hashable, Page | None]:
-        """(whole pages, namespace, what is behind them if requests may resume there)."""
-        token_ids = key.token_ids
-        # a match of a short prompt is mostly calls; the length of a key is two of them
-        plain = key.limit is None and not key.is_bigram
-        length = len(token_ids) if plain else len(key)
-        rest = None if self.inside is None else self.inside.rest(token_ids, length)
-        return self._pages(token_ids, length), (key.extra_key, key.cache_salt), rest
-
-    def _pages(self, token_ids: Any, length: int) -> Pages:
-        """The whole pages of the first ``length`` tokens; a view where possible."""
-        page = self._page_tokens
-        count = length // page
-        if count == 0:
-            return np.empty((0, page), dtype=np.int64)
-        return np.frombuffer(token_ids, self._page_type, count)
-
-    def _prefix(self, rows: Rows, cut: int = 0) -> Prefix:
-        if len(rows) == 0:
-            return self._root
-        return Prefix(rows, self.index.table.generation.item(rows.item(-1)), cut)
 
     # ---- lock ----------------------------------------------------------------
 
     def inc_lock_ref(self, node: Prefix) -> IncLockRefResult:
         """Lock a prefix. The receipt's ``node_id`` names the lock."""
-        if len(node.rows):
-            last = int(node.rows[-1])
-            assert self.index.table.is_current(last, node.generation), "lock on an evicted prefix"
-        number = self._next_lock
-        self._next_lock += 1
-        self._locks[number] = self.index.hold(node.rows)
-        return IncLockRefResult(node_id=number)
+        assert len(node.rows) == 0 or self.keys.is_current(node), "lock on an evicted prefix"
+        return IncLockRefResult(node_id=self._locks.take(node.rows))
 
     def dec_lock_ref(
         self, node: Prefix, params: DecLockRefParams | None = None
@@ -254,7 +230,7 @@ class SwaHiCache(BasePrefixCache):
         """Release the lock that the receipt names."""
         assert params is not None, "release without a receipt"
         assert params.node_id is not None, "release without a receipt"
-        self._locks.pop(params.node_id).release()
+        self._locks.release(params.node_id)
         return DecLockRefResult()
 
     # ---- insert --------------------------------------------------------------
@@ -262,132 +238,64 @@ class SwaHiCache(BasePrefixCache):
     def checkpoint(self, req: "Req", *, up_to: int, **kwargs: Any) -> None:
         """Take over the whole pages of a request's row up to ``up_to`` and lock them; when it
         has finished, what is behind them too."""
-        kv, page = req.kv, self._page_tokens
-        # in a batch that mixes prefills and decodes the last token has KV before it has a name
-        up_to = min(up_to, len(req.full_untruncated_fill_ids))
-        # row positions [owned, whole) are whole pages that belong to the request, or will
-        owned, whole = kv.cache_protected_len // page * page, up_to // page * page
-        end = whole
-        if self.inside is not None and req.finished():
-            end = self.inside.end(up_to)
         number = request_number(req.rid)
         priority = importance(
             getattr(req, "priority", None), low_values_first=self._low_values_first
         )
-        if end <= kv.cache_protected_len:
+        owned = self._handovers.owned(req, up_to)
+        if owned.is_nothing:
             rows = req.last_node.rows
             if self.index.count_request(rows, number, priority):
                 self._queue_backup(rows)
             return
-        row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
-        used = kv.cache_protected_len - owned
-        own = self._own(req, used, row) if used else None
-        if used and own is None:
-            return  # without room for a page of its own the request stays as it is
-        first = owned // page
-        given_back = min(max(0, kv.get_evicted_seqlen(ComponentType.SWA) - owned), whole - owned)
-        full, swa = self._device_pool.owned_slots(row[owned:whole], given_back, own)
-        tail = None
-        if self.inside is not None and end > whole:
-            begin = own if whole == owned else None
-            tail = self.inside.tail(req.full_untruncated_fill_ids, row, whole, end, begin)
-        rows = self.index.insert(
-            self._pages(req.full_untruncated_fill_ids, whole),
-            (req.extra_key, req.cache_salt),
-            first,
-            full,
-            swa,
-            number,
-            priority,
-            tail,
-        )
-        repeat = (len(req.origin_input_ids) - 1) // page
-        if first <= repeat <= len(rows):
-            self.index.note_prompt_end(rows, repeat)
-        taken = rows[first : whole // page]
-        self._device_pool.stays_with_request(full[len(taken) :])
-        if not self._row_names(taken, full):
-            if used and self.inside is not None:
-                self.inside.write(row, owned, self.index.table.device.slots[taken])
-            else:
-                stop = owned + len(taken) * page
-                row[owned:stop] = self._row_tokens(taken).to(row.dtype)
-        protected = min(len(rows) * page, end)
-        if own is not None and self.inside is not None and protected < owned + used:
-            self.inside.wait()
-            # the engine counts what the request shared as left by the window already
-            evicted = min(kv.get_evicted_seqlen(ComponentType.SWA), owned + used)
-            lost = max(0, evicted - owned) // self.page_size
-            self._device_pool.release_window(own.full[:lost], own.swa[:lost])
-
-        node = self._prefix(rows, len(rows) * page - protected)
+        taken = self._handovers.take(req, owned, number, priority)
+        if taken is None:
+            return
+        rows, tokens = taken
+        node = self.keys.prefix(rows, len(rows) * self._page_tokens - tokens)
         old_lock, req.lock = req.lock, self.lock(node)
         self.unlock(old_lock)
         req.last_node = node
-        kv.cache_protected_len = protected
-        kv.cache_inserted_len = max(kv.cache_inserted_len, protected)
+        req.kv.cache_protected_len = tokens
+        req.kv.cache_inserted_len = max(req.kv.cache_inserted_len, tokens)
         self._queue_backup(rows)
 
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:
             self.cache_controller.queue_backup(rows)
 
-    def _own(self, req: "Req", used: int, row: torch.Tensor) -> Own | None:
-        """Slots of its own for the tokens that a request uses of the page that it resumed
-        inside, which it holds no longer; None without room."""
-        assert self.inside is not None
-        assert req.lock is not None
-        path, number = req.lock.node.rows, req.lock.receipt.node_id
-        assert number is not None
-        own = self.inside.own(path, used, self._locks[number], row)
-        if own is not None:
-            self._locks[number] = own.hold
-            req.lock.node = req.last_node = self._prefix(path[:-1])
-            req.kv.cache_protected_len -= used
-        return own
-
     # ---- evict ---------------------------------------------------------------
 
     def evict(self, params: EvictParams) -> EvictResult:
         """Free device slots; the numbers are shortfalls in tokens."""
         start = time.perf_counter()
-        pages = -(-params.num_tokens // self._page_tokens)
-        windows = -(-params.swa_num_tokens // self._page_tokens)
-        freed, freed_windows = self.index.evict_device(pages, windows, abandon_backups=True)
-        slots = self._kv_slots(freed, freed_windows) * self._page_tokens
-        self.update_eviction_metrics(slots, start)
-        return EvictResult(
-            num_tokens_evicted=freed * self._page_tokens,
-            swa_num_tokens_evicted=freed_windows * self._page_tokens,
-        )
-
-    def _kv_slots(self, pages: int, window_pages: int) -> int:
-        """Pages that the engine counts as evicted."""
-        return pages
+        freed = self._kv.evict(params)
+        self.update_eviction_metrics(self._kv.counted(freed), start)
+        return freed
 
     def full_evictable_size(self) -> int:
         """Tokens of full-attention KV that ``evict`` can free."""
-        return self.index.table.device.n_evictable * self._page_tokens
+        return self._kv.full_evictable()
 
     def full_protected_size(self) -> int:
         """Tokens of full-attention KV that are locked."""
-        return self.index.table.device.n_locked * self._page_tokens
+        return self._kv.full_protected()
 
     def swa_evictable_size(self) -> int:
         """Tokens of sliding-window KV that ``evict`` can free."""
-        return self.index.table.swa_device.n_evictable * self._page_tokens
+        return self._kv.swa_evictable()
 
     def swa_protected_size(self) -> int:
         """Tokens of sliding-window KV that are locked."""
-        return self.index.table.swa_device.n_locked * self._page_tokens
+        return self._kv.swa_protected()
 
     def evictable_size(self) -> int:
-        """As ``full_evictable_size``."""
-        return self.full_evictable_size()
+        """Tokens that ``evict`` can free of the component that has all of a prefix."""
+        return self._kv.evictable()
 
     def protected_size(self) -> int:
-        """As ``full_protected_size``."""
-        return self.full_protected_size()
+        """Tokens that are locked of that component."""
+        return self._kv.protected()
 
     # ---- host tier -----------------------------------------------------------
 
@@ -405,16 +313,12 @@ class SwaHiCache(BasePrefixCache):
         """Begin to load the matched prefix; (0, device prefix) means recompute."""
         assert params.req is not None
         node: Prefix = params.best_match_node
-        if self.cache_controller is None or not self._load(node):
+        controller = self.cache_controller
+        if controller is None or not self.keys.is_current(node):
+            return 0, params.req.last_node
+        if not controller.queue_load(node.rows):
             return 0, params.req.last_node
         return len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len, node
-
-    def _load(self, node: Prefix) -> bool:
-        assert self.cache_controller is not None
-        last = int(node.rows[-1])
-        if not self.index.table.is_current(last, node.generation):
-            return False
-        return self.cache_controller.queue_load(node.rows)
 
     def ready_to_load_host_cache(self) -> int:
         """Submit the queued loads; the number the batch waits for, or -1."""
@@ -474,7 +378,7 @@ class SwaHiCache(BasePrefixCache):
             parts = (rest["matched_prefix_tokens"], new_input_tokens)
             tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
             namespace = (rest["extra_key"], rest["cache_salt"])
-            self.storage.prefetch(handle, self._pages(tokens, len(tokens)), namespace)
+            self.storage.prefetch(handle, self.keys.pages(tokens, len(tokens)), namespace)
 
     def check_prefetch_progress(self, handle: Hashable) -> bool:
         """Whether a request may be scheduled."""
@@ -540,8 +444,10 @@ class SwaHiCache(BasePrefixCache):
         """Drop everything; the engine clears its allocator right after."""
         if self.cache_controller is not None:
             self.cache_controller.reset()
-        if self._host_memory is not None:
-            self._host_memory.arena.clear()
+        if (tier := self.index.host_tier) is not None:
+            for pool in (tier.full, tier.window):
+                assert isinstance(pool, ArenaPool)
+                pool.arena.clear()
         self._device_pool.reset()
         self.index.reset()
         self._locks.clear()

@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
 
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.core.host.arena import Arena, ArenaPool, ArenaShape
 from sglang_ext.core.inserts import Own
 from sglang_ext.core.table.columns import ABSENT, Slots
 from sglang_ext.core.table.geometry import Geometry
 
 if TYPE_CHECKING:
-    from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.allocator.swa import PureSWATokenToKVPoolAllocator
 
 ROWS_PER_WINDOW_PAGE = 8
@@ -106,6 +103,10 @@ class WindowOnlyDevicePool:
         assert full is not None, "more pages than numbers"
         return full, swa
 
+    def takes(self, pages: int) -> int:
+        """See ``EngineDevicePool.takes``; not more than there are numbers for."""
+        return min(pages, self.free_pages())
+
     def stays_with_request(self, full: Slots) -> None:
         """See ``EngineDevicePool.stays_with_request``."""
         self._numbers.release(full)
@@ -118,49 +119,3 @@ class WindowOnlyDevicePool:
     def reset(self) -> None:
         """All slots are free, of the engine's allocator too."""
         self._numbers.arena.clear()
-
-
-class WindowOnlyCache(SwaHiCache):
-    """The cache of a model without full-attention layers."""
-
-    def checkpoint(self, req: "Req", *, up_to: int, **kwargs: object) -> None:
-        """See SwaHiCache; not more pages than there are numbers for, the others stay with the
-        request."""
-        first = req.kv.cache_protected_len // self._page_tokens
-        pages = up_to // self._page_tokens - first
-        self.index.evict_device(pages - self._device_pool.free_pages(), 0)
-        most = (first + self._device_pool.free_pages()) * self._page_tokens
-        super().checkpoint(req, up_to=min(up_to, most), **kwargs)
-
-    def evict(self, params: EvictParams) -> EvictResult:
-        """See SwaHiCache; the engine names either number."""
-        tokens = max(params.num_tokens, params.swa_num_tokens)
-        return super().evict(EvictParams(num_tokens=0, swa_num_tokens=tokens))
-
-    def _kv_slots(self, pages: int, window_pages: int) -> int:
-        """Other pages are numbers."""
-        return window_pages
-
-    def reset(self) -> None:
-        """See SwaHiCache."""
-        tier = self.index.host_tier
-        super().reset()
-        if tier is not None:
-            assert isinstance(tier.full, ArenaPool)
-            tier.full.arena.clear()
-
-    def full_evictable_size(self) -> int:
-        """There is no full-attention KV."""
-        return 0
-
-    def full_protected_size(self) -> int:
-        """There is no full-attention KV."""
-        return 0
-
-    def evictable_size(self) -> int:
-        """As ``swa_evictable_size``."""
-        return self.swa_evictable_size()
-
-    def protected_size(self) -> int:
-        """As ``swa_protected_size``."""
-        return self.swa_protected_size()

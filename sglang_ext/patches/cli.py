@@ -3,13 +3,12 @@
 Each one replaces one of the extension's hooks, which then stays out. Nothing needs them.
 """
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_ext.arguments import Parser, refusal
+from sglang_ext.arguments import Parser, input_folder, refusal
 from sglang_ext.patches.patch_set import (
     Patch,
     PatchError,
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         command.add_argument(
             "--root",
-            type=_root,
+            type=input_folder,
             help="folder that holds the package sglang (default: where it is installed)",
         )
     given = parser.parse_args(arguments)
@@ -76,13 +75,6 @@ def _patch(text: str) -> Patch:
         if text in (patch.name, patch.name.partition("-")[0]):
             return patch
     raise refusal(repr(text), "one of " + ", ".join(patch.name for patch in known))
-
-
-def _root(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a directory")
-    return path
 
 
 def _installed() -> Path:

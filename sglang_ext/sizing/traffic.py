@@ -1,7 +1,7 @@
 """Seeded traffic of three shapes, as sessions that are told the answers they get.
 
 A session is a generator: it yields a turn and is sent the answer's tokens. So the same
-sessions drive a replay, which makes answers up, and a real server.
+sessions drive a replay, which makes answers up, and a real server (see ``launch.traffic``).
 """
 
 import dataclasses
@@ -75,7 +75,9 @@ class Chat:
     """Multi-turn conversations: each turn sends the history and a new question.
 
     Attributes:
-        system: length of the system prompt, shared by all.
+        system: length of the system prompt.
+        sharing: it is in front of every so many-th session.
+        fork: chance that a turn goes on from inside the history instead of from its end.
     """
 
     sessions: int = 200
@@ -84,6 +86,8 @@ class Chat:
     first: Span = (200, 2000)
     question: Span = (20, 400)
     answer: Span = (50, 600)
+    sharing: int = 1
+    fork: float = 0.0
 
     @property
     def turns(self) -> int:
@@ -93,10 +97,13 @@ class Chat:
     def session(self, number: int, vocabulary: int, seed: int) -> Session:
         """See Shape."""
         write = _Writer(vocabulary, _SESSION, seed, number)
-        system = _system(vocabulary, seed, 0, (self.system, self.system))
+        shared = 0 if number % self.sharing else self.system
+        system = _system(vocabulary, seed, 0, (shared, shared))
         history = np.concatenate((system, write.text(self.first)))
         for turn in range(self.rounds):
             if turn:
+                if self.fork and write.rng.random() < self.fork:
+                    history = history[: write.length((len(history) // 2, len(history)))]
                 history = np.concatenate((history, write.text(self.question)))
             answer = yield Turn(history, write.length(self.answer))
             history = np.concatenate((history, answer))

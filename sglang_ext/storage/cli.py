@@ -3,7 +3,6 @@
 It may run beside servers: a page that is removed is computed again, a directory made again.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -14,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sglang_ext.arguments import Parser, input_folder, refusal
 from sglang_ext.storage.page_directories import page_files, rank_directories, remove_if_empty
 
 _UNITS = {"h": 3600.0, "d": 86400.0}
@@ -35,9 +35,7 @@ class _Model:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the tool; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sglang_ext storage", description=__doc__.partition("\n\n")[2]
-    )
+    parser = Parser(prog="python -m sglang_ext storage", description=__doc__.partition("\n\n")[2])
     commands = parser.add_subparsers(dest="command", required=True)
     what = {
         "ls": "list models and layouts, the most recently used first",
@@ -45,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     }
     for name, text in what.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("directory", type=_directory, help="file_storage_path of the servers")
+        command.add_argument(
+            "directory", type=input_folder, help="file_storage_path of the servers"
+        )
     command.add_argument(
         "--unused-for", type=_seconds, required=True, metavar="TIME", help="such as 12h or 7d"
     )
@@ -56,19 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     return _collect(given.directory, given.unused_for, dry_run=given.dry_run)
 
 
-def _directory(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a directory")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} may not be read by this user")
-    return path
-
-
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([hd])", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours or days: 12h, 7d")
+        raise refusal(repr(text), "a number of hours or days: 12h, 7d")
     return float(match[1]) * _UNITS[match[2]]
 
 

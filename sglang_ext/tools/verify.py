@@ -7,15 +7,14 @@ compute the same tokens on the same prefix. The cold answer differs from them on
 engine's arithmetic depends on how a prompt is cut.
 """
 
-import http.client
 import json
 import random
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
+
+import httpx
 
 from sglang_ext.arguments import Parser, number, url, whole
 
@@ -41,26 +40,20 @@ class RefusedError(UnusableError):
 class _Server:
     def __init__(self, url: str, timeout_s: float, key: str | None) -> None:
         self._url = url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._headers = {"Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # a connection that is kept may be one that the server is just closing
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
 
     def post(self, path: str, body: dict[str, Any]) -> str:
-        request = urllib.request.Request(
-            self._url + path,
-            data=json.dumps(body).encode(),
-            headers=self._headers,
-        )
+        url = self._url + path
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                return str(response.read().decode(errors="replace"))
-        except urllib.error.HTTPError as error:
-            said = error.read(200).decode(errors="replace").split("\n")[0]
-            raise RefusedError(self._url + path, error.code, said) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise UnusableError(f"{self._url}{path} did not answer: {reason!r}") from error
+            return self._http.post(url, json=body).raise_for_status().text
+        except httpx.HTTPStatusError as error:
+            said = error.response.text[:200].split("\n")[0]
+            raise RefusedError(url, error.response.status_code, said) from error
+        except httpx.HTTPError as error:
+            raise UnusableError(f"{url} did not answer: {error!r}") from error
 
     def generate(self, prompt: list[int], count: int) -> dict[str, Any]:
         sampling = {"temperature": 0.0, "max_new_tokens": count, "ignore_eos": True}

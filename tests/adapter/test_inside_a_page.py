@@ -58,8 +58,8 @@ class Engine:
         device_pool = EngineDevicePool(self.allocator, geometry)
         self.index = CacheIndex(geometry, tokens // geometry.page_tokens, device_pool)
         admission = Admission(1 << 30, geometry.retained_tokens, 1, None)
-        self.cache = SwaHiCache(params, self.index, device_pool, admission)
-        self.cache.inside = InsidePages(self.index, device_pool, None)
+        inside = InsidePages(self.index, device_pool, None)
+        self.cache = SwaHiCache(params, self.index, device_pool, admission, inside=inside)
 
     def start(self, prompt: Tokens, number: int = 0) -> Any:
         """Match and lock a prompt; its row names what was found."""

@@ -17,10 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
+
 from launch.models import step as step_model
 from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, ServerError, running
 from launch.traffic import Traffic
+from sglang_ext.arguments import Parser, output_file, output_folder, whole
 from tests.e2e import test_step, test_window_only
 from tests.e2e.conftest import COMMON, assert_idle_and_alive
 from tests.e2e.conversations import Answer, Conversations, differences, hit_rates
@@ -111,13 +114,13 @@ CELLS = {
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", nargs="*", default=list(CELLS), choices=list(CELLS))
     parser.add_argument("--option", action="append", default=[], help="for every server")
-    parser.add_argument("--parallel", type=int, default=18, help="servers at a time")
-    parser.add_argument("--logs", type=Path, default=Path("out/gpu"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--parallel", type=whole(1), default=18, help="servers at a time")
+    parser.add_argument("--logs", type=output_folder, default=Path("out/gpu"))
+    parser.add_argument("--out", type=output_file)
     return parser.parse_args()
 
 
@@ -151,7 +154,7 @@ class _Servers:
             )
             try:
                 answers += self._serve(model, cell, conversations, some, log)
-            except (ServerError, OSError, AssertionError) as error:
+            except (ServerError, OSError, httpx.HTTPError, AssertionError) as error:
                 end = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
                 return "\n".join([repr(error)[:300], *(line[:200] for line in end)])
         return answers

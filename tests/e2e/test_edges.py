@@ -3,7 +3,6 @@ ids and log-probabilities are those of a server without a cache."""
 
 import dataclasses
 import json
-import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launch import traffic
 from launch.models.adapter import make_adapter
 from launch.models.text import ready_made_text
 from launch.server import OURS, Server
@@ -33,8 +33,7 @@ SCHEMA = {
 
 def tokens(seed: int, length: int) -> list[int]:
     """Token ids of whole words."""
-    rng = random.Random(f"edges/{seed}")
-    return [rng.randrange(2000, 30_000) for _ in range(length)]
+    return traffic.tokens(seed, length, range(2000, 30_000))
 
 
 def request(prompt: list[int], length: int, **fields: Any) -> dict[str, Any]:

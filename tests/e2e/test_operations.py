@@ -3,12 +3,12 @@
 import json
 import threading
 import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -84,10 +84,10 @@ def prompt(seed: int, length: int = 410) -> list[int]:
 
 def refused(call: Callable[[], Any]) -> str:
     """What the server says to a call that it refuses."""
-    with pytest.raises(urllib.error.HTTPError) as error:
+    with pytest.raises(httpx.HTTPStatusError) as error:
         call()
-    assert error.value.code == 400
-    return error.value.read().decode()
+    assert error.value.response.status_code == 400
+    return error.value.response.text
 
 
 def answer(server: Server, seed: int, length: int = 8) -> list[int]:
@@ -107,22 +107,15 @@ class Running:
         assert self._begun.wait(60.0)
 
     def _read(self, seed: int) -> list[int]:
-        import urllib.request
-
         body = {
             "input_ids": prompt(seed),
             "sampling_params": {"temperature": 0, "max_new_tokens": LONG},
             "stream": True,
         }
-        request = urllib.request.Request(
-            self._server.url + "/generate",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        tokens: list[int] = []
-        with urllib.request.urlopen(request, timeout=120.0) as lines:
-            for line in lines:
-                if line.startswith(b"data: {"):
+        url, tokens = self._server.url + "/generate", list[int]()
+        with httpx.stream("POST", url, json=body, timeout=120.0) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
                     tokens = json.loads(line[6:])["output_ids"]
                     if len(tokens) > 2:
                         self._begun.set()

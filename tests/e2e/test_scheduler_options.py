@@ -2,11 +2,11 @@
 every token is that of a server without a cache."""
 
 import dataclasses
-import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from launch.server import OURS, Server
@@ -81,7 +81,7 @@ def test_every_token_is_right_with(name: str, serve, reference, tmp_path: Path) 
     with serve(128, *options, tokens=2048) as server:
         answers = all_at_once(server, TRAFFIC, name)
         if name == "mixed chunks":
-            with pytest.raises(urllib.error.HTTPError):
+            with pytest.raises(httpx.HTTPStatusError):
                 generate(server, [5, 6, 7], 1, priority=3)
         assert_idle_and_alive(server)
     assert not differences(answers, reference(128, SHORT))

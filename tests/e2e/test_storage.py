@@ -7,16 +7,16 @@ import random
 import shutil
 import signal
 import time
-import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from launch.bench.metrics import metric
 from launch.server import OURS, Server
-from launch.traffic import Traffic, generate
+from launch.traffic import Traffic, generate, tokens
 from sglang_ext.tools import verify
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import Answer, Conversations, differences
@@ -45,8 +45,7 @@ def stop_gracefully(server: Server) -> None:
 
 def prompt(seed: int, length: int = 400) -> list[int]:
     """A random prompt."""
-    rng = random.Random(seed)
-    return [rng.randrange(2, 512) for _ in range(length)]
+    return tokens(seed, length)
 
 
 def cached(result: dict[str, Any]) -> dict[str, int]:
@@ -223,7 +222,7 @@ def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None: 
         place = next(tmp_path.glob("*/0-of-1/ff"))
         shutil.rmtree(place)
         place.write_text("in the way")
-        with pytest.raises(urllib.error.HTTPError, match="400"):
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
             server.post("/hicache/storage-backend/clear", {})
         place.unlink()
         server.post("/hicache/storage-backend/clear", {})

@@ -3,10 +3,10 @@
 import base64
 import json
 import shutil
-import urllib.error
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -68,7 +68,7 @@ def test_what_is_stored_of_weights_ends_with_them(
         update(server, models[0])
         assert ask(server, 0) == (expected[0][0], 800), "so are those of the first weights"
 
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(httpx.HTTPStatusError):
             update(server, tmp_path / "nowhere")
         flush(server)
         assert ask(server, 0) == (expected[0][0], 800), "nothing has changed"

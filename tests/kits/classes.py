@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import requests
+import httpx
 from sglang.test import kl_test_utils
 from sglang.test.kits.abort_timeout_kit import (
     AbortAllMixin,
@@ -174,13 +174,13 @@ class Features(SpecFeatureKit, OnServer):
     def send_requests_abort(self) -> None:
         """A client that goes away."""
         for prompt in random_prompts(3, 200, seed=6):
-            with contextlib.suppress(requests.Timeout):
+            with contextlib.suppress(httpx.TimeoutException):
                 self._ask(prompt, 2000, 0.3)
 
     def _ask(self, prompt: list[int], length: int, timeout_s: float | None) -> dict[str, Any]:
         sampling = {"temperature": 0, "max_new_tokens": length, "ignore_eos": True}
         body = {"input_ids": prompt, "sampling_params": sampling}
-        answer = requests.post(self.base_url + "/generate", json=body, timeout=timeout_s)
+        answer = httpx.post(self.base_url + "/generate", json=body, timeout=timeout_s)
         return answer.json()
 
 

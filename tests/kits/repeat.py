@@ -13,17 +13,18 @@ from pathlib import Path
 
 from launch.models.text import ready_made_text
 from launch.server import CPU, STRICT_CHECKS, running
+from sglang_ext.arguments import Parser, whole
 from tests.kits.cells import PAGES, POLICIES, Cell
 from tests.kits.test_kits import COMMON
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=50)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=whole(1), default=50)
     parser.add_argument("--page", type=int, choices=PAGES, default=64)
     parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0])
-    parser.add_argument("--tokens", type=int, default=512, help="length of an answer")
+    parser.add_argument("--tokens", type=whole(1), default=512, help="length of an answer")
     parser.add_argument("--test", default="test_multiturn_prefill_cache_hit_branching")
     return parser.parse_args(argv)
 

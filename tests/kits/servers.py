@@ -1,16 +1,16 @@
 """What a kit finds on the class it is mixed into."""
 
 import functools
-import random
 import unittest
 from pathlib import Path
 from typing import Any
 
 from launch.models.text import ready_made_text
 from launch.server import Server
+from launch.traffic import tokens
 from tests.kits.cells import Cell
 
-FIRST, LAST = 300, 30_000
+IDS = range(300, 30_000)
 """Token ids that are no bytes and no control tokens."""
 
 
@@ -23,8 +23,7 @@ def _tokenizer() -> Any:
 
 def random_prompts(count: int, length: int, seed: int) -> list[list[int]]:
     """Prompts of token ids."""
-    rng = random.Random(seed)
-    return [[rng.randrange(FIRST, LAST) for _ in range(length)] for _ in range(count)]
+    return [tokens([seed, number], length, IDS) for number in range(count)]
 
 
 class OnServer(unittest.TestCase):

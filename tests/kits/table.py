@@ -4,13 +4,13 @@ python -m pytest tests/kits --all-kits --kits-out out/kits.json
 python -m tests.kits.table out/kits.json docs/kits.md
 """
 
-import argparse
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sglang_ext.arguments import Parser, input_file, input_folder
 from tests.kits import cells, registry
 from tests.kits.cells import Cell
 from tests.kits.registry import Kit
@@ -107,9 +107,11 @@ def page(results: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Add results to those on record, and write the page anew."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+", help="JSON files of --kits-out")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of kits.json")
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=input_file, nargs="+", help="JSON files of --kits-out")
+    parser.add_argument(
+        "--docs", type=input_folder, default=Path("docs"), help="folder of kits.json"
+    )
     args = parser.parse_args()
     record = args.docs / "kits.json"
     known = {

@@ -33,6 +33,7 @@ BAD = {
         "--request-rate 0",
         "--request-rate -1",
         "--request-rate nan",
+        "--seed -1",
         "--log-file .",
         "--log-file /dev/null/log",
     ],
@@ -70,6 +71,8 @@ BAD = {
         "--cores 1-0",
         "--out .",
     ],
+    "tests.soak.storm": ["--minutes 0", "--clients 0", "--conversations 0", "--tp 3", "--out ."],
+    "tests.soak.weights_under_load": ["--clients 0", "--updates 0", "--seconds-between -1"],
     "tests.soak.kill": ["--kills 0", "--seed x", "--out ."],
     "tests.soak.waits": ["--policy other", "--out ."],
     "launch.models.tiny": [

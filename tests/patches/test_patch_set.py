@@ -105,7 +105,7 @@ def test_a_folder_without_the_engine_is_refused(
     assert "no version of sglang can be read" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("apply", tmp_path / "nothing")
-    assert "is not a directory" in capsys.readouterr().err
+    assert "use a folder that can be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", TOUCHED)

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from launch.bench.metrics import metric
 from launch.models.tiny import ready_made
 from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
@@ -67,7 +69,7 @@ def serve_until_killed(server: Server, pool: Pool, seed: int) -> Counter[str]:
             request = picker.pick().request
             try:
                 result = generate(server, request.prompt, len(request.answer), timeout_s=60.0)
-            except (OSError, ValueError):
+            except (httpx.HTTPError, ValueError):
                 if not stop.is_set():
                     counts["failed before the kill"] += 1
                 return
@@ -142,7 +144,6 @@ def main() -> int:
             print(error, flush=True)
         print(number + 1, dict(total), flush=True)
         args.out.write_text(json.dumps(report(args, total), indent=1) + "\n")
-    zygote.close()
     shutil.rmtree(folder)
     bad = total["different"] + total["did not start"] + total["failed before the kill"]
     return 1 if bad or not total["tokens from storage"] else 0

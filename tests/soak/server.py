@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import fnmatch
-import http.client
 import importlib.metadata
 import json
 import os
@@ -22,7 +21,6 @@ import statistics
 import sys
 import threading
 import time
-import urllib.error
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +28,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import httpx
 
 from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
@@ -58,7 +58,6 @@ KEPT = 5
 """Messages of a kind that the report keeps."""
 Start = Callable[[Sequence[str], Path, Mapping[str, str]], AbstractContextManager[Server]]
 """Starts a server for the length of a with-block: options, log, variables."""
-SERVER_ERRORS = (OSError, http.client.HTTPException)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,13 +286,13 @@ class Soak:
                 timeout_s=REQUEST_TIMEOUT_S,
                 rid=job.rid,
             )
-        except urllib.error.HTTPError as error:
-            message = error.read().decode(errors="replace")
+        except httpx.HTTPStatusError as error:
+            message = error.response.text
             if job.abort_at is not None and "abort" in message.lower():
                 self.tally.abort()
             else:
-                self.tally.fail(job, f"HTTP {error.code}: {message}")
-        except SERVER_ERRORS as error:
+                self.tally.fail(job, f"HTTP {error.response.status_code}: {message}")
+        except httpx.HTTPError as error:
             if self._dies():
                 self._stop.set()
             else:
@@ -302,7 +301,7 @@ class Soak:
             self.tally.judge(job, result)
 
     def _abort(self, rid: str) -> None:
-        with contextlib.suppress(*SERVER_ERRORS):  # then the request itself tells
+        with contextlib.suppress(httpx.HTTPError):  # then the request itself tells
             self._server.post("/abort_request", {"rid": rid}, timeout_s=30.0)
 
     def _dies(self) -> bool:

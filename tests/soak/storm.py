@@ -17,19 +17,20 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
 from launch.traffic import generate
+from sglang_ext.arguments import Parser, number, output_file, whole
 from tests.soak.server import (
     KEPT,
     ROOT,
-    SERVER_ERRORS,
     cache_events,
     log_report,
     reference,
@@ -202,13 +203,13 @@ class Storm:
     def _outcome(self, call: Call) -> str:
         try:
             self._server.post(call.path, call.body, call.limit_s, call.method)
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
-            known = error.code == 400 and any(text in said for text in call.refusals)
-            return "refused" if known else f"HTTP {error.code} {said[:300]}"
-        except TimeoutError:
+        except httpx.HTTPStatusError as error:
+            status, said = error.response.status_code, error.response.text
+            known = status == 400 and any(text in said for text in call.refusals)
+            return "refused" if known else f"HTTP {status} {said[:300]}"
+        except httpx.TimeoutException:
             return "hung"
-        except SERVER_ERRORS as error:
+        except httpx.HTTPError as error:
             return repr(error)
         return "done"
 
@@ -223,10 +224,10 @@ class Storm:
             result = generate(
                 self._server, request.prompt, len(request.answer), timeout_s=REQUEST_TIMEOUT_S
             )
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
+        except httpx.HTTPStatusError as error:
+            said = error.response.text
             self._count("aborted" if "abort" in said.lower() else "failed", request, said[:300])
-        except SERVER_ERRORS as error:
+        except httpx.HTTPError as error:
             self._count("failed", request, repr(error))
         else:
             self._judge(request, result, when)
@@ -263,13 +264,13 @@ class Storm:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20.0)
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=number(above=0), default=20.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tp", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--conversations", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "storm.json")
+    parser.add_argument("--clients", type=whole(1), default=16)
+    parser.add_argument("--conversations", type=whole(1), default=16)
+    parser.add_argument("--out", type=output_file, default=ROOT / "out" / "storm.json")
     return parser.parse_args(argv)
 
 

@@ -21,9 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from launch.models.tiny import make_model, parse_args, ready_made
+import httpx
+
+from launch.models import tiny
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
 from launch.traffic import generate
+from sglang_ext.arguments import Parser, number, whole
+from sglang_ext.sizing.traffic import SharedPrefix
 
 OPTIONS = (
     *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),
@@ -38,26 +42,20 @@ Start = Callable[..., contextlib.AbstractContextManager[Server]]
 
 def second_model(directory: Path) -> Path:
     """The tiny model with other weights."""
-    return make_model(parse_args(["--out", str(directory), "--seed", "1"]))
+    return tiny.make_model(tiny.parse_args(["--out", str(directory), "--seed", "1"]))
 
 
 def prompts(count: int, seed: int = 0) -> list[Prompt]:
-    """Prompts of 500 to 900 tokens; four of each five share a beginning with others."""
-    rng = random.Random(seed)
-
-    def tokens(length: int) -> Prompt:
-        return [rng.randrange(2, 512) for _ in range(length)]
-
-    shared = [tokens(400) for _ in range(4)]
-    begins = [shared[n % 5] if n % 5 < len(shared) else tokens(400) for n in range(count)]
-    return [[*begin, *tokens(rng.randint(100, 500))] for begin in begins]
+    """Prompts of 500 to 900 tokens; most of them share a beginning with others."""
+    shape = SharedPrefix(count, prompts=count, system=(400, 400), question=(100, 500))
+    return [next(shape.session(n, 512, seed)).prompt.tolist() for n in range(count)]
 
 
 def update(server: Server, model: Path, **fields: Any) -> None:
     """Load other weights.
 
     Raises:
-        urllib.error.HTTPError: the server did not.
+        httpx.HTTPStatusError: the server did not.
     """
     server.post("/update_weights_from_disk", {"model_path": str(model), **fields})
 
@@ -133,7 +131,7 @@ class Clients:
                 stored = details.get("storage", 0)
                 ended = time.monotonic()
                 self.replies.append(Reply(number, began, ended, result["output_ids"], stored))
-        except (OSError, KeyError) as error:
+        except (httpx.HTTPError, KeyError) as error:
             self.errors.append(error)
 
     def wait_for(self, more: int, timeout_s: float = 120.0) -> None:
@@ -235,19 +233,24 @@ def _server(first: Path, log: Path, *options: str) -> Iterator[Server]:
         yield server
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run it; 1 if a token was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--tp", type=int, choices=(1, 2), default=1)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--seconds-between", type=float, default=2.0)
-    parser.add_argument("--prompts", type=int, default=40)
-    args = parser.parse_args(argv)
+    parser.add_argument("--clients", type=whole(1), default=8)
+    parser.add_argument("--updates", type=whole(1), default=20)
+    parser.add_argument("--seconds-between", type=number(0), default=2.0)
+    parser.add_argument("--prompts", type=whole(1), default=40)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; 1 if a token was wrong."""
+    args = parse_args(argv)
     asked = prompts(args.prompts)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        models = [ready_made(128), second_model(root / "second")]
+        models = [tiny.ready_made(128), second_model(root / "second")]
         expected = without_cache(
             lambda *options: _server(models[0], root / "reference.log", *options), models, asked
         )

@@ -79,8 +79,11 @@ def test_gc_says_what_it_could_not_remove(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ls", "/no/such/place"], "'/no/such/place' is not a directory"),
-        (["gc", "/tmp", "--unused-for", "week"], "'week' is not a number of hours or days"),
+        (["ls", "/no/such/place"], "'/no/such/place' is not allowed; use a folder"),
+        (
+            ["gc", "/tmp", "--unused-for", "week"],
+            "'week' is not allowed; use a number of hours or days",
+        ),
         (["gc", "/tmp", "--unused-for", "-1d"], "expected one argument"),
         (["gc", "/tmp"], "--unused-for"),
         (["du", "/tmp"], "invalid choice"),

@@ -1,0 +1,59 @@
+"""What the engine's keys and handles are in the table."""
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sglang_ext.adapter.handles import Prefix
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.paths import Page
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.radix_cache import RadixKey
+
+    from sglang_ext.adapter.inside import InsidePages
+    from sglang_ext.core.cache import CacheIndex
+
+
+class Keys:
+    """Prompts are pages, prefixes are paths.
+
+    Attributes:
+        root: handle of the empty prefix.
+    """
+
+    def __init__(self, index: "CacheIndex", inside: "InsidePages | None") -> None:
+        self.root = Prefix(np.empty(0, dtype=np.int64), 0)
+        self._index = index
+        self._inside = inside
+        self._page_tokens = index.geometry.page_tokens
+        self._page_type = np.dtype((np.int64, (self._page_tokens,)))
+
+    def of(self, key: "RadixKey") -> tuple[Pages, Hashable, Page | None]:
+        """(whole pages, namespace, what is behind them if requests may resume there)."""
+        token_ids = key.token_ids
+        # a match of a short prompt is mostly calls; the length of a key is two of them
+        plain = key.limit is None and not key.is_bigram
+        length = len(token_ids) if plain else len(key)
+        rest = None if self._inside is None else self._inside.rest(token_ids, length)
+        return self.pages(token_ids, length), (key.extra_key, key.cache_salt), rest
+
+    def pages(self, token_ids: Any, length: int) -> Pages:
+        """The whole pages of the first ``length`` tokens; a view where possible."""
+        page = self._page_tokens
+        count = length // page
+        if count == 0:
+            return np.empty((0, page), dtype=np.int64)
+        return np.frombuffer(token_ids, self._page_type, count)
+
+    def prefix(self, rows: Rows, cut: int = 0) -> Prefix:
+        """Handle of a path without the last ``cut`` tokens."""
+        if len(rows) == 0:
+            return self.root
+        return Prefix(rows, self._index.table.generation.item(rows.item(-1)), cut)
+
+    def is_current(self, node: Prefix) -> bool:
+        """Whether a prefix that is not empty has not been evicted."""
+        return self._index.table.is_current(int(node.rows[-1]), node.generation)
