@@ -150,7 +150,7 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     for prompt, answer in tqdm(requests(args), name, total, mininterval=5.0, unit="req"):
         scheduler.serve(prompt, answer)
     cache.check_idle()
-    counted, moved, times = scheduler.counted, cache.moved, cache.times
+    counted, copies, times = scheduler.counted, cache.copies, cache.times
     model = PRESETS[MODEL]
     token_bytes = {"full": model.full_token_bytes, "window": model.swa_token_bytes}
 
@@ -165,8 +165,8 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
         "hit_rate": rate(counted.from_device + counted.from_host),
         "device_hit_rate": rate(counted.from_device),
         "host_hit_rate": rate(counted.from_host),
-        "to_host_bytes": model_bytes(moved.to_host),
-        "to_device_bytes": model_bytes(moved.to_device),
+        "to_host_bytes": model_bytes(copies.to_host),
+        "to_device_bytes": model_bytes(copies.to_device),
         "most_recompute_tokens": cache.most_again,
         "host_pages": cache.host_pages(),
         "cache_ms_per_request": times.seconds * 1e3 / counted.requests,

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
@@ -21,7 +22,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from launch.bench.call_times import CallTimes
-from launch.bench.trace_copies import FULL, WINDOW, CopiesAtOnce, Moved
+from launch.bench.trace_copies import FULL, KINDS, WINDOW, Copies, CopiesAtOnce
 from sglang_ext.adapter import factory
 from sglang_ext.sizing.model import PRESETS
 
@@ -44,6 +45,8 @@ CALLS = {
 }
 """What the scheduler calls, by what it is for."""
 OURS, STOCK = "ours", "stock"
+_MOST_STEPS = 10_000
+"""Until nothing is in flight; each begins a batch of copies at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +95,18 @@ class Cache:
     Attributes:
         tree: ours or stock's.
         times: of its calls.
-        moved: bytes between the tiers.
-        most_again: most tokens of a request that were to be computed although their
-            full-attention KV was cached.
+        copies: between the tiers.
     """
 
     def __init__(self, system: str, sizes: Sizes) -> None:
         self.sizes = sizes
-        options = self.sizes.options | {
-            "hicache_mem_layout": "page_first" if system == OURS else "layer_first"
-        }
-        self._arguments = ServerArgs(**options)
-        # what the engine takes from the model's configuration, which is not there
-        self._arguments._mamba_cache_chunk_size = sizes.page
-        set_global_server_args_for_scheduler(self._arguments)
         self.times = CallTimes()
-        self.moved = Moved()
-        self.most_again = 0
+        self.copies = Copies(self.times)
+        layout = "page_first" if system == OURS else "layer_first"
+        arguments = ServerArgs(**sizes.options, hicache_mem_layout=layout)
+        # what the engine takes from the model's configuration, which is not there
+        arguments._mamba_cache_chunk_size = sizes.page
+        set_global_server_args_for_scheduler(arguments)
         self.pool, self.allocator, self.rows = _memory(sizes)
         params = CacheInitParams(
             disable=False,
@@ -119,11 +117,12 @@ class Cache:
             sliding_window_size=MODEL.window - 1,
             tree_components=(ComponentType.FULL, ComponentType.SWA),
         )
-        self.tree: Any
+        self._built: Ours | Stock
         if system == OURS:
-            self._build_ours(params)
+            self._built = Ours(params, self.copies, host=self.has_host)
         else:
-            self._build_stock(params)
+            self._built = Stock(params, self.copies, arguments if self.has_host else None)
+        self.tree = self._built.tree
         self.times.watch(self.tree, CALLS)
 
     @property
@@ -131,9 +130,16 @@ class Cache:
         """Whether there is a host tier."""
         return self.sizes.host_bytes > 0
 
+    @property
+    def most_again(self) -> int:
+        """Most tokens of a prompt that the cache did not give although it had their
+        full-attention KV."""
+        return self._built.most_again
+
     def host_pages(self) -> dict[str, list[int]]:
-        """(used, all) host pages of full-attention and of sliding-window KV."""
-        return self._host_pages() if self.has_host else {}
+        """[used, all] host pages by kind of KV. Ours has one memory for both kinds: all are what
+        there would be of one kind alone."""
+        return self._built.host_pages() if self.has_host else {}
 
     def check_idle(self) -> None:
         """Nothing is lost: with no request, all slots are free or the cache's.
@@ -141,103 +147,17 @@ class Cache:
         Raises:
             AssertionError: some are not.
         """
-        if self.has_host:
-            self.tree.check_hicache_events()
-        self.tree.sanity_check()
         pool, allocator, tree = self.pool, self.allocator, self.tree
+        if self.has_host:
+            # a step may begin copies ahead of evictions
+            for _ in range(_MOST_STEPS):
+                tree.check_hicache_events()
+                if not (tree.ongoing_write_through or tree.ongoing_load_back):
+                    break
+        tree.sanity_check()
         full = allocator.full_available_size() + tree.full_evictable_size()
         window = allocator.swa_available_size() + tree.swa_evictable_size()
         assert (full, window) == (pool.size, pool.size_swa), (full, window)
-
-    # ---- ours ----------------------------------------------------------------
-
-    def _build_ours(self, params: CacheInitParams) -> None:
-        worker = SimpleNamespace(
-            model_runner=SimpleNamespace(
-                prefill_aware_swa=False, forward_stream=None, lora_manager=None
-            ),
-            register_hicache_layer_transfer_counter=lambda _: None,
-        )
-        context: Any = SimpleNamespace(
-            disable_radix_cache=False,
-            params=params,
-            full_tokens_per_layer=1,
-            is_hybrid_swa=True,
-            is_hybrid_ssm=False,
-            enable_hierarchical_cache=self.has_host,
-            tp_worker=worker,
-            tp_size=1,
-            tp_rank=0,
-        )
-        engine = functools.partial(CopiesAtOnce, self.moved, self.times, self.sizes.page)
-        with patch.object(factory, "CpuTransferEngine", engine):
-            self.tree = factory.build_tree_cache(context)
-        index = self.tree.index
-        match_and_use = index.match_and_use
-
-        def observed(*args: Any) -> Any:
-            match = match_and_use(*args)
-            self.most_again = max(self.most_again, match.behind * index.geometry.page_tokens)
-            return match
-
-        index.match_and_use = observed
-
-        def host_pages() -> dict[str, list[int]]:
-            arena = self.tree._host_memory.arena
-            kinds = enumerate((FULL, WINDOW))
-            return {kind: [arena.taken(n), arena.shape.pages(n)] for n, kind in kinds}
-
-        self._host_pages = host_pages
-
-    # ---- stock ---------------------------------------------------------------
-
-    def _build_stock(self, params: CacheInitParams) -> None:
-        self.tree = tree = UnifiedRadixCache(params)
-        match_prefix = tree.match_prefix
-
-        def observed(*args: Any) -> Any:
-            match = match_prefix(*args)
-            found = match.device_prefix_len + match.host_hit_length
-            self.most_again = max(self.most_again, match.full_kv_hit_length - found)
-            return match
-
-        tree.match_prefix = observed
-        if not self.has_host:
-            return
-        tree.init_hicache(self._arguments, params)
-        pools = {
-            {"kv": FULL, "swa": WINDOW}[name.value]: entry.host_pool
-            for name, entry in tree.cache_controller.mem_pool_host.entry_map.items()
-        }
-        for kind, pool in pools.items():
-            self._observe(kind, pool)
-
-        def host_pages() -> dict[str, list[int]]:
-            page = self.sizes.page
-            return {
-                kind: [(pool.size - pool.available_size()) // page, pool.size // page]
-                for kind, pool in pools.items()
-            }
-
-        self._host_pages = host_pages
-
-    def _observe(self, kind: str, pool: Any) -> None:
-        backup = pool.backup_from_device_all_layer_physical
-        load = pool.load_to_device_per_layer_physical
-
-        def to_host(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
-            self.moved.to_host[kind] += len(host)
-            with self.times.copying():
-                backup(device_pool, host, *rest, **more)
-
-        # one layer of each kind, so this is called once for a transfer
-        def to_device(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
-            self.moved.to_device[kind] += len(host)
-            with self.times.copying():
-                load(device_pool, host, *rest, **more)
-
-        pool.backup_from_device_all_layer_physical = to_host
-        pool.load_to_device_per_layer_physical = to_device
 
 
 def _memory(sizes: Sizes) -> tuple[SWAKVPool, SWATokenToKVPoolAllocator, ReqToTokenPool]:
@@ -262,3 +182,98 @@ def _memory(sizes: Sizes) -> tuple[SWAKVPool, SWATokenToKVPoolAllocator, ReqToTo
     )
     rows = ReqToTokenPool(2, sizes.longest + page, device, enable_memory_saver=False)
     return pool, allocator, rows
+
+
+class Ours:
+    """Our cache, as its factory builds it."""
+
+    def __init__(self, params: CacheInitParams, copies: Copies, *, host: bool) -> None:
+        worker = SimpleNamespace(
+            model_runner=SimpleNamespace(
+                prefill_aware_swa=False, forward_stream=None, lora_manager=None
+            ),
+            register_hicache_layer_transfer_counter=lambda _: None,
+        )
+        context: Any = SimpleNamespace(
+            disable_radix_cache=False,
+            params=params,
+            full_tokens_per_layer=1,
+            is_hybrid_swa=True,
+            is_hybrid_ssm=False,
+            enable_hierarchical_cache=host,
+            tp_worker=worker,
+            tp_size=1,
+            tp_rank=0,
+        )
+        engine = functools.partial(CopiesAtOnce, copies, params.page_size)
+        with patch.object(factory, "CpuTransferEngine", engine):
+            self.tree: Any = factory.build_tree_cache(context)
+        self.most_again = 0
+        self._match = self.tree.index.match_and_use
+        self.tree.index.match_and_use = self._observed
+
+    def _observed(self, *args: Any) -> Any:
+        match = self._match(*args)
+        again = match.behind * self.tree.index.geometry.page_tokens
+        self.most_again = max(self.most_again, again)
+        return match
+
+    def host_pages(self) -> dict[str, list[int]]:
+        """See Cache."""
+        arena = self.tree._host_memory.arena
+        return {kind: [arena.taken(n), arena.shape.pages(n)] for n, kind in enumerate(KINDS)}
+
+
+class Stock:
+    """The engine's cache.
+
+    Args:
+        arguments: of the engine, for the host tier; None for none.
+    """
+
+    def __init__(
+        self, params: CacheInitParams, copies: Copies, arguments: ServerArgs | None
+    ) -> None:
+        self.tree: Any = UnifiedRadixCache(params)
+        self.most_again = 0
+        self._page = params.page_size
+        self._match = self.tree.match_prefix
+        self.tree.match_prefix = self._observed
+        self._host: dict[str, Any] = {}
+        if arguments is not None:
+            self.tree.init_hicache(arguments, params)
+            entries = self.tree.cache_controller.mem_pool_host.entry_map
+            for kind, name in ((FULL, PoolName.KV), (WINDOW, PoolName.SWA)):
+                self._host[kind] = entries[name].host_pool
+                _count_copies(kind, entries[name].host_pool, copies)
+
+    def _observed(self, *args: Any) -> Any:
+        match = self._match(*args)
+        found = match.device_prefix_len + match.host_hit_length
+        self.most_again = max(self.most_again, match.full_kv_hit_length - found)
+        return match
+
+    def host_pages(self) -> dict[str, list[int]]:
+        """See Cache."""
+        page = self._page
+        return {
+            kind: [(pool.size - pool.available_size()) // page, pool.size // page]
+            for kind, pool in self._host.items()
+        }
+
+
+def _count_copies(kind: str, pool: Any, copies: Copies) -> None:
+    """Count the copies of a host pool of the engine; it has one layer, so one of each transfer."""
+    backup = pool.backup_from_device_all_layer_physical
+    load = pool.load_to_device_per_layer_physical
+
+    def to_host(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
+        with copies.made(copies.to_host, {kind: len(host)}):
+            backup(device_pool, host, *rest, **more)
+
+    def to_device(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
+        with copies.made(copies.to_device, {kind: len(host)}):
+            load(device_pool, host, *rest, **more)
+
+    pool.backup_from_device_all_layer_physical = to_host
+    pool.load_to_device_per_layer_physical = to_device

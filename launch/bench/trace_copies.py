@@ -1,7 +1,7 @@
 """Copies between the tiers that have ended when they are submitted, and counts of them."""
 
-import dataclasses
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.bench.call_times import CallTimes
@@ -11,16 +11,25 @@ FULL, WINDOW = KINDS = "full", "window"
 """Kinds of KV, by number of the component."""
 
 
-def _none() -> dict[str, int]:
-    return dict.fromkeys(KINDS, 0)
+class Copies:
+    """What is copied between the tiers, counted; its time is kept apart.
 
+    Attributes:
+        to_host, to_device: tokens whose KV has gone that way, by kind.
+    """
 
-@dataclasses.dataclass
-class Moved:
-    """Tokens whose KV has gone each way, by kind."""
+    def __init__(self, times: CallTimes) -> None:
+        self._times = times
+        self.to_host = dict.fromkeys(KINDS, 0)
+        self.to_device = dict.fromkeys(KINDS, 0)
 
-    to_host: dict[str, int] = dataclasses.field(default_factory=_none)
-    to_device: dict[str, int] = dataclasses.field(default_factory=_none)
+    @contextlib.contextmanager
+    def made(self, way: dict[str, int], tokens: Mapping[str, int]) -> Iterator[None]:
+        """So many tokens of each kind are copied one of the two ways in this with-block."""
+        for kind, count in tokens.items():
+            way[kind] += count
+        with self._times.copying():
+            yield
 
 
 class CopiesAtOnce:
@@ -28,21 +37,20 @@ class CopiesAtOnce:
     those of stock's controller on a CPU.
 
     Args:
+        counted: gets to know of every copy.
         page: tokens.
         copies, layers: what the engine that it stands for gets.
     """
 
     def __init__(
         self,
-        moved: Moved,
-        times: CallTimes,
+        counted: Copies,
         page: int,
         copies: PageCopies,
         layers: Sequence[tuple[int, int] | None],
         *_: Any,
     ) -> None:
-        self._moved = moved
-        self._times = times
+        self._counted = counted
         self._page = page
         self._copies = copies
         self._layers = [layer for layer in layers if layer is not None]
@@ -50,24 +58,21 @@ class CopiesAtOnce:
 
     def submit_backup(self, job: Job, fence: object | None) -> None:
         """See TransferEngine."""
-        self._count(self._moved.to_host, job)
-        with self._times.copying():
+        with self._counted.made(self._counted.to_host, self._tokens(job)):
             self._copies.prepare(job.parts).backup()
         self._backed_up = job.ops[-1]
 
     def submit_load(self, job: Job, fence: object | None) -> "OpenGate":
         """See TransferEngine."""
-        self._count(self._moved.to_device, job)
-        with self._times.copying():
+        with self._counted.made(self._counted.to_device, self._tokens(job)):
             copies = self._copies.prepare(job.parts)
             for layer in self._layers:
                 copies.load_layer(*layer)
         self._loaded = job.ops[-1]
         return OpenGate()
 
-    def _count(self, moved: dict[str, int], job: Job) -> None:
-        for part in job.parts:
-            moved[KINDS[part.component]] += len(part.host) * self._page
+    def _tokens(self, job: Job) -> dict[str, int]:
+        return {KINDS[part.component]: len(part.host) * self._page for part in job.parts}
 
     def backed_up(self) -> tuple[int, range]:
         """See TransferEngine."""
