@@ -199,7 +199,8 @@ def run(argv: Sequence[str], args: argparse.Namespace, cell: Cell) -> dict[str, 
         text=True,
         check=True,
     )
-    return json.loads(child.stdout.splitlines()[-1])
+    measured: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    return measured
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

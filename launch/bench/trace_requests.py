@@ -163,7 +163,7 @@ class Scheduler:
             use(self._kv)
             self._aside += time.process_time() - start
 
-    def _decode(self, req: Req, tokens: array) -> None:
+    def _decode(self, req: Req, tokens: "array[int]") -> None:
         """Slots of these tokens, behind the prompt, and the window that slides over them."""
         if not tokens:
             return
@@ -205,7 +205,7 @@ class WrittenIds:
             for pool in (cache.pool.full_kv_pool, cache.pool.swa_kv_pool)
         )
 
-    def write(self, req: Req, start: int, tokens: array) -> None:
+    def write(self, req: Req, start: int, tokens: "array[int]") -> None:
         """What a forward pass leaves behind: KV of these tokens, the first at ``start``."""
         row, peers = self._row(req, start + len(tokens))
         ids = torch.frombuffer(tokens, dtype=torch.int64)
