@@ -4,7 +4,8 @@
         --traffic chat --host-gb 2 4 8 --plot out/size.png
 
 Requests are replayed one at a time against the cache's own index, for every host size
-and write policy.
+and write policy. Beside each hit rate is what LRU and MIN, which knows the requests to come, would
+find in a cache of as many bytes without a copy that is there twice and without windows on the host.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from sglang_ext.arguments import Parser, input_file, number, output_file, whole
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing import plot, traces
+from sglang_ext.sizing.bounds import Bounds
 from sglang_ext.sizing.model import PRESETS, ModelShape
 from sglang_ext.sizing.replay import Budget, Replay, Result
 from sglang_ext.sizing.traffic import SHAPES, Tokens, interleave
@@ -108,7 +110,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(str(error))
     try:
         _check_sizes(args)
-        args.start, args.count = requests(args)
+        args.start, args.count, args.unit = requests(args)
     except (ValueError, traces.TraceError) as error:
         parser.error(str(error))
     return args
@@ -145,20 +147,23 @@ def _model(args: argparse.Namespace) -> ModelShape:
         raise ValueError(f"without --model its shape is needed: {error}") from error
 
 
-def requests(args: argparse.Namespace) -> tuple[Requests, int]:
-    """(a function that starts the requests from the first one, how many they are).
+def requests(args: argparse.Namespace) -> tuple[Requests, int, int]:
+    """(a function that starts the requests from the first one, how many they are, tokens of the
+    blocks for the bounds).
 
     Raises:
         TraceError: the trace cannot be replayed.
     """
+    page = args.shape.geometry(args.page_size).page_tokens
     if args.trace is not None:
-        count = traces.check(args.trace, args.block_size)
-        return functools.partial(traces.read, args.trace, args.block_size), count
+        trace = traces.check(args.trace, args.block_size)
+        unit = args.block_size if trace.hashed else page
+        return functools.partial(traces.read, args.trace, args.block_size), trace.requests, unit
     shape = SHAPES[args.traffic]()
     if args.sessions:
         shape = dataclasses.replace(shape, sessions=args.sessions)
     replayed = functools.partial(interleave, shape, args.active, _VOCABULARY, args.seed)
-    return replayed, shape.turns
+    return replayed, shape.turns, page
 
 
 def budget(args: argparse.Namespace, host_gb: float) -> Budget:
@@ -173,23 +178,46 @@ def _window_pages(args: argparse.Namespace) -> int:
     return int(pages * args.swa_full_tokens_ratio)
 
 
-def row(policy: str, host_gb: float, result: Result) -> dict[str, Any]:
+def row(
+    policy: str, host_gb: float, result: Result, bound: dict[str, float | int]
+) -> dict[str, Any]:
     """One line of the report."""
+    best = bound["min_bound"]
     return {
         "policy": policy,
         "host_gb": host_gb,
         "hit_rate": result.hit_rate,
+        **bound,
+        "of_min": result.hit_rate / best if best else None,
         **dataclasses.asdict(result),
+    }
+
+
+def bounds(args: argparse.Namespace) -> dict[float, dict[str, float | int]]:
+    """By host size: tokens that device and host have room for, and what LRU and MIN find there."""
+    of = Bounds(args.start(), args.unit, args.shape.geometry(args.page_size).page_tokens)
+    rooms = {
+        host_gb: args.device_tokens + int(host_gb * _GB / args.shape.full_token_bytes)
+        for host_gb in args.host_gb
+    }
+    return {
+        host_gb: {"room": room, "lru_bound": of.lru(room), "min_bound": of.best(room)}
+        for host_gb, room in rooms.items()
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The report for a reader."""
-    lines = [f"{'policy':<34} host GB  hit rate  on host  written GB  loaded GB  again"]
+    lines = [
+        f"{'policy':<34} host GB  hit rate    LRU    MIN  of MIN  on host  written GB  "
+        "loaded GB  again"
+    ]
     for entry in rows:
         prompt = max(1, entry["prompt"])
+        of_min = "none" if entry["of_min"] is None else f"{entry['of_min']:.2f}"
         lines.append(
             f"{entry['policy']:<34} {entry['host_gb']:>7g} {entry['hit_rate']:>9.3f} "
+            f"{entry['lru_bound']:>6.3f} {entry['min_bound']:>6.3f} {of_min:>7} "
             f"{entry['from_host'] / prompt:>8.3f} {entry['written_bytes'] / _GB:>11.2f} "
             f"{entry['loaded_bytes'] / _GB:>10.2f} {entry['again'] / prompt:>6.3f}"
         )
@@ -203,7 +231,7 @@ def main(argv: Sequence[str]) -> int:
     print(table(rows))
     if rejected := max(entry["rejected"] for entry in rows):
         print(f"{rejected} of {args.count} requests did not fit the device", file=sys.stderr)
-    own = ("shape", "start", "count")
+    own = ("shape", "start", "count", "unit")
     settings = {name: value for name, value in vars(args).items() if name not in own}
     report = {"model": dataclasses.asdict(args.shape), "settings": settings, "cells": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +245,7 @@ def main(argv: Sequence[str]) -> int:
 def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of the report for each policy and host size."""
     cells = list(itertools.product(args.policy, args.eviction, sorted(set(args.host_gb))))
-    rows = []
+    rows, bound = [], bounds(args)
     with tqdm(total=args.count * len(cells), unit="req", smoothing=0.05) as progress:
         for write, eviction, host_gb in cells:
             replay = Replay(
@@ -234,5 +262,5 @@ def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
             for prompt, answer in args.start():
                 replay.serve(prompt, answer)
                 progress.update()
-            rows.append(row(policy, host_gb, replay.result()))
+            rows.append(row(policy, host_gb, replay.result(), bound[host_gb]))
     return rows

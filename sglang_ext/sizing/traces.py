@@ -1,5 +1,6 @@
 """Recorded traffic: JSON lines of token ids, or the format of the Mooncake and Qwen traces."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,10 @@ def read(path: Path, block: int = MOONCAKE_BLOCK) -> Iterator[tuple[Tokens, Toke
     Raises:
         TraceError: a line of another kind, or a file that cannot be read.
     """
-    requests = _Requests(block)
+    return _read(path, _Requests(block))
+
+
+def _read(path: Path, requests: "_Requests") -> Iterator[tuple[Tokens, Tokens]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -52,16 +56,30 @@ def read(path: Path, block: int = MOONCAKE_BLOCK) -> Iterator[tuple[Tokens, Toke
         raise TraceError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def check(path: Path, block: int = MOONCAKE_BLOCK) -> int:
-    """Number of requests of a trace.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What a trace is.
+
+    Attributes:
+        requests: how many there are.
+        hashed: whether blocks have hash ids, so that prompts share whole blocks or nothing.
+    """
+
+    requests: int
+    hashed: bool
+
+
+def check(path: Path, block: int = MOONCAKE_BLOCK) -> Summary:
+    """Read a trace to its end.
 
     Raises:
         TraceError: see ``read``; or there is no request in it.
     """
-    count = sum(1 for _ in read(path, block))
+    requests = _Requests(block)
+    count = sum(1 for _ in _read(path, requests))
     if count == 0:
         raise TraceError(f"{path}: there is no request in it")
-    return count
+    return Summary(count, requests.hashed)
 
 
 class _Requests:
@@ -74,6 +92,11 @@ class _Requests:
         self._block = block
         self._numbers: dict[int, int] = {}
         self._unknown = 0
+
+    @property
+    def hashed(self) -> bool:
+        """Whether there was a hash id."""
+        return bool(self._numbers)
 
     def parse(self, line: bytes) -> tuple[Tokens, Tokens]:
         """(prompt, answer) of a line; ValueError says what is wrong with it."""

@@ -23,7 +23,13 @@ def test_a_run_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     assert cells[0]["from_host"] == 0 < cells[1]["from_host"]
     assert cells[0]["hit_rate"] < cells[1]["hit_rate"]
-    assert f"{cells[1]['hit_rate']:.3f}" in capsys.readouterr().out
+    for cell in cells:
+        assert 0 < cell["lru_bound"] <= cell["min_bound"]
+        assert cell["of_min"] == cell["hit_rate"] / cell["min_bound"]
+    assert cells[1]["room"] == 4000 + 10**9 // (2 * 12 * 8 * 64 * 2)
+    printed = capsys.readouterr().out
+    assert f"{cells[1]['hit_rate']:.3f}" in printed
+    assert f"{cells[1]['min_bound']:.3f}" in printed
     assert drawing.stat().st_size > 1000
 
 
@@ -159,6 +165,8 @@ def test_blocks_of_16_tokens_are_replayed(tmp_path: Path) -> None:
     (cell,) = json.loads(out.read_text())["cells"]
     # one token must be left to compute, so nine of ten pages are found, and once only
     assert (cell["prompt"], cell["from_device"]) == (480, 144)
+    assert cell["min_bound"] == cell["lru_bound"] == 144 / 480
+    assert cell["of_min"] == 1
 
 
 def test_what_did_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

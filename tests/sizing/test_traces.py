@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sglang_ext.sizing.traces import MOONCAKE_BLOCK, TraceError, read
+from sglang_ext.sizing.traces import MOONCAKE_BLOCK, Summary, TraceError, check, read
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -56,6 +56,15 @@ def test_the_block_size_that_fits_is_named(tmp_path: Path) -> None:
         list(read(path))
     ((prompt, _),) = read(path, 16)
     assert len(prompt) == 600
+
+
+def test_what_a_trace_is(tmp_path: Path) -> None:
+    hashed = '{"hash_ids": [1], "input_length": 5, "output_length": 1}'
+    told = '{"input_ids": [1]}'
+    assert check(write(tmp_path / "a.jsonl", hashed, hashed)) == Summary(2, hashed=True)
+    assert check(write(tmp_path / "b.jsonl", told)) == Summary(1, hashed=False)
+    with pytest.raises(TraceError, match="no request"):
+        check(write(tmp_path / "c.jsonl", ""))
 
 
 @pytest.mark.parametrize(

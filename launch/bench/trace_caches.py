@@ -1,0 +1,279 @@
+"""The cache of a scheduler in this process, ours or stock's, over pools with rows of a few bytes.
+
+The pools, the allocator and the cache are the engine's or those that its factory builds; a token
+has one row of one layer of each kind, in place of the rows of a model. So millions of tokens fit
+into a small machine, and both caches have as many tokens as with the model.
+"""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.hicache_storage import PoolName
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+
+from launch.bench.call_times import CallTimes
+from launch.bench.trace_copies import FULL, KINDS, WINDOW, Copies, CopiesAtOnce
+from sglang_ext.adapter import factory
+from sglang_ext.sizing.model import PRESETS
+
+MODEL = PRESETS["gpt-oss-120b"]
+"""Whose bytes are meant; as many of a token in either kind of layers, as in the stand-in."""
+HEAD_DIM = 8
+ROW_BYTES = 2 * HEAD_DIM * torch.float16.itemsize
+"""K and V of a token in one kind of layers of the stand-in."""
+CALLS = {
+    "match": ("match_prefix", "touch_prefix"),
+    "lock": ("lock", "unlock"),
+    "load": ("init_load_back", "ready_to_load_host_cache"),
+    "indices": ("prefix_device_indices", "path_device_indices"),
+    "evict": ("evict_for_alloc", "evict"),
+    "insert": ("checkpoint",),
+    "flush_pending_backups": ("flush_pending_backups",),
+    "check_hicache_events": ("check_hicache_events",),
+    "windows": ("evict_sliding_windows",),
+    "release": ("claim_kv_row", "free_kv_row", "on_release"),
+}
+"""What the scheduler calls, by what it is for."""
+OURS, STOCK = "ours", "stock"
+_MOST_STEPS = 10_000
+"""Until nothing is in flight; each begins a batch of copies at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Memory and pages.
+
+    Attributes:
+        device_tokens: with full-attention KV; half as many have sliding-window KV.
+        host_bytes: of the model; 0 for no host tier.
+        page: tokens.
+        chunk: tokens that are prefilled at a time.
+        longest: tokens of the longest request.
+    """
+
+    device_tokens: int
+    host_bytes: int
+    page: int
+    chunk: int
+    longest: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the engine."""
+        # ServerArgs takes 10^9 bytes
+        host_gb = self.host_bytes * ROW_BYTES / MODEL.full_token_bytes / 1e9
+        host: dict[str, Any] = {}
+        if self.host_bytes:
+            host = {
+                "enable_hierarchical_cache": True,
+                "hicache_size": host_gb,
+                "hicache_write_policy": "write_through",
+                "hicache_io_backend": "kernel",
+            }
+        return {
+            "model_path": "dummy",
+            "page_size": self.page,
+            "attention_backend": "torch_native",
+            "chunked_prefill_size": self.chunk,
+            **host,
+        }
+
+
+class Cache:
+    """A cache as its scheduler has it: with the pools, the allocator and the rows of requests.
+
+    Attributes:
+        tree: ours or stock's.
+        times: of its calls.
+        copies: between the tiers.
+    """
+
+    def __init__(self, system: str, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.times = CallTimes()
+        self.copies = Copies(self.times)
+        layout = "page_first" if system == OURS else "layer_first"
+        arguments = ServerArgs(**sizes.options, hicache_mem_layout=layout)
+        # what the engine takes from the model's configuration, which is not there
+        arguments._mamba_cache_chunk_size = sizes.page
+        set_global_server_args_for_scheduler(arguments)
+        self.pool, self.allocator, self.rows = _memory(sizes)
+        params = CacheInitParams(
+            disable=False,
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.allocator,
+            page_size=sizes.page,
+            chunked_prefill_size=sizes.chunk,
+            sliding_window_size=MODEL.window - 1,
+            tree_components=(ComponentType.FULL, ComponentType.SWA),
+        )
+        self._built: Ours | Stock
+        if system == OURS:
+            self._built = Ours(params, self.copies, host=self.has_host)
+        else:
+            self._built = Stock(params, self.copies, arguments if self.has_host else None)
+        self.tree = self._built.tree
+        self.times.watch(self.tree, CALLS)
+
+    @property
+    def has_host(self) -> bool:
+        """Whether there is a host tier."""
+        return self.sizes.host_bytes > 0
+
+    @property
+    def most_again(self) -> int:
+        """Most tokens of a prompt that the cache did not give although it had their
+        full-attention KV."""
+        return self._built.most_again
+
+    def host_pages(self) -> dict[str, list[int]]:
+        """[used, all] host pages by kind of KV. Ours has one memory for both kinds: all are what
+        there would be of one kind alone."""
+        return self._built.host_pages() if self.has_host else {}
+
+    def check_idle(self) -> None:
+        """Nothing is lost: with no request, all slots are free or the cache's.
+
+        Raises:
+            AssertionError: some are not.
+        """
+        pool, allocator, tree = self.pool, self.allocator, self.tree
+        if self.has_host:
+            # a step may begin copies ahead of evictions
+            for _ in range(_MOST_STEPS):
+                tree.check_hicache_events()
+                if not (tree.ongoing_write_through or tree.ongoing_load_back):
+                    break
+        tree.sanity_check()
+        full = allocator.full_available_size() + tree.full_evictable_size()
+        window = allocator.swa_available_size() + tree.swa_evictable_size()
+        assert (full, window) == (pool.size, pool.size_swa), (full, window)
+
+
+def _memory(sizes: Sizes) -> tuple[SWAKVPool, SWATokenToKVPoolAllocator, ReqToTokenPool]:
+    page = sizes.page
+    tokens, window_tokens = (
+        count // page * page for count in (sizes.device_tokens, sizes.device_tokens // 2)
+    )
+    dtype, device = torch.float16, "cpu"
+    pool = SWAKVPool(
+        size=tokens,
+        size_swa=window_tokens,
+        page_size=page,
+        dtype=dtype,
+        head_num=1,
+        head_dim=HEAD_DIM,
+        swa_attention_layer_ids=[0],
+        full_attention_layer_ids=[1],
+        device=device,
+    )
+    allocator = SWATokenToKVPoolAllocator(
+        tokens, window_tokens, page, dtype, device, pool, need_sort=False
+    )
+    rows = ReqToTokenPool(2, sizes.longest + page, device, enable_memory_saver=False)
+    return pool, allocator, rows
+
+
+class Ours:
+    """Our cache, as its factory builds it."""
+
+    def __init__(self, params: CacheInitParams, copies: Copies, *, host: bool) -> None:
+        worker = SimpleNamespace(
+            model_runner=SimpleNamespace(
+                prefill_aware_swa=False, forward_stream=None, lora_manager=None
+            ),
+            register_hicache_layer_transfer_counter=lambda _: None,
+        )
+        context: Any = SimpleNamespace(
+            disable_radix_cache=False,
+            params=params,
+            full_tokens_per_layer=1,
+            is_hybrid_swa=True,
+            is_hybrid_ssm=False,
+            enable_hierarchical_cache=host,
+            tp_worker=worker,
+            tp_size=1,
+            tp_rank=0,
+        )
+        engine = functools.partial(CopiesAtOnce, copies, params.page_size)
+        with patch.object(factory, "CpuTransferEngine", engine):
+            self.tree: Any = factory.build_tree_cache(context)
+        self.most_again = 0
+        self._match = self.tree.index.match_and_use
+        self.tree.index.match_and_use = self._observed
+
+    def _observed(self, *args: Any) -> Any:
+        match = self._match(*args)
+        again = match.behind * self.tree.index.geometry.page_tokens
+        self.most_again = max(self.most_again, again)
+        return match
+
+    def host_pages(self) -> dict[str, list[int]]:
+        """See Cache."""
+        arena = self.tree._host_memory.arena
+        return {kind: [arena.taken(n), arena.shape.pages(n)] for n, kind in enumerate(KINDS)}
+
+
+class Stock:
+    """The engine's cache.
+
+    Args:
+        arguments: of the engine, for the host tier; None for none.
+    """
+
+    def __init__(
+        self, params: CacheInitParams, copies: Copies, arguments: ServerArgs | None
+    ) -> None:
+        self.tree: Any = UnifiedRadixCache(params)
+        self.most_again = 0
+        self._page = params.page_size
+        self._match = self.tree.match_prefix
+        self.tree.match_prefix = self._observed
+        self._host: dict[str, Any] = {}
+        if arguments is not None:
+            self.tree.init_hicache(arguments, params)
+            entries = self.tree.cache_controller.mem_pool_host.entry_map
+            for kind, name in ((FULL, PoolName.KV), (WINDOW, PoolName.SWA)):
+                self._host[kind] = entries[name].host_pool
+                _count_copies(kind, entries[name].host_pool, copies)
+
+    def _observed(self, *args: Any) -> Any:
+        match = self._match(*args)
+        found = match.device_prefix_len + match.host_hit_length
+        self.most_again = max(self.most_again, match.full_kv_hit_length - found)
+        return match
+
+    def host_pages(self) -> dict[str, list[int]]:
+        """See Cache."""
+        page = self._page
+        return {
+            kind: [(pool.size - pool.available_size()) // page, pool.size // page]
+            for kind, pool in self._host.items()
+        }
+
+
+def _count_copies(kind: str, pool: Any, copies: Copies) -> None:
+    """Count the copies of a host pool of the engine; it has one layer, so one of each transfer."""
+    backup = pool.backup_from_device_all_layer_physical
+    load = pool.load_to_device_per_layer_physical
+
+    def to_host(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
+        with copies.made(copies.to_host, {kind: len(host)}):
+            backup(device_pool, host, *rest, **more)
+
+    def to_device(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
+        with copies.made(copies.to_device, {kind: len(host)}):
+            load(device_pool, host, *rest, **more)
+
+    pool.backup_from_device_all_layer_physical = to_host
+    pool.load_to_device_per_layer_physical = to_device
