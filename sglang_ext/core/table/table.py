@@ -132,7 +132,7 @@ class PageTable:
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
         self._key_seed: Callable[[Hashable], Key] = namespace_seed
         slots = geometry.slots_per_page
-        self.loops = loops
+        self.loops, self._paths = loops, loops.paths
         self.device = SlotColumn(capacity, slots, loops)
         self.host = SlotColumn(capacity, slots, loops)
         self.swa_device = SlotColumn(capacity, slots, loops)
@@ -186,7 +186,7 @@ class PageTable:
         if root is None:
             return _NO_ROWS
         rows = np.empty(len(pages), dtype=np.int64)
-        return rows[: self.loops.paths.lookup(self._arrays, pages, root, self._seeds[root], rows)]
+        return rows[: self._paths.lookup(self._arrays, pages, root, self._seeds[root], rows)]
 
     def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only.
@@ -199,7 +199,7 @@ class PageTable:
         if root is None:
             return _NOTHING
         rows = np.empty(len(pages), np.int64) if rest is None else _room(pages, rest)
-        behind, best, ready, to_pin, cut = self.loops.paths.match(
+        behind, best, ready, to_pin, cut = self._paths.match(
             self._arrays, pages, root, self._seeds[root], self._window, rows
         )
         return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
@@ -214,7 +214,7 @@ class PageTable:
         # what most requests wait for: no call that is not needed
         rows = np.empty(len(pages), np.int64) if rest is None else _room(pages, rest)
         tick = self.tick + 1
-        behind, best, ready, to_pin, cut = self.loops.paths.match_and_use(
+        behind, best, ready, to_pin, cut = self._paths.match_and_use(
             self._arrays,
             pages,
             root,
@@ -253,7 +253,7 @@ class PageTable:
         if root is None:
             return None
         parent, digest = self._end_of(above, root)
-        row = self.loops.paths.child(self._arrays, page[None], parent, digest, len(above))
+        row = self._paths.child(self._arrays, page[None], parent, digest, len(above))
         return None if row < 0 else int(row)
 
     def _end_of(self, path: Rows, root: int) -> tuple[int, int]:
@@ -286,7 +286,7 @@ class PageTable:
     def path(self, row: int) -> Rows:
         """Rows from the first page to ``row``."""
         rows = np.empty(int(self.depth[row]) + 1, dtype=np.int64)
-        self.loops.paths.path(self._arrays, row, rows)
+        self._paths.path(self._arrays, row, rows)
         return rows
 
     def namespace(self, path: Rows) -> Hashable:
@@ -340,7 +340,7 @@ class PageTable:
         pages = pages[: self._limits.pages - depth]
         parent, digest = self._end_of(above, root)
         rows = np.empty(len(pages), dtype=np.int64)
-        count, self._cursor = self.loops.paths.append(
+        count, self._cursor = self._paths.append(
             self._arrays, pages, parent, digest, depth, self.now, self._cursor, rows
         )
         self.n_rows += int(count)
@@ -356,7 +356,7 @@ class PageTable:
         A child inside ``rows`` is fine. Copies must have been taken before.
         """
         roots = np.empty(len(rows), dtype=np.int64)
-        childless = self.loops.paths.remove(self._arrays, rows, roots)
+        childless = self._paths.remove(self._arrays, rows, roots)
         assert childless, "removed a row that still has children"
         self.resume_if_room[rows] = False
         self.n_rows -= len(rows)
@@ -365,7 +365,7 @@ class PageTable:
 
     def subtree(self, rows: Rows) -> Rows:
         """``rows`` and all their descendants."""
-        if self.loops.paths.is_closed(self._arrays, rows, self._mark):
+        if self._paths.is_closed(self._arrays, rows, self._mark):
             return rows
         inside = self._mark
         inside[rows] = True
@@ -468,11 +468,11 @@ class PageTable:
 
     def use(self, rows: Rows) -> None:
         """Make the pages of a path, and the window at its end, those used last."""
-        self.loops.paths.use(self._arrays, rows, self.now, self._policy, self._window)
+        self._paths.use(self._arrays, rows, self.now, self._policy, self._window)
 
     def use_window(self, rows: Rows) -> None:
         """Make sliding-window copies those used last, alone."""
-        self.loops.paths.use_window(self._arrays, rows, self.now)
+        self._paths.use_window(self._arrays, rows, self.now)
 
     def record(self, rows: Rows, request: int, priority: int, interval: int) -> None:
         """A request has extended a path, which is not empty: ``count_request`` and ``use`` of it,
@@ -483,7 +483,7 @@ class PageTable:
         """
         rank, now = self.priority_rank(priority), self.now
         policy, window = self._policy, self._window
-        self.loops.paths.record(self._arrays, rows, request, rank, now, policy, window, interval)
+        self._paths.record(self._arrays, rows, request, rank, now, policy, window, interval)
 
     def count_request(self, rows: Rows, request: int, requested: int = 0) -> bool:
         """Count a request on pages of its path; whether it was new to one of them. In pieces,
@@ -494,7 +494,7 @@ class PageTable:
             requested: its priority, any 64-bit number; larger is more important.
         """
         rank = self.priority_rank(requested)
-        return bool(self.loops.paths.count_request(self._arrays, rows, request, rank))
+        return bool(self._paths.count_request(self._arrays, rows, request, rank))
 
     def victims(self, column: SlotColumn, age: NDArray[np.int64]) -> VictimQueue:
         """What eviction from a column takes, by an age."""
