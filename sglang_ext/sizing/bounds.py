@@ -5,6 +5,7 @@ A cache is here a set of blocks of tokens, each known by all tokens up to its en
 found when those in front of it are, and leaves after those behind it.
 """
 
+import hashlib
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -12,7 +13,6 @@ from itertools import takewhile
 
 import numpy as np
 
-from sglang_ext.core.table.digest import PageHasher
 from sglang_ext.sizing.traffic import Tokens
 
 _NEVER = -1
@@ -36,12 +36,15 @@ class Bounds:
         self._paths: list[list[int]] = []
         self._findable: list[int] = []
         self._prompt = 0
-        numbers: dict[int, int] = {}
-        hasher = PageHasher(block)
+        numbers: dict[tuple[int, bytes], int] = {}
         for prompt, answer in requests:
             known = np.concatenate((prompt, answer)) if (answer >= 0).all() else prompt
-            digests = hasher.many(0, _blocks(known, block, page), 0).tolist()
-            self._paths.append([numbers.setdefault(name, len(numbers)) for name in digests])
+            path, last = [], -1
+            for tokens in _blocks(known, block, page):
+                name = last, hashlib.blake2b(tokens, digest_size=16).digest()
+                last = numbers.setdefault(name, len(numbers))
+                path.append(last)
+            self._paths.append(path)
             self._findable.append((len(prompt) - 1) // page * page)
             self._prompt += len(prompt)
         self._next_uses = _next_uses(self._paths, len(numbers))
