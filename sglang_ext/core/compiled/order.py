@@ -1,0 +1,293 @@
+"""Who may go, in the order of last use and by class; see ``retention.order.Order``.
+
+A *stamp* is one use of a run of pages of one class. Stamps count up, so their order is that of
+last use. Pages of one stamp are on one path, so no more than one of them can be a leaf: a stamp
+has a page that may go, or none. For each class one bit a stamp says which; with two levels of
+summaries the next one is found in a few steps wherever it is.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+from numba.core.types import Array, NamedTuple, boolean, int16, int32, int64, uint64, void
+
+from sglang_ext.core.compiled.bins import BINS, EDGES, bin_of
+from sglang_ext.core.compiled.build import compiled
+
+FLAGS = Array(boolean, 1, "C")
+INTS = Array(int32, 1, "C")
+LONGS = Array(int64, 1, "C")
+WORDS = Array(uint64, 2, "C")
+NONE = -1
+
+FIELDS = {
+    "stamp": INTS,  # (rows,) of the last use; NONE for a row that is not here
+    "holders": INTS,  # (rows,) children that are here, and locks
+    "room": INTS,  # (rows,) what a row takes
+    "parent": INTS,  # (rows,) NONE or less for a first page
+    "leaf": INTS,  # (stamps,) the row that may go, or NONE
+    "tick": LONGS,  # (stamps,)
+    "kind": Array(int16, 1, "C"),  # (stamps,) class
+    "bits": WORDS,  # (classes + 1, stamps / 64) whether a stamp has a leaf; last: of any class
+    "words": WORDS,  # the same of words of bits
+    "blocks": WORDS,  # and of words of words
+    "counts": LONGS,  # stamps given so far
+}
+OrderArrays = namedtuple("OrderArrays", FIELDS)
+ORDER = NamedTuple(tuple(FIELDS.values()), OrderArrays)
+
+_ONE = np.uint64(1)
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+_ZERO = np.uint64(0)
+
+
+@compiled(int64(uint64))
+def lowest(word):
+    """Number of the lowest bit that is set."""
+    at = 0
+    for width in (32, 16, 8, 4, 2, 1):
+        if word & ((_ONE << np.uint64(width)) - _ONE) == _ZERO:
+            word >>= np.uint64(width)
+            at += width
+    return at
+
+
+@compiled(void(ORDER, int64, int64))
+def _raise(order, kind, stamp):
+    """A stamp has a leaf."""
+    order.bits[kind, stamp >> 6] |= _ONE << np.uint64(stamp & 63)
+    order.words[kind, stamp >> 12] |= _ONE << np.uint64((stamp >> 6) & 63)
+    order.blocks[kind, stamp >> 18] |= _ONE << np.uint64((stamp >> 12) & 63)
+
+
+@compiled(void(ORDER, int64, int64))
+def _clear(order, kind, stamp):
+    """It has none."""
+    order.bits[kind, stamp >> 6] &= ~(_ONE << np.uint64(stamp & 63))
+    if order.bits[kind, stamp >> 6]:
+        return
+    order.words[kind, stamp >> 12] &= ~(_ONE << np.uint64((stamp >> 6) & 63))
+    if order.words[kind, stamp >> 12]:
+        return
+    order.blocks[kind, stamp >> 18] &= ~(_ONE << np.uint64((stamp >> 12) & 63))
+
+
+@compiled(int64(ORDER, int64, int64, int64))
+def next_leaf(order, kind, first, end):
+    """The first stamp in ``[first, end)`` that has a leaf of a class; NONE if there is none."""
+    if first >= end:
+        return NONE
+    at = first >> 6
+    word = order.bits[kind, at] & (_ALL << np.uint64(first & 63))
+    if not word:
+        above = (at + 1) >> 6
+        upper = _ZERO
+        if above < order.words.shape[1]:
+            upper = order.words[kind, above] & (_ALL << np.uint64((at + 1) & 63))
+        if not upper:
+            top = (above + 1) >> 6
+            mask = _ALL << np.uint64((above + 1) & 63)
+            while top < order.blocks.shape[1] and not order.blocks[kind, top] & mask:
+                if top << 18 >= end:
+                    return NONE
+                top += 1
+                mask = _ALL
+            if top >= order.blocks.shape[1]:
+                return NONE
+            above = (top << 6) + lowest(order.blocks[kind, top] & mask)
+            upper = order.words[kind, above]
+        at = (above << 6) + lowest(upper)
+        word = order.bits[kind, at]
+    stamp = (at << 6) + lowest(word)
+    return stamp if stamp < end else NONE
+
+
+@compiled(void(ORDER, int64))
+def link(order, row):
+    """A row may go, if it is here and nobody holds it."""
+    stamp = order.stamp[row]
+    if stamp == NONE or order.holders[row] > 0:
+        return
+    order.leaf[stamp] = row
+    _raise(order, order.kind[stamp], stamp)
+    _raise(order, order.bits.shape[0] - 1, stamp)
+
+
+@compiled(void(ORDER, int64))
+def unlink(order, row):
+    """A row may not go."""
+    stamp = order.stamp[row]
+    if stamp == NONE or order.leaf[stamp] != row:
+        return
+    order.leaf[stamp] = NONE
+    _clear(order, order.kind[stamp], stamp)
+    _clear(order, order.bits.shape[0] - 1, stamp)
+
+
+@compiled(void(ORDER, INTS, int64))
+def hold(order, rows, holders):
+    """Add holders to rows, or take them away."""
+    for i in range(rows.size):
+        row = rows[i]
+        order.holders[row] += holders
+        if holders < 0:
+            link(order, row)
+        else:
+            unlink(order, row)
+
+
+@compiled(void(ORDER, int64))
+def remove(order, row):
+    """A row leaves, and no longer holds its parent."""
+    unlink(order, row)
+    order.stamp[row] = NONE
+    parent = order.parent[row]
+    if parent > NONE:
+        order.holders[parent] -= 1
+        link(order, parent)
+
+
+@compiled(int64(ORDER, int64, int64))
+def _new_stamp(order, kind, tick):
+    stamp = order.counts[0]
+    order.counts[0] = stamp + 1
+    order.leaf[stamp] = NONE
+    order.tick[stamp] = tick
+    order.kind[stamp] = kind
+    return stamp
+
+
+@compiled(void(ORDER))
+def compact(order):
+    """Number those stamps anew that rows have, in the same order."""
+    used = np.zeros(order.counts[0], dtype=np.int32)
+    for row in range(order.stamp.size):
+        if order.stamp[row] != NONE:
+            used[order.stamp[row]] = 1
+    order.bits[:] = 0
+    order.words[:] = 0
+    order.blocks[:] = 0
+    count = 0
+    for stamp in range(used.size):
+        if used[stamp]:
+            used[stamp] = count
+            order.leaf[count] = NONE
+            order.tick[count] = order.tick[stamp]
+            order.kind[count] = order.kind[stamp]
+            count += 1
+    order.counts[0] = count
+    for row in range(order.stamp.size):
+        if order.stamp[row] != NONE:
+            order.stamp[row] = used[order.stamp[row]]
+            link(order, row)
+
+
+@compiled(void(ORDER, INTS, Array(int16, 1, "C"), int64))
+def use(order, path, kinds, tick):
+    """A request has used the rows of a path, first page first; they are here from now on."""
+    if order.counts[0] + path.size > order.leaf.size:
+        compact(order)
+    last = NONE
+    stamp = NONE
+    # the end of a path goes before its beginning: it has the smaller stamp
+    for i in range(path.size - 1, -1, -1):
+        row = path[i]
+        if order.stamp[row] == NONE:
+            parent = order.parent[row]
+            if parent > NONE:
+                unlink(order, parent)
+                order.holders[parent] += 1
+        else:
+            unlink(order, row)
+        if kinds[i] != last or stamp == NONE:
+            last = kinds[i]
+            stamp = _new_stamp(order, last, tick)
+        order.stamp[row] = stamp
+        link(order, row)
+
+
+@compiled(int64(ORDER, int64, INTS))
+def oldest(order, room, out):
+    """Remove the least recently used rows until they had ``room``; how many went to ``out``."""
+    every = order.bits.shape[0] - 1
+    stamp, found = 0, 0
+    while room > 0 and found < out.size:
+        stamp = next_leaf(order, every, stamp, order.counts[0])
+        if stamp == NONE:
+            break
+        row = order.leaf[stamp]
+        parent = order.parent[row]
+        remove(order, row)
+        out[found] = row
+        found += 1
+        room -= order.room[row]
+        if parent > NONE and order.stamp[parent] != NONE:
+            stamp = min(stamp, order.stamp[parent])
+    return found
+
+
+@compiled(LONGS(ORDER, int64))
+def _ends(order, now):
+    """Of bin b are the stamps ``[ends[b + 1], ends[b])``."""
+    ends = np.empty(BINS + 1, dtype=np.int64)
+    ends[0] = order.counts[0]
+    for b in range(1, BINS):
+        low, high = 0, ends[b - 1]
+        while low < high:
+            middle = (low + high) >> 1
+            if now - order.tick[middle] >= EDGES[b]:
+                low = middle + 1
+            else:
+                high = middle
+        ends[b] = low
+    ends[BINS] = 0
+    return ends
+
+
+@compiled(int64(ORDER, int64, INTS, INTS, int64, INTS))
+def cheapest(order, room, cells, ranks, now, out):
+    """The same for rows in the order of their cells, each the pages of a class and an age; of one
+    cell the least recently used go first.
+
+    Args:
+        cells: all cells (class * BINS + bin), first those to go first.
+        ranks: where a cell is in ``cells``.
+    """
+    ends = _ends(order, now)
+    at, found = 0, 0
+    while room > 0 and found < out.size and at < cells.size:
+        kind, b = cells[at] // BINS, cells[at] % BINS
+        stamp = next_leaf(order, kind, ends[b + 1], ends[b])
+        if stamp == NONE:
+            at += 1
+            continue
+        row = order.leaf[stamp]
+        parent = order.parent[row]
+        remove(order, row)
+        out[found] = row
+        found += 1
+        room -= order.room[row]
+        if parent > NONE and order.stamp[parent] != NONE and order.holders[parent] == 0:
+            above = order.stamp[parent]
+            cell = order.kind[above] * BINS + bin_of(now - order.tick[above])
+            at = min(at, ranks[cell])
+    return found
+
+
+@compiled(int64(ORDER))
+def oldest_leaf(order):
+    """The row that ``oldest`` would take first, or NONE."""
+    stamp = next_leaf(order, order.bits.shape[0] - 1, 0, order.counts[0])
+    return NONE if stamp == NONE else order.leaf[stamp]
+
+
+@compiled(int64(ORDER, INTS, int64))
+def cheapest_leaf(order, cells, now):
+    """The row that ``cheapest`` would take first, or NONE."""
+    ends = _ends(order, now)
+    for at in range(cells.size):
+        kind, b = cells[at] // BINS, cells[at] % BINS
+        stamp = next_leaf(order, kind, ends[b + 1], ends[b])
+        if stamp != NONE:
+            return order.leaf[stamp]
+    return NONE
