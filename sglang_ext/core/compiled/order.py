@@ -244,6 +244,31 @@ def _ends(order, now):
     return ends
 
 
+@compiled(Array(uint64, 1, "C")(ORDER, INTS, LONGS))
+def _cells_with_leaves(order, ranks, ends):
+    """One bit a cell, in the order of ranks: whether it has a leaf, for sure if it has one."""
+    cells = np.zeros((ranks.size >> 6) + 1, dtype=np.uint64)
+    for kind in range(order.bits.shape[0] - 1):
+        stamp = next_leaf(order, kind, 0, order.counts[0])
+        b = BINS - 1
+        while stamp != NONE:
+            while stamp >= ends[b]:
+                b -= 1
+            rank = ranks[kind * BINS + b]
+            cells[rank >> 6] |= _ONE << np.uint64(rank & 63)
+            stamp = next_leaf(order, kind, ends[b], order.counts[0])
+    return cells
+
+
+@compiled(int64(Array(uint64, 1, "C")))
+def _first(cells):
+    """The first bit that is set, or NONE."""
+    for at in range(cells.size):
+        if cells[at]:
+            return (at << 6) + lowest(cells[at])
+    return NONE
+
+
 @compiled(int64(ORDER, int64, INTS, INTS, int64, INTS))
 def cheapest(order, room, cells, ranks, now, out):
     """The same for rows in the order of their cells, each the pages of a class and an age; of one
@@ -254,12 +279,16 @@ def cheapest(order, room, cells, ranks, now, out):
         ranks: where a cell is in ``cells``.
     """
     ends = _ends(order, now)
-    at, found = 0, 0
-    while room > 0 and found < out.size and at < cells.size:
+    left = _cells_with_leaves(order, ranks, ends)
+    found = 0
+    while room > 0 and found < out.size:
+        at = _first(left)
+        if at == NONE:
+            break
         kind, b = cells[at] // BINS, cells[at] % BINS
         stamp = next_leaf(order, kind, ends[b + 1], ends[b])
         if stamp == NONE:
-            at += 1
+            left[at >> 6] &= ~(_ONE << np.uint64(at & 63))
             continue
         row = order.leaf[stamp]
         parent = order.parent[row]
@@ -270,7 +299,7 @@ def cheapest(order, room, cells, ranks, now, out):
         if parent > NONE and order.stamp[parent] != NONE and order.holders[parent] == 0:
             above = order.stamp[parent]
             cell = order.kind[above] * BINS + bin_of(now - order.tick[above])
-            at = min(at, ranks[cell])
+            left[ranks[cell] >> 6] |= _ONE << np.uint64(ranks[cell] & 63)
     return found
 
 
@@ -281,13 +310,12 @@ def oldest_leaf(order):
     return NONE if stamp == NONE else order.leaf[stamp]
 
 
-@compiled(int64(ORDER, INTS, int64))
-def cheapest_leaf(order, cells, now):
+@compiled(int64(ORDER, INTS, INTS, int64))
+def cheapest_leaf(order, cells, ranks, now):
     """The row that ``cheapest`` would take first, or NONE."""
     ends = _ends(order, now)
-    for at in range(cells.size):
-        kind, b = cells[at] // BINS, cells[at] % BINS
-        stamp = next_leaf(order, kind, ends[b + 1], ends[b])
-        if stamp != NONE:
-            return order.leaf[stamp]
-    return NONE
+    at = _first(_cells_with_leaves(order, ranks, ends))
+    if at == NONE:
+        return NONE
+    kind, b = cells[at] // BINS, cells[at] % BINS
+    return order.leaf[next_leaf(order, kind, ends[b + 1], ends[b])]

@@ -103,5 +103,5 @@ class Order:
 
     def next_cheapest(self, estimate: Estimate, tick: int) -> int | None:
         """The row that ``cheapest`` takes first."""
-        row = loops.cheapest_leaf(self._arrays, estimate.cells, tick)
+        row = loops.cheapest_leaf(self._arrays, estimate.cells, estimate.ranks, tick)
         return None if row == loops.NONE else row
