@@ -56,22 +56,24 @@ def one_tier(trace: Trace, tokens: int, rule: str) -> dict[str, Any]:
     pages = max(1, tokens // trace.page)
     longest = max(map(len, trace.paths))
     order = Order(trace.parent, longest)
+    (lane,) = order.lanes
     retention = Retention([pages])
     digests = trace.digests()
     taken, hits, learned = 0, 0, 0
     start = time.perf_counter()
     for i, path in enumerate(trace.paths):
-        hit = leading(path, order.__contains__)
+        hit = leading(path, lane.__contains__)
         hits += found(trace, i, hit)
         if rule == "lru":
             kinds = np.zeros(len(path), dtype=np.int16)
         else:
             kinds = retention.request(digests[path])
         order.use(path, kinds, i + 1)
+        lane.put(path)
         taken += len(path) - hit
         if taken > pages:
             if rule == "always":
-                gone = order.cheapest(taken - pages, retention.estimate, i + 1)
+                gone = lane.cheapest(taken - pages, retention.estimate, i + 1)
             else:
                 gone = retention.evict(0, order, taken - pages)
             taken -= len(gone)
@@ -85,3 +87,97 @@ def one_tier(trace: Trace, tokens: int, rule: str) -> dict[str, Any]:
     if rule == "learned":
         result["share_of_requests_learned"] = round(learned / len(trace.paths), 3)
     return result
+
+
+class TwoTiers:
+    """A device and a host of a trace. What is on both is a copy, which goes before all else.
+
+    Args:
+        trace: see Trace.
+        device, host: tokens.
+        rule: see RULES.
+    """
+
+    def __init__(self, trace: Trace, device: int, host: int, rule: str) -> None:
+        self._trace = trace
+        self._device_pages, self._host_pages = device // trace.page, host // trace.page
+        self._order = Order(trace.parent, max(map(len, trace.paths)), lanes=2)
+        self._device, self._host = self._order.lanes
+        self._retention = Retention([self._device_pages, self._device_pages + self._host_pages])
+        self._rule = rule
+        self._copies: dict[int, None] = {}  # on the host and on the device, oldest first
+        self._on_device = self._on_host_alone = 0
+        self.hits = self.written = self.loaded = 0
+
+    def request(self, number: int, digests: NDArray[np.uint64]) -> None:
+        """One request."""
+        path = self._trace.paths[number]
+        here = leading(path, self._device.__contains__)
+        both = leading(path, lambda row: row in self._device or row in self._host)
+        self.hits += found(self._trace, number, both)
+        kinds = self._retention.request(digests[path])
+        self._order.use(path, kinds, self._retention.tick)
+        # pages [here, both) are loaded; from there on they are computed
+        for row in reversed(path[here:both].tolist()):
+            self._host.remove(row)
+            self._on_host_alone -= 1
+            self._copies[row] = None
+        self.loaded += both - here
+        self._device.put(path)
+        self._on_device += len(path) - here
+        over = self._on_device - self._device_pages
+        if over <= 0:
+            return
+        if self._rule == "lru":
+            gone = self._device.oldest(over)
+        else:
+            gone = self._retention.evict(0, self._order, over)
+        self._on_device -= len(gone)
+        for row in gone.tolist():
+            self._leave(row)
+
+    def _leave(self, row: int) -> None:
+        """A page has left the device."""
+        if row in self._copies:
+            del self._copies[row]
+        else:
+            if not self._admit(row):
+                return
+            self.written += 1
+            if len(self._copies) + self._on_host_alone >= self._host_pages:
+                self._drop()
+        self._host.put(np.array([row], dtype=np.int32))
+        self._on_host_alone += 1
+
+    def _admit(self, row: int) -> bool:
+        if self._host_pages == 0:
+            return False
+        if self._rule == "lru" or self._host.is_held(row):
+            return True  # what is below a page is nothing without it
+        return self._retention.worth_admission(1, *self._order.use_of(row))
+
+    def _drop(self) -> None:
+        if self._copies:
+            del self._copies[next(iter(self._copies))]
+            return
+        if self._rule == "lru":
+            gone = self._host.oldest(1)
+        else:
+            gone = self._retention.evict(1, self._order, 1)
+        self._on_host_alone -= len(gone)
+
+
+def two_tiers(trace: Trace, device: int, host: int, rule: str) -> dict[str, Any]:
+    """Share of tokens found on either, and pages written for each page loaded."""
+    tiers, digests = TwoTiers(trace, device, host, rule), trace.digests()
+    for number in range(len(trace.paths)):
+        tiers.request(number, digests)
+    return {
+        "device_tokens": device,
+        "host_tokens": host,
+        "rule": rule,
+        "hit_rate": round(tiers.hits / int(trace.tokens.sum()), 4),
+        "written_pages": tiers.written,
+        "loaded_pages": tiers.loaded,
+        "written_per_loaded": round(tiers.written / max(1, tiers.loaded), 2),
+    }

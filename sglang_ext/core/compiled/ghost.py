@@ -6,7 +6,7 @@ import numpy as np
 from numba.core.types import Array, NamedTuple, boolean, int16, int32, int64, uint64, void
 
 from sglang_ext.core.compiled.build import compiled
-from sglang_ext.core.compiled.order import NONE, ORDER, cheapest, oldest, use
+from sglang_ext.core.compiled.order import NONE, ORDER, cheapest, oldest, put, use
 
 INTS = Array(int32, 1, "C")
 LONGS = Array(int64, 1, "C")
@@ -81,12 +81,13 @@ def request(ghost, order, digests, room, kinds, tick, cells, ranks, learned, gon
             ghost.counts[1] += room[i]
         path[i] = row
     use(order, path, kinds[:pages], tick)
+    put(order, 0, path)
     over = ghost.counts[1] - ghost.counts[2]
     if over > 0:
         if learned:
-            found = cheapest(order, over, cells, ranks, tick, gone)
+            found = cheapest(order, 0, over, cells, ranks, tick, gone)
         else:
-            found = oldest(order, over, gone)
+            found = oldest(order, 0, over, gone)
         for i in range(found):
             row = gone[i]
             ghost.counts[1] -= order.room[row]

@@ -82,6 +82,17 @@ class Estimate:
             left -= (left * chance) >> loops.UNIT
         return (1 << loops.UNIT) - left
 
+    def returns_while_worth(self, kind: int, age: int, rate: int) -> int:
+        """Chance, in 2**-30, that such a page is used before it is worth no more than ``rate``."""
+        left = 1 << loops.UNIT
+        first = bin_of(age)
+        values, chances = self.values[kind, first:], self.chances[kind, first:]
+        for value, chance in zip(values.tolist(), chances.tolist(), strict=True):
+            if value <= rate:
+                break
+            left -= (left * chance) >> loops.UNIT
+        return (1 << loops.UNIT) - left
+
     def explain(self) -> list[dict[str, Any]]:
         """Who stays how long: for each class (name, value in uses per 1,000 ticks when it was
         just used, share that is used again within 1,000 ticks, and the age at which it is worth

@@ -9,8 +9,10 @@ from sglang_ext.core.retention.returns import Digests, Kinds, Returns
 
 REBUILD = 200
 """Requests between two tables."""
-_UNLIKELY = 1 << 26
-"""A chance of one in 16, in 2**-30."""
+ENOUGH = 1 << 28
+"""A chance of one in four, in 2**-30: a copy has to be used."""
+_RATE_SHIFT = 4
+"""What goes to make room is worth about what the last 16 evictions took."""
 
 
 class Retention:
@@ -31,6 +33,7 @@ class Retention:
         self._depth_cost = depth_cost
         self.estimate = no_estimate()
         self.tick = 0
+        self._rates = [0] * len(tiers)
 
     def learned(self, tier: int) -> bool:
         """Whether the table decides in a tier; else the least recently used page goes."""
@@ -56,32 +59,29 @@ class Retention:
         return kinds
 
     def evict(self, tier: int, order: Order, pages: int) -> Rows:
-        """Remove and return up to so many rows of a tier."""
-        if self.learned(tier):
-            return order.cheapest(pages, self.estimate, self.tick)
-        return order.oldest(pages)
+        """Remove and return up to so many rows of a tier; ``order`` has a lane for each."""
+        lane = order.lanes[tier]
+        if not self.learned(tier):
+            self._rates[tier] = 0
+            return lane.oldest(pages)
+        rows = lane.cheapest(pages, self.estimate, self.tick)
+        if len(rows):
+            kind, used = order.use_of(int(rows[-1]))
+            value = self.estimate.value(kind, self.tick - used)
+            self._rates[tier] += (value - self._rates[tier]) >> _RATE_SHIFT
+        return rows
 
-    def worth_admission(self, tier: int, order: Order, kind: int, used: int, *, full: bool) -> bool:
-        """Whether a page is worth a place in a tier.
+    def worth_admission(self, tier: int, kind: int, used: int) -> bool:
+        """Whether a page is worth a copy in a tier.
 
-        Where least recently used decides, everything is. Else it has to be worth more than what
-        goes first to make room for it, and a return has to be likely enough to pay the copy.
+        Where the least recently used page goes, everything is. Else it has to be likely enough
+        that the page is used before it is worth less than what goes to make room there.
 
         Args:
-            order: of the tier.
             kind: class of the page.
             used: tick of its last use.
-            full: something goes to make room.
         """
         if not self.learned(tier):
             return True
-        age = self.tick - used
-        estimate = self.estimate
-        if estimate.returns_within(kind, age, estimate.longest) < _UNLIKELY:
-            return False
-        victim = order.next_cheapest(estimate, self.tick) if full else None
-        if victim is None:
-            return True
-        kind_there, used_there = order.use_of(victim)
-        there = estimate.value(kind_there, self.tick - used_there)
-        return estimate.value(kind, age) > there
+        chance = self.estimate.returns_while_worth(kind, self.tick - used, self._rates[tier])
+        return chance >= ENOUGH
