@@ -1,9 +1,8 @@
 """Hit rates of eviction rules on a trace or on generated traffic, without an engine or memory.
 
     python -m launch.bench.retention --trace conversation.jsonl --tokens 1e6 2.36e6 6.42e6
-    python -m launch.bench.retention --shape chat --share 0.05 0.1 0.2
-    python -m launch.bench.retention --trace conversation.jsonl --device-tokens 1e6 \\
-        --host-tokens 1.356e6
+    python -m launch.bench.retention --traffic chat --tokens 32768 65536
+    python -m launch.bench.retention --trace conversation.jsonl --tokens 1e6 --host-tokens 1.356e6
 
 One cache per capacity and rule; requests one at a time, leaves go first. With a host, what the
 device evicts is copied there if admission lets it, and bytes written are counted for each byte
@@ -11,16 +10,16 @@ loaded.
 """
 
 import argparse
-import dataclasses
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from launch.bench.hits import SHAPES
 from launch.bench.stress import STRESS, VARIATIONS
 from launch.bench.trace import Trace, generate, read
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
@@ -72,11 +71,7 @@ def one_tier(trace: Trace, tokens: int, rule: str) -> dict[str, Any]:
         lane.put(path)
         taken += len(path) - hit
         if taken > pages:
-            if rule == "always":
-                gone = lane.cheapest(taken - pages, retention.estimate, i + 1)
-            else:
-                gone = retention.evict(0, order, taken - pages)
-            taken -= len(gone)
+            taken -= len(retention.evict(0, order, taken - pages))
         learned += retention.learned(0)
     result = {
         "tokens": tokens,
@@ -170,8 +165,8 @@ class TwoTiers:
 def two_tiers(trace: Trace, device: int, host: int, rule: str) -> dict[str, Any]:
     """Share of tokens found on either, and pages written for each page loaded."""
     tiers, digests = TwoTiers(trace, device, host, rule), trace.digests()
-    for number in range(len(trace.paths)):
-        tiers.request(number, digests)
+    for i in range(len(trace.paths)):
+        tiers.request(i, digests)
     return {
         "device_tokens": device,
         "host_tokens": host,
@@ -181,3 +176,59 @@ def two_tiers(trace: Trace, device: int, host: int, rule: str) -> dict[str, Any]
         "loaded_pages": tiers.loaded,
         "written_per_loaded": round(tiers.written / max(1, tiers.loaded), 2),
     }
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--trace", type=input_file, help="JSON lines in Mooncake's format")
+    source.add_argument("--traffic", choices=sorted(SHAPES), help="as in launch.bench.hits")
+    source.add_argument("--stress", choices=sorted(STRESS), help="the right rule is known")
+    parser.add_argument("--block-size", type=whole(1), default=512, help="tokens of a hash id")
+    parser.add_argument("--times", type=whole(1), default=8, help="sessions of --traffic")
+    parser.add_argument("--seed", type=whole(0), default=1)
+    parser.add_argument("--variation", choices=sorted(VARIATIONS))
+    parser.add_argument("--tokens", type=number(above=0, most=1e12), nargs="+", required=True)
+    parser.add_argument(
+        "--host-tokens",
+        type=number(above=0, most=1e12),
+        nargs="+",
+        help="a host of that size below each device of --tokens",
+    )
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--out", type=output_file, help="JSON; default: print only")
+    return parser.parse_args(argv)
+
+
+def trace_of(args: argparse.Namespace) -> Trace:
+    """The trace that the command line names."""
+    if args.trace:
+        trace = read(args.trace, args.block_size)
+    elif args.traffic:
+        trace = generate(args.traffic, args.times, args.seed)
+    else:
+        trace = STRESS[args.stress]()
+    return VARIATIONS[args.variation](trace) if args.variation else trace
+
+
+def main() -> None:
+    """Replay and print."""
+    args = parse_args()
+    trace = trace_of(args)
+    results = []
+    for tokens, rule in itertools.product(map(int, args.tokens), args.rules):
+        if args.host_tokens is None:
+            results.append(one_tier(trace, tokens, rule))
+        else:
+            hosts = map(int, args.host_tokens)
+            results.extend(two_tiers(trace, tokens, host, rule) for host in hosts)
+    text = json.dumps(results, indent=1)
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -93,7 +93,9 @@ def thinned(trace: Trace) -> Trace:
 def doubled(trace: Trace) -> Trace:
     """Both halves at the same time: twice as many requests between two turns."""
     half = len(trace.paths) // 2
-    return trace.part(i for pair in zip(range(half), range(half, 2 * half), strict=True) for i in pair)
+    return trace.part(
+        i for pair in zip(range(half), range(half, 2 * half), strict=True) for i in pair
+    )
 
 
 def reversed_halves(trace: Trace) -> Trace:

@@ -1,6 +1,7 @@
 """A prefix cache without KV: which pages it would hold; see ``retention.ghost.Ghost``."""
 
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 from numba.core.types import Array, NamedTuple, boolean, int16, int32, int64, uint64, void
@@ -19,8 +20,9 @@ FIELDS = {
     "free": INTS,  # (rows,) a stack
     "counts": LONGS,  # free rows; room that is taken; room there is; longest path
 }
-GhostArrays = namedtuple("GhostArrays", FIELDS)
-GHOST = NamedTuple(tuple(FIELDS.values()), GhostArrays)
+_Arrays = namedtuple("GhostArrays", FIELDS)
+GhostArrays: Any = _Arrays
+GHOST = NamedTuple(tuple(FIELDS.values()), _Arrays)
 
 
 @compiled(int64(GHOST, uint64))

@@ -7,7 +7,7 @@ from numba.core.types import Array, Tuple, boolean, int32, int64, uint64
 from sglang_ext.core.compiled.build import compiled
 
 _PER_OCTAVE = 5
-"""Bits: 16 marks for each doubling of the depth; of the first 32 pages all are marks."""
+"""Bits: 32 marks for each doubling of the depth; of the first 64 pages all are marks."""
 
 
 @compiled(int64(int64))

@@ -7,6 +7,7 @@ summaries the next one is found in a few steps wherever it is.
 """
 
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 from numba.core.types import Array, NamedTuple, boolean, int16, int32, int64, uint64, void
@@ -37,8 +38,9 @@ FIELDS = {
     "words": WORDS,  # the same of words of bits
     "blocks": WORDS,  # and of words of words
 }
-OrderArrays = namedtuple("OrderArrays", FIELDS)
-ORDER = NamedTuple(tuple(FIELDS.values()), OrderArrays)
+_Arrays = namedtuple("OrderArrays", FIELDS)
+OrderArrays: Any = _Arrays
+ORDER = NamedTuple(tuple(FIELDS.values()), _Arrays)
 
 _ONE = np.uint64(1)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)

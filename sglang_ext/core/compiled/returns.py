@@ -1,6 +1,7 @@
 """When pages are used again: the history of paths and what it says; see ``retention.returns``."""
 
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 from numba.core.types import Array, NamedTuple, int16, int32, int64, uint64, void
@@ -48,8 +49,9 @@ FIELDS = {
     "exposure": TABLE,  # (classes, BINS) ticks that pages were of that age and could have been
     "depths": TABLE,  # (classes, 2) pages, and the sum of their depths
 }
-ReturnsArrays = namedtuple("ReturnsArrays", FIELDS)
-RETURNS = NamedTuple(tuple(FIELDS.values()), ReturnsArrays)
+_Arrays = namedtuple("ReturnsArrays", FIELDS)
+ReturnsArrays: Any = _Arrays
+RETURNS = NamedTuple(tuple(FIELDS.values()), _Arrays)
 
 
 @compiled(int64(int64, int64, int64))

@@ -17,8 +17,10 @@ def class_name(kind: int) -> str:
     """A class in words."""
     if kind < loops.LENGTHS:
         low, high = (1 << kind) >> 1, (1 << kind) - 1
-        return f"first turn, {low} pages and more" if kind == loops.LENGTHS - 1 else (
-            f"first turn, {low}-{high} pages"
+        return (
+            f"first turn, {low} pages and more"
+            if kind == loops.LENGTHS - 1
+            else (f"first turn, {low}-{high} pages")
         )
     kind -= loops.LENGTHS
     if kind < loops.TURNS:

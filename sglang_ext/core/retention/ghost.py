@@ -8,7 +8,7 @@ from sglang_ext.core.retention.estimate import Estimate
 from sglang_ext.core.retention.order import Order
 
 LONGEST = 512
-"""Pages of a path that are looked at: marks of a path of 2**35 pages."""
+"""Pages of a path that are looked at: marks of a path of a million pages."""
 
 
 class Ghost:

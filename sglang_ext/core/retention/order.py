@@ -1,5 +1,7 @@
 """Which page goes next: the structure that eviction asks."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ Rows = NDArray[np.int32]
 class Lane:
     """Rows of one column: where they may go, and in which order; a part of an Order."""
 
-    def __init__(self, arrays: loops.OrderArrays, lane: int) -> None:
+    def __init__(self, arrays: Any, lane: int) -> None:
         self._arrays = arrays
         self._lane = lane
         self._out = np.empty(len(arrays.stamp), dtype=np.int32)
@@ -116,7 +118,7 @@ class Order:
         self.lanes = [Lane(self._arrays, lane) for lane in range(lanes)]
 
     @property
-    def arrays(self) -> loops.OrderArrays:
+    def arrays(self) -> Any:
         """For compiled loops that have an order as a part."""
         return self._arrays
 

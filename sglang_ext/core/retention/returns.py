@@ -25,7 +25,7 @@ class Returns:
     each ``rebuild`` forgets one part in 32.
 
     A tick is a request; they count up. Not all pages are remembered but marks: all of the first
-    32, then 16 for each doubling of the depth, each for the pages before it.
+    64, then 32 for each doubling of the depth, each for the pages before it.
 
     Args:
         pages: of the cache; several times as many are remembered, up to MOST_ENTRIES.
@@ -56,12 +56,14 @@ class Returns:
     @property
     def events(self) -> NDArray[np.int64]:
         """(classes, bins) pages used again at an age, in 1/256 pages. Read-only."""
-        return self._arrays.events
+        events: NDArray[np.int64] = self._arrays.events
+        return events
 
     @property
     def exposure(self) -> NDArray[np.int64]:
         """(classes, bins) ticks at that age, in 1/256 pages. Read-only."""
-        return self._arrays.exposure
+        exposure: NDArray[np.int64] = self._arrays.exposure
+        return exposure
 
     def observe(self, digests: Digests, tick: int) -> Kinds:
         """A request has used a path.
@@ -74,7 +76,7 @@ class Returns:
             (n,) int16, the classes of the pages from now on. They do not fall along a path more
             often than there are classes.
 
-        Cost: O(marks), about 64 for a path of 200 pages.
+        Cost: O(marks): 120 for a path of 200 pages, 224 for one of 2,000.
         """
         kinds = np.empty(len(digests), dtype=np.int16)
         loops.observe(self._arrays, digests, tick, kinds)
