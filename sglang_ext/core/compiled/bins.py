@@ -32,4 +32,4 @@ def first_age(bin_: int) -> int:
 
 
 EDGES = np.array([first_age(bin_) for bin_ in range(BINS + 1)], dtype=np.int64)
-EDGES.flags.writeable = False
+EDGES.setflags(write=False)

@@ -9,8 +9,8 @@ from sglang_ext.core.retention.returns import Digests, Kinds, Returns
 
 REBUILD = 200
 """Requests between two tables."""
-ENOUGH = 1 << 28
-"""A chance of one in four, in 2**-30: a copy has to be used."""
+ENOUGH = (1 << 30) // 5
+"""A chance of one in five, in 2**-30: a copy has to be used."""
 _RATE_SHIFT = 4
 """What goes to make room is worth about what the last 16 evictions took."""
 
