@@ -27,6 +27,10 @@ others call its methods. A flush replaces all of them but the two at the end.
 ``storage.attachment.Attachment``   whether there is storage; outlives a flush
 ================================  ================================================================
 
+``retention.retention.Retention`` (not asked yet) learns which pages are expected back. It owns the
+history (``Returns``), the table of what pages are worth (``Estimate``), and for each tier a
+``Duel`` of the learned rule with least recently used. ``retention.order.Order`` finds who goes.
+
 ``moves.ledger.Ledger`` and ``storage.ledger.StorageLedger`` belong to the adapter's controller and
 storage tier. They turn what one rank has seen into a report, and the minimum of all reports into
 commits.
