@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.counters import Counters
+from sglang_ext.core.device.demotion import Demotion
 from sglang_ext.core.device.eviction import DeviceEviction
 from sglang_ext.core.device.look_ahead import LookAhead
 from sglang_ext.core.device.victims import NO_SPARE, Spare
@@ -91,13 +92,7 @@ class CacheIndex:
         table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()
-        residency = Residency(
-            table,
-            self.device_pool,
-            self.host_tier,
-            self.counters,
-            ranked=self._rank is not lru,
-        )
+        residency = Residency(table, self.device_pool, self.host_tier, self.counters)
         self.table: PathTable = table
         self.checkpoints: Checkpoints = residency.checkpoints
         self.host: HostSpace = residency.host
@@ -105,7 +100,7 @@ class CacheIndex:
         self.residency = residency
         self.sampling = Sampling(table.host if self.host_tier else None, attachment)
         self.room = HostRoom(residency, self.sampling)
-        demotion = table.demotion_type(table, residency.checkpoints)
+        demotion = Demotion(table, residency.candidates)
         self.ahead = LookAhead(residency, log, self.sampling, policy, demotion)
         self.persists = Persists(residency, attachment)
         self.backups = Backups(

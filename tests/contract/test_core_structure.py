@@ -11,9 +11,7 @@ FILES = sorted(CORE.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text()) for file in FILES}
 TWINS = {
     ("CompiledColumn", "SlotColumn"),
-    ("CompiledDemotion", "Demotion"),
     ("CompiledTable", "PathTable"),
-    ("CompiledVictims", "VictimQueue"),
     ("PathTable", "PageTable"),
 }
 """What is compiled replaces methods of its reference: the only classes with an implementation from

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from sglang_ext.core.cache import CacheIndex
-from sglang_ext.core.compiled import loops, scans
+from sglang_ext.core.candidates import Candidates
+from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled.columns import CompiledColumn
 from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.table import CompiledTable
 from sglang_ext.core.device.eviction import DeviceEviction
@@ -16,6 +18,7 @@ from sglang_ext.core.host.arena import Arena, ArenaShape
 from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.host.room import Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
+from sglang_ext.core.host.tails import Tails
 from sglang_ext.core.inserts import Inserts
 from sglang_ext.core.moves import backups as backups_module
 from sglang_ext.core.moves.backups import Backups
@@ -64,10 +67,26 @@ def ages_forget_the_depth(patch: Patch) -> None:
 
 
 def victims_are_known_by_ages_from_before(patch: Patch) -> None:
-    def victims(self: PathTable, column: SlotColumn, age: Any) -> Any:
-        return self.victims_type(column, age)
+    patch.setattr(Candidates, "_note_all", lambda self: None)
 
-    patch.setattr(PathTable, "victims", victims)
+
+def who_is_used_keeps_its_place(patch: Patch) -> None:
+    patch.setattr(Residency, "used", lambda self, rows: None)
+
+
+def locks_are_not_told(patch: Patch) -> None:
+    def lock(self: CompiledColumn, rows: Any) -> None:
+        loops.lock(self.present, self.locks, self._counts, rows, np.empty(len(rows), np.int64))
+
+    patch.setattr(CompiledColumn, "lock", lock)
+
+
+def kept_windows_are_not_told(patch: Patch) -> None:
+    patch.setattr(Checkpoints, "_note", lambda self, path: None)
+
+
+def a_tail_that_stays_is_not_put_back(patch: Patch) -> None:
+    patch.setattr(Tails, "put_back", lambda self, rows: None)
 
 
 def a_priority_takes_32_bits(patch: Patch) -> None:
@@ -80,7 +99,7 @@ def a_priority_takes_32_bits(patch: Patch) -> None:
 
 
 def descendants_of_a_lost_page_stay(patch: Patch) -> None:
-    patch.setattr(PageTable, "subtree", lambda self, rows: rows)
+    patch.setattr(Candidates, "with_descendants", lambda self, rows: rows)
 
 
 def windows_outlive_their_page(patch: Patch) -> None:
@@ -417,6 +436,10 @@ BUGS: list[Callable[[Patch], None]] = [
     lock_covers_one_page_less_of_the_window,
     ages_forget_the_depth,
     victims_are_known_by_ages_from_before,
+    who_is_used_keeps_its_place,
+    locks_are_not_told,
+    kept_windows_are_not_told,
+    a_tail_that_stays_is_not_put_back,
     a_priority_takes_32_bits,
     descendants_of_a_lost_page_stay,
     windows_outlive_their_page,
@@ -470,7 +493,7 @@ def test_the_simulation_finds_the_bug(
 
 def a_compiled_lock_leaves_out_the_last_page(patch: Patch) -> None:
     original = loops.lock
-    patch.setattr(loops, "lock", lambda *state: original(*state[:-1], state[-1][:-1]))
+    patch.setattr(loops, "lock", lambda *state: original(*state[:3], state[3][:-1], state[4]))
 
 
 def a_compiled_copy_is_not_counted(patch: Patch) -> None:
@@ -518,15 +541,6 @@ def a_compiled_match_takes_half_a_window(patch: Patch) -> None:
         patch.setattr(loops, name, patched(getattr(loops, name)))
 
 
-def compiled_victims_have_been_used_since(patch: Patch) -> None:
-    original = scans.next_victims
-
-    def victims(rows: Any, ages: Any, first: int, age: Any, *rest: Any) -> Any:
-        return original(rows, age[rows], first, age, *rest)
-
-    patch.setattr(scans, "next_victims", victims)
-
-
 def a_compiled_use_forgets_branches(patch: Patch) -> None:
     def use(self: CompiledTable, rows: Any) -> None:
         self.touch(rows)
@@ -555,7 +569,6 @@ COMPILED_BUGS: list[Callable[[Patch], None]] = [
     a_compiled_copy_is_not_counted,
     a_compiled_search_leaves_gaps,
     a_compiled_match_takes_half_a_window,
-    compiled_victims_have_been_used_since,
     a_compiled_use_forgets_branches,
     a_compiled_match_cuts_too_little_off,
 ]

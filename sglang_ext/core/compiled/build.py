@@ -17,7 +17,9 @@ import numba
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(signature: Any, *, nogil: bool = False) -> Callable[[Function], Function]:
+def compiled(
+    signature: Any, *, nogil: bool = False, inline: bool = False
+) -> Callable[[Function], Function]:
     """Compile a function for one signature, at once: no request waits for a compiler.
 
     The result is kept on disk where there is a place for it.
@@ -25,13 +27,16 @@ def compiled(signature: Any, *, nogil: bool = False) -> Callable[[Function], Fun
     Args:
         signature: types of the arguments and of the result.
         nogil: other threads run Python meanwhile.
+        inline: as if it were written where it is called, for what is called for each row: many
+            arrays as arguments take longer than what most loops do with a row.
     """
 
     def decorate(function: Function) -> Function:
         # the names of files on disk come from this one
         function.__qualname__ += f"_{_stamp(function.__code__.co_filename)}"
         try:
-            return numba.njit(signature, cache=True, nogil=nogil)(function)  # type: ignore[no-any-return]
+            where = "always" if inline else "never"
+            return numba.njit(signature, cache=True, nogil=nogil, inline=where)(function)  # type: ignore[no-any-return]
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise

@@ -37,7 +37,7 @@ class CompiledColumn(SlotColumn):
     def put(self, rows: Rows, slots: Slots, *, ready: bool) -> None:
         """See SlotColumn."""
         loops.put(*self._state, rows, np.ascontiguousarray(slots), ready)
-        self.offer(rows)
+        self._changed(rows)
 
     def put_live(self, rows: Rows, slots: Slots) -> None:
         """See SlotColumn; the loop leaves out what is absent."""
@@ -47,14 +47,20 @@ class CompiledColumn(SlotColumn):
         """See SlotColumn."""
         slots = np.empty((len(rows), self.slots.shape[1]), dtype=np.int32)
         loops.take(*self._state, rows, slots)
+        self._changed(rows)
         return slots
 
     def lock(self, rows: Rows) -> None:
         """See SlotColumn."""
-        loops.lock(self.present, self.locks, self._counts, rows)
+        changed = np.empty(len(rows), dtype=np.int64)
+        count = loops.lock(self.present, self.locks, self._counts, rows, changed)
+        if count:
+            self._changed(changed[:count])
 
     def unlock(self, rows: Rows) -> None:
         """See SlotColumn."""
-        held = loops.unlock(self.present, self.locks, self._counts, rows)
-        assert held, "unlock without a lock"
-        self.offer(rows)
+        changed = np.empty(len(rows), dtype=np.int64)
+        count = loops.unlock(self.present, self.locks, self._counts, rows, changed)
+        assert count >= 0, "unlock without a lock"
+        if count:
+            self._changed(changed[:count])

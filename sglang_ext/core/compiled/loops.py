@@ -470,23 +470,6 @@ def remove(table, rows, roots):
     return childless
 
 
-@compiled(boolean(TABLE, LONGS, FLAGS))
-def is_closed(table, rows, mark):
-    """Whether all children of rows are among them. ``mark`` is False everywhere, and again
-    afterwards."""
-    c = columns(table)
-    for i in range(rows.size):
-        mark[rows[i]] = True
-    outside = int64(0)
-    for i in range(rows.size):
-        parent = c.parent[rows[i]]
-        outside += c.children[rows[i]]
-        outside -= parent >= 0 and mark[parent]
-    for i in range(rows.size):
-        mark[rows[i]] = False
-    return outside == 0
-
-
 # ---- one column of slots ------------------------------------------------------------
 # counts: (2,) rows with a copy, and those of them that are locked
 
@@ -523,26 +506,34 @@ def take(present, ready, locks, slots, counts, rows, out):
     counts[1] -= locked
 
 
-@compiled(void(FLAGS, INTS, LONGS, LONGS))
-def lock(present, locks, counts, rows):
-    """See ``SlotColumn.lock``."""
-    locked = 0
+@compiled(int64(FLAGS, INTS, LONGS, LONGS, LONGS))
+def lock(present, locks, counts, rows, changed):
+    """See ``SlotColumn.lock``; writes those that nobody held to ``changed``; how many they are."""
+    locked = count = 0
     for i in range(rows.size):
         row = uint64(rows[i])  # never counted from the end
-        locked += present[row] & (locks[row] == 0)
+        if locks[row] == 0:
+            locked += present[row]
+            changed[count] = row
+            count += 1
         locks[row] += 1
     counts[1] += locked
+    return count
 
 
-@compiled(boolean(FLAGS, INTS, LONGS, LONGS))
-def unlock(present, locks, counts, rows):
-    """See ``SlotColumn.unlock``. False if a row was not locked."""
-    least = unlocked = 0
+@compiled(int64(FLAGS, INTS, LONGS, LONGS, LONGS))
+def unlock(present, locks, counts, rows, changed):
+    """See ``SlotColumn.unlock``; writes those that nobody holds to ``changed``; how many they are,
+    -1 if a row was not locked."""
+    least = unlocked = count = 0
     for i in range(rows.size):
         row = uint64(rows[i])
         left = locks[row] - 1
         locks[row] = left
         least = min(least, left)
-        unlocked += present[row] & (left == 0)
+        if left == 0:
+            unlocked += present[row]
+            changed[count] = row
+            count += 1
     counts[1] -= unlocked
-    return least >= 0
+    return count if least >= 0 else int64(-1)

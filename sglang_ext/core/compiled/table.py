@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled import loops, siblings
 from sglang_ext.core.compiled.arrays import FIELDS, table_of
 from sglang_ext.core.compiled.columns import CompiledColumn
-from sglang_ext.core.compiled.demotion import CompiledDemotion
-from sglang_ext.core.compiled.victims import CompiledVictims
-from sglang_ext.core.device.demotion import Demotion
-from sglang_ext.core.device.victims import VictimQueue
 from sglang_ext.core.eviction_policy import Rank, lfu, lru, priority, slru
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.table.columns import Rows, SlotColumn
@@ -46,8 +42,6 @@ class CompiledTable(PathTable):
     """The page table; see ``PageTable`` and ``PathTable``."""
 
     column_type: type[SlotColumn] = CompiledColumn
-    victims_type: type[VictimQueue] = CompiledVictims
-    demotion_type: type[Demotion] = CompiledDemotion
 
     def __init__(
         self, geometry: Geometry, capacity: int, rank: Rank = lru, limits: AgeLimits = NO_LESS
@@ -177,12 +171,6 @@ class CompiledTable(PathTable):
         self.n_rows -= len(rows)
         for root in roots[roots < 0].tolist():
             self._leave_root(root)
-
-    def subtree(self, rows: Rows) -> Rows:
-        """See PageTable."""
-        if loops.is_closed(self._arrays, rows, self._mark):
-            return rows
-        return super().subtree(rows)
 
     def _forget_root(self, root: int) -> None:
         super()._forget_root(root)

@@ -1,15 +1,10 @@
-"""Victim selection: least recently used, leaf first, in batches."""
+"""How much an eviction frees, and which windows are worth the least."""
 
 import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled.constants import TICK_SHIFT
-from sglang_ext.core.table.columns import Rows, SlotColumn
-
-BATCH = 512
-_NO_PASS_YET = -(1 << 63)
 _SPARE_SHARE = 32
 """One eviction frees at most this part of the device beyond what was asked for,"""
 _SPARE_TIMES = 63
@@ -44,112 +39,6 @@ class Spare:
 
 
 NO_SPARE = Spare()
-
-
-def youngest_first(rows: Rows, age: NDArray[np.int64], count: int) -> Rows:
-    """Up to ``count`` of ``rows``, most recently used first; of pages used at the same
-    tick the deepest first, so a path loses its end before its beginning."""
-    ages = age[rows]
-    order = np.lexsort((ages, -(ages >> TICK_SHIFT)))
-    return rows[order[:count]]
-
-
-class VictimQueue:
-    """Evictable rows of one column in age order.
-
-    One pass over the column selects and sorts a batch: all victims up to an age, the
-    horizon. Later calls consume it, skip every row that was locked, evicted or used
-    since (its age changed), and merge in rows below the horizon that have become
-    victims since. Order is leaf-first: a descendant is older than its ancestor, and
-    a lock that hides a descendant hides the ancestor too.
-
-    Args:
-        column: what is evicted.
-        age: (rows,) int64, smaller goes first.
-    """
-
-    def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
-        self._column = column
-        self._age = age
-        self.restart()
-
-    def restart(self) -> None:
-        """Ages have changed: the next call begins with a pass."""
-        self._rows: Rows = np.empty(0, dtype=np.int64)
-        self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._horizon = _NO_PASS_YET
-
-    def first(self, count: int) -> Rows:
-        """The next ``count`` victims, oldest first; fewer if there are not as many.
-
-        They stay in the queue until they have been evicted.
-        """
-        count = min(count, self._column.n_evictable)
-        if count <= 0:
-            return self._rows[:0]
-        offers = self._column.take_offers()
-        if offers is None:
-            self._refill(count)
-        else:
-            self._merge(offers)
-        rows = self._at_front(count)
-        if len(rows) < count:
-            self._refill(count)
-            rows = self._at_front(count)
-        assert len(rows) == count, "fewer victims than counted"
-        return rows
-
-    def _at_front(self, count: int) -> Rows:
-        """The next ``count`` victims in the batch at hand, fewer if it is short. What is in front
-        of them is no victim any more and leaves the batch."""
-        size = max(2 * count, 64)
-        while True:
-            rows, ages = self._rows[:size], self._ages[:size]
-            valid = self._are_victims(rows) & (self._age[rows] == ages)
-            where = np.flatnonzero(valid)
-            if len(where) >= count or size >= len(self._rows):
-                found = rows[where[:count]]
-                gone = int(where[0]) if len(where) else len(self._rows)
-                self._rows, self._ages = self._rows[gone:], self._ages[gone:]
-                return found
-            size *= 4
-
-    def _left(self) -> tuple[Rows, NDArray[np.int64]]:
-        """The rest of the batch, and the ages that its rows had."""
-        return self._rows, self._ages
-
-    def _are_victims(self, rows: Rows) -> NDArray[np.bool_]:
-        column = self._column
-        victims: NDArray[np.bool_] = column.present[rows] & (column.locks[rows] == 0)
-        return victims
-
-    def _below_horizon(self, rows: Rows) -> Rows:
-        """Those of ``rows`` that belong into the batch."""
-        return rows[self._are_victims(rows) & (self._age[rows] <= self._horizon)]
-
-    def _merge(self, offers: list[Rows]) -> None:
-        parts = [part for rows in offers if len(part := self._below_horizon(rows))]
-        if not parts:
-            return
-        new = np.unique(np.concatenate(parts))
-        rows, ages = self._left()
-        kept = (self._age[rows] == ages) & ~np.isin(rows, new)
-        self._sort(np.concatenate((rows[kept], new)))
-
-    def _sort(self, rows: Rows) -> None:
-        ages = self._age[rows]
-        # along a path ages fall, and what is left of a batch is in order: a sort that makes use
-        # of runs takes a fifth of the time
-        order = ages.argsort(kind="stable")
-        self._rows, self._ages = rows[order], ages[order]
-
-    def _refill(self, count: int) -> None:
-        rows = np.flatnonzero(self._column.present & (self._column.locks == 0))
-        batch = max(BATCH, 4 * count, len(rows) // 16)
-        if batch < len(rows):
-            rows = rows[np.argpartition(self._age[rows], batch)[:batch]]
-        self._sort(rows)
-        self._horizon = int(self._ages[-1]) if len(rows) else _NO_PASS_YET
 
 
 def cheapest_first(

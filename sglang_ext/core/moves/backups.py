@@ -151,8 +151,8 @@ class Backups:
         table = self._table
         if self._attachment.is_suspended:
             return []
-        worth = table.resume & worth_a_copy(table, self._policy.write)
-        ends = np.flatnonzero(worth & (table.window_stored != STORED))
+        ends = np.flatnonzero(table.resume & table.device.ready & (table.window_stored != STORED))
+        ends = ends[worth_a_copy(table, self._policy.write, ends)]
         begun: list[Transfer] = []
         for end in ends[np.argsort(-table.age[ends])].tolist():
             if len(begun) == _SAVED_AT_ONCE:
@@ -397,7 +397,7 @@ class Backups:
         if len(rows) == 0:
             return True
         slots, done = space.reserve(rows)
-        space.column.put(rows, slots, ready=False)
+        space.put(rows, slots, ready=False)
         return done
 
     def _backlog_allows(self, pages: int, window_pages: int) -> bool:

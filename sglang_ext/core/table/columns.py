@@ -1,5 +1,6 @@
 """One column of slots: the copies of one component in one tier."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -46,9 +47,7 @@ class SlotColumn:
         self.locks = resident_zeros(capacity, np.int32)
         self.n_present = 0
         self.n_locked = 0
-        self._offered: list[Rows] | None = []
-        self._offered_rows = 0
-        self._most_offers = max(1024, capacity // 16)
+        self._changed: Callable[[Rows], None] = lambda rows: None
 
     @property
     def n_evictable(self) -> int:
@@ -63,7 +62,7 @@ class SlotColumn:
         self.ready[rows] = ready
         self.n_present += len(slots)
         self.n_locked += locked
-        self.offer(rows)
+        self._changed(rows)
 
     def put_live(self, rows: Rows, slots: Slots) -> None:
         """``put`` of READY copies for those rows whose slots are not ABSENT."""
@@ -73,6 +72,7 @@ class SlotColumn:
     def make_ready(self, rows: Rows) -> None:
         """RESERVED to READY: the transfer that wrote the copies is committed."""
         self.ready[rows] = True
+        self._changed(rows)
 
     def take(self, rows: Rows) -> Slots:
         """Remove copies and return their slots (n, slots_per_page)."""
@@ -82,6 +82,7 @@ class SlotColumn:
         self.slots[rows] = ABSENT
         self.present[rows] = False
         self.ready[rows] = False
+        self._changed(rows)
         return slots
 
     def lock(self, rows: Rows) -> None:
@@ -89,6 +90,7 @@ class SlotColumn:
         locks = self.locks[rows]
         self.n_locked += int(np.count_nonzero(self.present[rows] & (locks == 0)))
         self.locks[rows] = locks + 1
+        self._changed(rows)
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
@@ -96,24 +98,14 @@ class SlotColumn:
         assert locks.size == 0 or locks.min() >= 0, "unlock without a lock"
         self.n_locked -= int(np.count_nonzero(self.present[rows] & (locks == 0)))
         self.locks[rows] = locks
-        self.offer(rows)
+        self._changed(rows)
 
     def break_locks(self, rows: Rows) -> None:
         """Drop all holders of rows that leave the table."""
         self.n_locked -= int(np.count_nonzero(self.present[rows] & (self.locks[rows] > 0)))
         self.locks[rows] = 0
+        self._changed(rows)
 
-    def offer(self, rows: Rows) -> None:
-        """Note rows that may have become victims of eviction."""
-        if self._offered is None or len(rows) == 0:
-            return
-        self._offered.append(rows)
-        self._offered_rows += len(rows)
-        if self._offered_rows > self._most_offers:
-            self._offered = None  # a pass over all rows is cheaper, and nothing is kept alive
-
-    def take_offers(self) -> list[Rows] | None:
-        """Rows offered since the last call, some more than once; None if there were too many."""
-        offered, self._offered = self._offered, []
-        self._offered_rows = 0
-        return offered
+    def tell(self, changed: Callable[[Rows], None]) -> None:
+        """Call somebody with the rows whose copies or locks have changed."""
+        self._changed = changed

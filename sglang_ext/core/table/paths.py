@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.constants import LEFT_THE_PATH, PAD
-from sglang_ext.core.device.demotion import Demotion
-from sglang_ext.core.device.victims import VictimQueue
 from sglang_ext.core.plan import PrefixMatch
-from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.core.table.window import complete_windows, deepest_resume, resume_points
@@ -26,15 +24,6 @@ def filled_up(tokens: Page, length: int) -> Page:
 
 class PathTable(PageTable):
     """The page table and statements about its paths."""
-
-    victims_type: type[VictimQueue] = VictimQueue
-    demotion_type: type[Demotion] = Demotion
-
-    def victims(self, column: SlotColumn, age: NDArray[np.int64]) -> VictimQueue:
-        """What eviction from a column takes, by an age."""
-        queue = self.victims_type(column, age)
-        self.when_renumbered.append(queue.restart)
-        return queue
 
     def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only.

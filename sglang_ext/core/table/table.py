@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import candidates as loops
 from sglang_ext.core.compiled.constants import (
     FREE,
     INSIDE_BAND,
@@ -141,7 +142,6 @@ class PageTable:
         self._root_rows: dict[int, int] = {}
         self._next_root = 0
         self._cursor = 0
-        self._mark = resident_zeros(capacity, np.bool_)
         self._ascending = consecutive(0, capacity + 1)
 
     # ---- lookup --------------------------------------------------------------
@@ -263,18 +263,10 @@ class PageTable:
         return bool(self.parent[row] != FREE) and int(self.generation[row]) == generation
 
     def path(self, row: int) -> Rows:
-        """Rows from the first page to ``row``: up through runs of consecutive rows."""
-        runs: list[Rows] = []
-        step = _GALLOP
-        while row >= 0:
-            low = max(0, row + 1 - step)
-            # rows [low + 1, row] continue the run while each one's parent is the row before
-            broken = np.flatnonzero(self.parent[low + 1 : row + 1] != self._ascending[low:row])
-            first = low + 1 + int(broken[-1]) if len(broken) else low
-            runs.append(self._ascending[first : row + 1])
-            row = int(self.parent[first])
-            step = _GALLOP if len(broken) else step * 8
-        return np.concatenate(runs[::-1]) if len(runs) > 1 else runs[0]
+        """Rows from the first page to ``row``."""
+        rows: Rows = np.empty(int(self.depth[row]) + 1, dtype=np.int64)
+        loops.path(self.parent, row, rows)
+        return rows
 
     def namespace(self, path: Rows) -> Hashable:
         """Namespace of a path that is not empty."""
@@ -379,25 +371,6 @@ class PageTable:
         self.generation[rows] += 1
         self.resume_if_room[rows] = False
         self.n_rows -= len(rows)
-
-    def subtree(self, rows: Rows) -> Rows:
-        """``rows`` and all their descendants."""
-        inside = self._mark
-        inside[rows] = True
-        parents = self.parent[rows]
-        children_inside = int(np.count_nonzero(inside[parents[parents >= 0]]))
-        if int(self.children[rows].sum()) > children_inside:
-            rows = self._close_downwards(inside)
-        inside[rows] = False
-        return rows
-
-    def _close_downwards(self, inside: NDArray[np.bool_]) -> Rows:
-        while True:
-            outside = np.flatnonzero((self.parent >= 0) & ~inside)
-            below = outside[inside[self.parent[outside]]]
-            if len(below) == 0:
-                return np.flatnonzero(inside)
-            inside[below] = True
 
     def _first_taken(self, keys: list[int]) -> int:
         seen: set[int] = set()
