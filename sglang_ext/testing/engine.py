@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sglang_ext.core import invariants
 from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.host.room import Claim
@@ -65,6 +66,7 @@ class SimEngine:
         index_type: type[CacheIndex] = CacheIndex,
         store: SimStore | None = None,
         storage_faults: StorageFaults | None = None,
+        loops: Loops = COMPILED,
     ) -> None:
         self.geometry = geometry
         self.device = SimDevicePool(sizes.device_pages, sizes.device_window_pages, geometry)
@@ -81,16 +83,16 @@ class SimEngine:
             whole = SharedMemory(shared.arena, shared) if shared else None
             tier = HostTier(self.host, self.host_window, whole)
         capacity = sizes.device_pages + host_rows
-        rank = POLICIES[sizes.eviction]
         self.index = index_type(
             geometry,
             capacity,
             self.device,
             tier,
             sizes.policy(),
-            rank,
+            POLICIES[sizes.eviction],
             sizes.spare,
-            sizes.limits(capacity),
+            limits=sizes.limits(capacity),
+            loops=loops,
         )
         self.ledger = Ledger(self.index)
         self.lanes = {

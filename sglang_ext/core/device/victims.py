@@ -9,7 +9,12 @@ from sglang_ext.core.compiled.constants import TICK_SHIFT
 from sglang_ext.core.table.columns import Rows, SlotColumn
 
 BATCH = 512
+_SHARE = 64
+"""A pass takes at least one in so many victims,"""
+_SAMPLE = 1024
+"""and looks at about so many rows to tell which."""
 _NO_PASS_YET = -(1 << 63)
+_NO_HORIZON = (1 << 63) - 1
 _SPARE_SHARE = 32
 """One eviction frees at most this part of the device beyond what was asked for,"""
 _SPARE_TIMES = 63
@@ -71,12 +76,15 @@ class VictimQueue:
     def __init__(self, column: SlotColumn, age: NDArray[np.int64]) -> None:
         self._column = column
         self._age = age
+        self._scans = column.loops.scans
+        self._mark = np.zeros(len(age), dtype=np.bool_)
         self.restart()
 
     def restart(self) -> None:
         """Ages have changed: the next call begins with a pass."""
         self._rows: Rows = np.empty(0, dtype=np.int64)
         self._ages: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._first = 0  # of self._rows, what is before is no victim any more
         self._horizon = _NO_PASS_YET
 
     def first(self, count: int) -> Rows:
@@ -102,54 +110,62 @@ class VictimQueue:
     def _at_front(self, count: int) -> Rows:
         """The next ``count`` victims in the batch at hand, fewer if it is short. What is in front
         of them is no victim any more and leaves the batch."""
-        size = max(2 * count, 64)
-        while True:
-            rows, ages = self._rows[:size], self._ages[:size]
-            valid = self._are_victims(rows) & (self._age[rows] == ages)
-            where = np.flatnonzero(valid)
-            if len(where) >= count or size >= len(self._rows):
-                found = rows[where[:count]]
-                gone = int(where[0]) if len(where) else len(self._rows)
-                self._rows, self._ages = self._rows[gone:], self._ages[gone:]
-                return found
-            size *= 4
-
-    def _left(self) -> tuple[Rows, NDArray[np.int64]]:
-        """The rest of the batch, and the ages that its rows had."""
-        return self._rows, self._ages
-
-    def _are_victims(self, rows: Rows) -> NDArray[np.bool_]:
+        out = np.empty(count, dtype=np.int64)
         column = self._column
-        victims: NDArray[np.bool_] = column.present[rows] & (column.locks[rows] == 0)
-        return victims
-
-    def _below_horizon(self, rows: Rows) -> Rows:
-        """Those of ``rows`` that belong into the batch."""
-        return rows[self._are_victims(rows) & (self._age[rows] <= self._horizon)]
+        found, self._first = self._scans.next_victims(
+            self._rows, self._ages, self._first, self._age, column.present, column.locks, out
+        )
+        return out[:found]
 
     def _merge(self, offers: list[Rows]) -> None:
-        parts = [part for rows in offers if len(part := self._below_horizon(rows))]
-        if not parts:
+        if not offers:
             return
-        new = np.unique(np.concatenate(parts))
-        rows, ages = self._left()
-        kept = (self._age[rows] == ages) & ~np.isin(rows, new)
-        self._sort(np.concatenate((rows[kept], new)))
+        offered = np.concatenate(offers)
+        left, ages = self._rows[self._first :], self._ages[self._first :]
+        out = np.empty(len(left) + len(offered), dtype=np.int64)
+        column = self._column
+        found, new = self._scans.merge_victims(
+            left,
+            ages,
+            offered,
+            self._age,
+            column.present,
+            column.locks,
+            self._horizon,
+            self._mark,
+            out,
+        )
+        if new:
+            self._sort(out[:found])
 
     def _sort(self, rows: Rows) -> None:
         ages = self._age[rows]
         # along a path ages fall, and what is left of a batch is in order: a sort that makes use
         # of runs takes a fifth of the time
         order = ages.argsort(kind="stable")
-        self._rows, self._ages = rows[order], ages[order]
+        self._rows, self._ages, self._first = rows[order], ages[order], 0
 
     def _refill(self, count: int) -> None:
-        rows = np.flatnonzero(self._column.present & (self._column.locks == 0))
-        batch = max(BATCH, 4 * count, len(rows) // 16)
-        if batch < len(rows):
-            rows = rows[np.argpartition(self._age[rows], batch)[:batch]]
-        self._sort(rows)
-        self._horizon = int(self._ages[-1]) if len(rows) else _NO_PASS_YET
+        """Where the horizon is to be is guessed from a sample, so that one pass over the column is
+        all that it takes. Whatever it is, what comes out first is the same."""
+        column, age = self._column, self._age
+        victims = column.n_evictable
+        wanted = max(BATCH, 4 * count, victims // _SHARE)
+        step = max(1, len(age) // _SAMPLE)
+        ages = np.empty(len(age) // step + 1, dtype=np.int64)
+        ages = ages[: self._scans.sample_victims(age, column.present, column.locks, step, ages)]
+        ages.sort()
+        out = np.empty(victims, dtype=np.int64)
+        found = 0
+        while found < min(count, victims):
+            rank = wanted * len(ages) // max(1, victims)
+            horizon = int(ages[rank]) if rank < len(ages) else _NO_HORIZON
+            found = self._scans.victims_up_to(age, column.present, column.locks, horizon, out)
+            if horizon == _NO_HORIZON:
+                break
+            wanted *= 4
+        self._sort(out[:found])
+        self._horizon = int(self._ages[-1])
 
 
 def cheapest_first(
