@@ -52,7 +52,7 @@ class Inserts:
     """Takes over what requests computed.
 
     Args:
-        interval: pages between windows inside a prompt, see ``loops.resume_points``.
+        interval: pages between windows inside a prompt, see ``windows.resume_points``.
     """
 
     def __init__(

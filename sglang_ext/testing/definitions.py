@@ -23,7 +23,7 @@ def complete_windows(usable: Sequence[bool], size: int) -> list[bool]:
 def resume_points(
     marked: Sequence[bool], branches: Sequence[bool], complete: Sequence[bool], interval: int
 ) -> list[bool]:
-    """Pages of a path whose windows are worth keeping, see ``loops.resume_points``.
+    """Pages of a path whose windows are worth keeping, see ``windows.resume_points``.
 
     Args:
         branches: prefixes diverge after this page.

@@ -26,7 +26,7 @@ from sglang_ext.core.inserts import Tail
 from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.plan import Declined, Transfer, TransferKind
 from sglang_ext.core.storage.ledger import StorageLedger
-from sglang_ext.core.storage.plan import Prefetch, StorageLimits
+from sglang_ext.core.storage.plan import Prefetch
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import filled_up
@@ -89,8 +89,8 @@ class SimEngine:
             self.device,
             tier,
             sizes.policy(),
-            POLICIES[sizes.eviction],
-            sizes.spare,
+            eviction=POLICIES[sizes.eviction],
+            spare=sizes.spare,
             limits=sizes.limits(capacity),
             loops=loops,
         )
@@ -110,13 +110,7 @@ class SimEngine:
         self.storage_ledger = StorageLedger(self.index)
         self.storage: SimStorage | None = None
         if sizes.storage_threshold and host_rows:
-            limits = StorageLimits.for_host(
-                host_rows // sizes.storage_share,
-                sizes.storage_threshold,
-                sizes.storage_stop,
-                sizes.storage_dense,
-            )
-            self.index.attach_storage(limits)
+            self.index.attach_storage(sizes.storage_limits(host_rows))
             self.storage = SimStorage(
                 store or SimStore(),
                 self.host,

@@ -6,6 +6,7 @@ compiled with.
 """
 
 import builtins
+import dataclasses
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -21,11 +22,11 @@ def interpreted() -> Loops:
     """A set of its own: what is patched in it is patched nowhere else."""
     # a table is its arrays, so there is nothing to make of it
     written: dict[Any, Any] = {arrays.columns: lambda table: table}
-    modules = [_written(module, written) for module in (COMPILED.siblings, COMPILED.paths)]
-    siblings, paths = modules
-    paths.prefetch = lambda address: None  # type: ignore[attr-defined]
-    scans = _written(COMPILED.scans, written)
-    return Loops(paths, siblings, scans, lambda columns, addresses: columns)
+    # in an order in which none takes names from a later one
+    names = [field.name for field in dataclasses.fields(COMPILED) if field.name != "table"]
+    modules = {name: _written(getattr(COMPILED, name), written) for name in names}
+    modules["paths"].prefetch = lambda address: None  # type: ignore[attr-defined]
+    return Loops(**modules, table=lambda columns, addresses: columns)
 
 
 def _written(module: ModuleType, written: dict[Any, Any]) -> ModuleType:

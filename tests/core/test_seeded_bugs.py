@@ -156,14 +156,14 @@ def admission_counts_only_windows_on_the_host(patch: Patch) -> None:
 
 
 def locks_before_the_copy_are_not_counted(patch: Patch) -> None:
-    original = PATHS.put
+    original = INTERPRETED.slots.put
 
     def put(*args: Any) -> None:
         counts, locked = args[4], int(args[4][1])
         original(*args)
         counts[1] = locked
 
-    patch.setattr(PATHS, "put", put)
+    patch.setattr(INTERPRETED.slots, "put", put)
 
 
 def a_hit_is_not_confirmed_by_tokens(patch: Patch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_ext.core.compiled import loops, scans
+from sglang_ext.core.compiled import loops, scans, slots
 from sglang_ext.core.compiled.arrays import columns
 from sglang_ext.core.compiled.constants import EMPTY_BUCKET
 from sglang_ext.core.compiled.loop_sets import COMPILED
@@ -104,19 +104,19 @@ def test_the_model_finds_the_bug(
 
 
 def a_compiled_lock_leaves_out_the_last_page(patch: Patch) -> None:
-    original = loops.lock
-    patch.setattr(loops, "lock", lambda *state: original(*state[:-1], state[-1][:-1]))
+    original = slots.lock
+    patch.setattr(slots, "lock", lambda *state: original(*state[:-1], state[-1][:-1]))
 
 
 def a_compiled_copy_is_not_counted(patch: Patch) -> None:
-    original = loops.put
+    original = slots.put
 
     def put(*args: Any) -> None:
         counts = args[4].copy()
         original(*args)
         args[4][1] = counts[1]
 
-    patch.setattr(loops, "put", put)
+    patch.setattr(slots, "put", put)
 
 
 def a_compiled_search_leaves_gaps(patch: Patch) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled import loops
+from sglang_ext.core.compiled import windows
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.window import complete_windows, deepest_resume
 from sglang_ext.testing import definitions
@@ -31,7 +31,7 @@ def masks(path: list[tuple[bool, bool, bool]]) -> tuple[Mask, Mask, Mask]:
 def resume_points(marked: Mask, branches: Mask, complete: Mask, interval: int) -> Mask:
     """Of the compiled loop."""
     keep: Mask = branches & complete
-    loops.resume_points(marked, complete, interval, keep)
+    windows.resume_points(marked, complete, interval, keep)
     return keep
 
 
@@ -45,7 +45,7 @@ def test_resume_points_are_the_definition(
     )
     assert resume_points(marked, branches, complete, interval).tolist() == expected
     interpreted = branches & complete
-    INTERPRETED.paths.resume_points(marked, complete, interval, interpreted)
+    INTERPRETED.windows.resume_points(marked, complete, interval, interpreted)
     assert interpreted.tolist() == expected
 
 

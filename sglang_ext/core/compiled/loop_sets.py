@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled import loops, scans, siblings
+from sglang_ext.core.compiled import digests, loops, scans, siblings, slots, windows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -20,17 +20,31 @@ class Loops:
     """One set of all loops.
 
     Attributes:
-        paths: over the rows of a path, and over one column of slots.
+        digests: the index of digests.
+        windows: where a path can be resumed.
         siblings: over the children of a row.
+        paths: over the rows of a path.
+        slots: over rows of one column of slots.
         scans: over whole columns.
         table: makes the argument that loops take as a table, of its ``Columns`` and of what
             ``arrays.addresses`` gives for them; both have to live as long.
     """
 
-    paths: ModuleType
+    digests: ModuleType
+    windows: ModuleType
     siblings: ModuleType
+    paths: ModuleType
+    slots: ModuleType
     scans: ModuleType
     table: Callable[[Any, NDArray[np.int64]], Any]
 
 
-COMPILED = Loops(loops, siblings, scans, lambda columns, addresses: int(addresses.ctypes.data))
+COMPILED = Loops(
+    digests,
+    windows,
+    siblings,
+    loops,
+    slots,
+    scans,
+    table=lambda columns, addresses: int(addresses.ctypes.data),
+)

@@ -1,4 +1,4 @@
-"""Loops over the rows of a path, for ``PageTable`` and ``SlotColumn``.
+"""Loops over the rows of a path, for ``PageTable``.
 
 Rows are int64; arrays are named as the attributes of ``PageTable`` are. A type is written out where
 NumPy's numbers would be narrower than Numba's: both run these loops, see ``loop_sets``.
@@ -18,18 +18,14 @@ from sglang_ext.core.compiled.arrays import (
     DIGESTS,
     FLAGS,
     FOUND,
-    INTS,
     LONGS,
     PAGES,
-    SLOTS,
     TABLE,
     columns,
 )
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import (
-    ABSENT,
     DIGEST_BASE,
-    EMPTY_BUCKET,
     FREE,
     INSIDE_BAND,
     LEFT_THE_PATH,
@@ -45,103 +41,15 @@ from sglang_ext.core.compiled.constants import (
     TICK_SHIFT,
     UNUSED_BAND,
 )
+from sglang_ext.core.compiled.digests import find, forget, half, page_digest, power, remember
 from sglang_ext.core.compiled.memory import prefetch
 from sglang_ext.core.compiled.siblings import LEFT, RIGHT, TOP, inside_of, link_child, unlink_child
+from sglang_ext.core.compiled.windows import complete_windows, deepest_resume, resume_points
 
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
-_MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_HALF = (1 << 32) - 1
 
 
-# ---- the map from digests to rows: open addressing, linear probing -------------------
-
-
-@compiled(uint64(uint64), wraps=True)
-def mix(value):
-    """splitmix64 finalizer (Steele et al., 2014) of a 64-bit integer."""
-    value += uint64(_MIX_1)
-    value = (value ^ (value >> uint64(30))) * uint64(_MIX_2)
-    value = (value ^ (value >> uint64(27))) * uint64(_MIX_3)
-    return value ^ (value >> uint64(31))
-
-
-@compiled(uint64(uint64), wraps=True)
-def power(exponent):
-    """``DIGEST_BASE`` to a power, modulo 2**64."""
-    result, factor = uint64(1), uint64(DIGEST_BASE)
-    while exponent:
-        if exponent & uint64(1):
-            result *= factor
-        factor *= factor
-        exponent >>= uint64(1)
-    return result
-
-
-@compiled(uint64(PAGES, int64, LONGS), wraps=True)
-def page_digest(pages, number, weights):
-    """What one page adds to a digest, before the power of its depth."""
-    total = int64(0)
-    for k in range(weights.size):
-        total += pages[number, k] * weights[k]
-    return mix(uint64(total))
-
-
-# A bucket is half a digest and a row: a search looks at digests, which are all over the memory,
-# only where that half is the same.
-
-
-@compiled(uint64(uint64))
-def half(digest):
-    """What a bucket keeps of a digest, and where the search for it begins."""
-    return (digest ^ (digest >> uint64(32))) & uint64(_HALF)
-
-
-@compiled(int64(DIGESTS, DIGESTS, uint64))
-def find(buckets, digests, digest):
-    """Row with a digest, -1 if none."""
-    mask = uint64(buckets.size - 1)
-    wanted = half(digest)
-    i = wanted & mask
-    while buckets[i] != uint64(EMPTY_BUCKET):
-        if buckets[i] >> uint64(32) == wanted:
-            row = int64(buckets[i] & uint64(_HALF))
-            if digests[row] == digest:
-                return row
-        i = (i + uint64(1)) & mask
-    return int64(-1)
-
-
-@compiled(void(DIGESTS, uint64, int64))
-def remember(buckets, digest, row):
-    """Add a row with a digest that no other row has."""
-    mask = uint64(buckets.size - 1)
-    i = half(digest) & mask
-    while buckets[i] != uint64(EMPTY_BUCKET):
-        i = (i + uint64(1)) & mask
-    buckets[i] = (half(digest) << uint64(32)) | uint64(row)
-
-
-@compiled(void(DIGESTS, uint64, int64), wraps=True)
-def forget(buckets, digest, row):
-    """Take a row out, and close the gap."""
-    mask = uint64(buckets.size - 1)
-    i = half(digest) & mask
-    while int64(buckets[i] & uint64(_HALF)) != row:
-        i = (i + uint64(1)) & mask
-    j = i
-    while True:
-        j = (j + uint64(1)) & mask
-        if buckets[j] == uint64(EMPTY_BUCKET):
-            break
-        home = (buckets[j] >> uint64(32)) & mask
-        # what lies at j may move to i if its search passes i
-        if ((j - home) & mask) >= ((j - i) & mask):
-            buckets[i] = buckets[j]
-            i = j
-    buckets[i] = uint64(EMPTY_BUCKET)
-
-
-# ---- paths ------------------------------------------------------------------------
+# ---- lookup -----------------------------------------------------------------------
 
 
 @compiled(int64(COLUMNS, int64, PAGES, int64))
@@ -201,20 +109,6 @@ def path(table, row, out):
     for i in range(out.size - 1, -1, -1):
         out[i] = row
         row = int64(c.parent[row])
-
-
-@compiled(int64(FLAGS, int64))
-def deepest_resume(usable, window):
-    """See ``window.deepest_resume``."""
-    run, best = 0, usable.size
-    for i in range(usable.size - 1, -1, -1):
-        if usable[i]:
-            run += 1
-            if run == window:
-                return best
-        else:
-            run, best = 0, i
-    return best
 
 
 @compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, LONGS))
@@ -346,67 +240,6 @@ def _count_request(c, rows, request, priority):
 def count_request(table, rows, request, priority):
     """See ``PageTable.count_request``."""
     return _count_request(columns(table), rows, request, priority)
-
-
-@compiled(void(FLAGS, int64, FLAGS))
-def complete_windows(usable, window, out):
-    """See ``window.complete_windows``."""
-    missing = -1
-    for i in range(usable.size):
-        if not usable[i]:
-            missing = i
-        out[i] = i - missing >= window or missing < 0
-
-
-@compiled(int64(FLAGS, int64, int64))
-def next_complete(complete, last, interval):
-    """The boundary up to ``interval`` after ``last`` that is furthest away, or else the first
-    one beyond; of those where a window is complete."""
-    for boundary in range(min(last + interval, complete.size), last, -1):
-        if complete[boundary - 1]:
-            return boundary
-    for boundary in range(last + interval + 1, complete.size + 1):
-        if complete[boundary - 1]:
-            return boundary
-    return complete.size + 1
-
-
-@compiled(void(FLAGS, FLAGS, int64, FLAGS))
-def resume_points(marked, complete, interval, keep):
-    """Pages of a path whose windows are worth keeping.
-
-    Those are its end, where the conversation goes on; pages after which prefixes diverge;
-    and as many of the others that no two are further apart than ``interval`` pages: who
-    branches off anywhere then computes at most that much again. Further apart are only
-    those between which no window is complete.
-
-    Args:
-        marked: what was worth keeping before the path grew.
-        complete: the window that ends with this page exists.
-        interval: 0 for no bound.
-        keep: prefixes diverge after this page, and its window exists; changed to the result.
-    """
-    n = keep.size
-    # boundaries, that is pages before the resume point; the last one is the end
-    points = np.empty(n + 1, dtype=np.int64)
-    count = 0
-    for i in range(n):
-        if i + 1 == n or (marked[i] and complete[i]):
-            points[count] = i + 1
-            count += 1
-    last = 0
-    for number in range(count):
-        point = points[number]
-        while interval > 0 and point - last > interval:
-            following = next_complete(complete, last, interval)
-            if following >= point:
-                break
-            keep[following - 1] = True
-            last = following
-        needed = number + 1 == count or (interval > 0 and points[number + 1] - last > interval)
-        if complete[point - 1] and (needed or keep[point - 1]):
-            keep[point - 1] = True
-            last = point
 
 
 @compiled(void(COLUMNS, LONGS, int64, int64))
@@ -562,66 +395,3 @@ def is_closed(table, rows, mark):
     for i in range(rows.size):
         mark[rows[i]] = False
     return outside == 0
-
-
-# ---- one column of slots ------------------------------------------------------------
-# counts: (2,) rows with a copy, and those of them that are locked
-
-
-@compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS, boolean))
-def put(present, ready, locks, slots, counts, rows, new, is_ready):
-    """See ``SlotColumn.put``; rows whose slots are absent are left out."""
-    added = locked = 0
-    for i in range(rows.size):
-        if new[i, 0] == ABSENT:
-            continue
-        row = rows[i]
-        for k in range(new.shape[1]):
-            slots[row, k] = new[i, k]
-        present[row] = True
-        ready[row] = is_ready
-        added += 1
-        locked += locks[row] > 0
-    counts[0] += added
-    counts[1] += locked
-
-
-@compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS))
-def take(present, ready, locks, slots, counts, rows, out):
-    """See ``SlotColumn.take``."""
-    locked = 0
-    for i in range(rows.size):
-        row = rows[i]
-        for k in range(out.shape[1]):
-            out[i, k] = slots[row, k]
-            slots[row, k] = ABSENT
-        present[row] = False
-        ready[row] = False
-        locked += locks[row] > 0
-    counts[0] -= rows.size
-    counts[1] -= locked
-
-
-@compiled(void(FLAGS, INTS, LONGS, LONGS))
-def lock(present, locks, counts, rows):
-    """See ``SlotColumn.lock``."""
-    locked = 0
-    for i in range(rows.size):
-        row = uint64(rows[i])  # never counted from the end
-        locked += present[row] & (locks[row] == 0)
-        locks[row] += 1
-    counts[1] += locked
-
-
-@compiled(boolean(FLAGS, INTS, LONGS, LONGS))
-def unlock(present, locks, counts, rows):
-    """See ``SlotColumn.unlock``. False if a row was not locked."""
-    least = unlocked = 0
-    for i in range(rows.size):
-        row = uint64(rows[i])
-        left = locks[row] - 1
-        locks[row] = left
-        least = min(least, left)
-        unlocked += present[row] & (left == 0)
-    counts[1] -= unlocked
-    return least >= 0

@@ -69,7 +69,7 @@ class SlotColumn:
     def put(self, rows: Rows, slots: Slots, *, ready: bool) -> None:
         """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer. Rows whose slots are
         ABSENT get none."""
-        self.loops.paths.put(*self._state, rows, np.ascontiguousarray(slots), ready)
+        self.loops.slots.put(*self._state, rows, np.ascontiguousarray(slots), ready)
         self.offer(rows)
 
     def make_ready(self, rows: Rows) -> None:
@@ -79,16 +79,16 @@ class SlotColumn:
     def take(self, rows: Rows) -> Slots:
         """Remove copies and return their slots (n, slots_per_page)."""
         slots = np.empty((len(rows), self.slots.shape[1]), dtype=np.int32)
-        self.loops.paths.take(*self._state, rows, slots)
+        self.loops.slots.take(*self._state, rows, slots)
         return slots
 
     def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
-        self.loops.paths.lock(self.present, self.locks, self._counts, rows)
+        self.loops.slots.lock(self.present, self.locks, self._counts, rows)
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
-        held = self.loops.paths.unlock(self.present, self.locks, self._counts, rows)
+        held = self.loops.slots.unlock(self.present, self.locks, self._counts, rows)
         assert held, "unlock without a lock"
         self.offer(rows)
 

@@ -21,7 +21,7 @@ Pages = NDArray[np.int64]
 
 def page_weights(page_tokens: int) -> NDArray[np.int64]:
     """(page_tokens,) by which the tokens of a page are multiplied; odd."""
-    weights = [int(COMPILED.paths.mix(_WEIGHT_SEED + i & _MASK)) | 1 for i in range(page_tokens)]
+    weights = [int(COMPILED.digests.mix(_WEIGHT_SEED + i & _MASK)) | 1 for i in range(page_tokens)]
     return np.array(weights, dtype=np.uint64).view(np.int64)
 
 
@@ -31,4 +31,4 @@ def namespace_digest(root: int) -> int:
     Args:
         root: parent of its first pages.
     """
-    return int(COMPILED.paths.mix(~root & _MASK))
+    return int(COMPILED.digests.mix(~root & _MASK))

@@ -272,7 +272,7 @@ class PageTable:
 
     def row_of(self, digest: int) -> int | None:
         """The row in the index under a digest."""
-        row = self.loops.paths.find(self._columns.buckets, self.digest, digest)
+        row = self.loops.digests.find(self._columns.buckets, self.digest, digest)
         return None if row < 0 else int(row)
 
     def n_indexed(self) -> int:
@@ -479,7 +479,7 @@ class PageTable:
         and which of its windows are worth keeping.
 
         Args:
-            interval: pages between those inside a prompt, see ``loops.resume_points``.
+            interval: pages between those inside a prompt, see ``windows.resume_points``.
         """
         rank, now = self.priority_rank(priority), self.now
         policy, window = self._policy, self._window

@@ -21,7 +21,7 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
     Returns:
         j with ``has_window[max(0, j - window_pages):j].all()``; 0 if none.
     """
-    return int(COMPILED.paths.deepest_resume(has_window, window_pages))
+    return int(COMPILED.windows.deepest_resume(has_window, window_pages))
 
 
 def complete_windows(has_window: NDArray[np.bool_], window_pages: int) -> NDArray[np.bool_]:
@@ -31,7 +31,7 @@ def complete_windows(has_window: NDArray[np.bool_], window_pages: int) -> NDArra
         has_window: (pages,) bool, as for ``deepest_resume``.
     """
     complete = np.empty(len(has_window), dtype=np.bool_)
-    COMPILED.paths.complete_windows(has_window, window_pages, complete)
+    COMPILED.windows.complete_windows(has_window, window_pages, complete)
     return complete
 
 
@@ -135,7 +135,7 @@ def dense_points(kept: NDArray[np.bool_], complete: NDArray[np.bool_], interval:
     found, last = [], 0
     for point in [*(np.flatnonzero(kept) + 1).tolist(), len(kept)]:
         while point - last > interval:
-            following = COMPILED.paths.next_complete(complete, last, interval)
+            following = COMPILED.windows.next_complete(complete, last, interval)
             if following >= point:
                 break
             found.append(following)
