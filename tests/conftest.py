@@ -35,6 +35,7 @@ LONGEST_FIRST = (
     "tests/core/test_index_machine.py",
     "tests/sizing/test_bounded_recompute.py",
     "tests/core/test_seeded_bugs.py",
+    "tests/core/test_seeded_loop_bugs.py",
     "tests/core/test_storage_bugs.py",
     "tests/core/test_simulation.py",
     "tests/storage/test_page_files.py",

@@ -226,7 +226,10 @@ class EngineDevicePool:
         mapping = self._allocator.full_to_swa_index_mapping
         if self._on_cpu:
             indices = first.numpy()
-            return np.stack((indices, mapping.numpy()[indices]))
+            pairs = np.empty((2, len(indices)), dtype=np.int64)
+            pairs[0] = indices
+            pairs[1] = mapping.numpy()[indices]
+            return pairs
         tokens = first.to(torch.int64)
         peers = mapping.index_select(0, tokens)
         # in one copy: it waits for what runs on the device

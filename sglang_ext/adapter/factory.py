@@ -74,7 +74,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         device_page=params.page_size, window=params.sliding_window_size, whole_pages=window_only
     )
     allocator = params.token_to_kv_pool_allocator
-    rank = POLICIES[get_memory().radix_eviction_policy]
+    eviction = POLICIES[get_memory().radix_eviction_policy]
     window_pages = allocator.size_swa // geometry.page_tokens
     device_pages = allocator.size_full // geometry.page_tokens
     spare = Spare.for_device(device_pages, window_pages)
@@ -89,7 +89,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         device_pages *= ROWS_PER_WINDOW_PAGE
     device_pool = _device_pool(ctx, geometry, device_pages)
     if not ctx.enable_hierarchical_cache:
-        index = CacheIndex(geometry, device_pages, device_pool, rank=rank, spare=spare)
+        index = CacheIndex(geometry, device_pages, device_pool, eviction=eviction, spare=spare)
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
@@ -108,7 +108,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         else:
             tier = HostTier.on(arena, memory)
         index = CacheIndex(
-            geometry, device_pages + host_pages, device_pool, tier, policy, rank, spare
+            geometry, device_pages + host_pages, device_pool, tier, policy, eviction, spare
         )
     admission = Admission(
         pool=allocator.size_swa,

@@ -9,7 +9,8 @@ Who owns what
 others call its methods. A flush replaces all of them but the two at the end.
 
 ================================  ================================================================
-``table.table.PageTable``         rows, digests, ages, four columns of slots (``SlotColumn``)
+``table.table.PageTable``         rows, digests, ages, four columns of slots (``SlotColumn``); its
+                                  loops are in ``compiled``
 ``residency.Residency``           where pages are: every change of slots goes through it
 ``host.kept.Checkpoints``         the windows that the host keeps
 ``host.space.HostSpace``          host slots of one component; ``host.arena.Arena`` has the extents

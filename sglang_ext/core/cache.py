@@ -7,13 +7,13 @@ is published before its commit. The cache decides and accounts, it never copies 
 
 from collections.abc import Callable, Hashable
 
-from sglang_ext.core.compiled.table import CompiledTable
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.device.demotion import Demotion
 from sglang_ext.core.device.eviction import DeviceEviction
 from sglang_ext.core.device.look_ahead import LookAhead
 from sglang_ext.core.device.victims import NO_SPARE, Spare
-from sglang_ext.core.eviction_policy import Rank, lru
+from sglang_ext.core.eviction_policy import EvictionPolicy
 from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.host.room import HostRoom
 from sglang_ext.core.host.sampling import Sampling
@@ -35,8 +35,8 @@ from sglang_ext.core.storage.prefetches import Prefetches
 from sglang_ext.core.table.columns import Rows, Slots
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.paths import Page, PathTable
-from sglang_ext.core.table.table import NO_LESS, AgeLimits
+from sglang_ext.core.table.paths import Page
+from sglang_ext.core.table.table import NO_LESS, AgeLimits, PageTable
 from sglang_ext.core.write_policy import WritePolicy
 
 
@@ -44,7 +44,6 @@ class CacheIndex:
     """The table, what is where, and all transfers.
 
     Attributes:
-        table_type: CompiledTable, or its reference ``PathTable``.
         geometry: sizes of pages and windows.
         device_pool: device slots.
         host_tier: None without a host.
@@ -55,20 +54,23 @@ class CacheIndex:
         table, checkpoints, host, host_window: see Residency.
         residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
             prefetches: the objects that decide; others after each flush.
+
+    Args:
+        limits, loops: what only tests choose.
     """
 
-    table_type: type[PathTable] = CompiledTable
-
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         geometry: Geometry,
         capacity: int,
         device: DevicePool,
         host: HostTier | None = None,
         policy: BackupPolicy | None = None,
-        rank: Rank = lru,
+        eviction: EvictionPolicy = EvictionPolicy.LRU,
         spare: Spare = NO_SPARE,
+        *,
         limits: AgeLimits = NO_LESS,
+        loops: Loops = COMPILED,
     ) -> None:
         self.geometry = geometry
         self.device_pool = device
@@ -80,7 +82,8 @@ class CacheIndex:
         self.attachment = Attachment()
         self.log = TransferLog()
         self._capacity = capacity
-        self._rank, self._limits, self._spare = rank, limits, spare
+        self._eviction, self._limits, self._spare = eviction, limits, spare
+        self._loops = loops
         self.reset()
 
     def reset(self) -> None:
@@ -88,12 +91,12 @@ class CacheIndex:
 
         No transfer may be in flight.
         """
-        table = self.table_type(self.geometry, self._capacity, self._rank, self._limits)
+        table = PageTable(self.geometry, self._capacity, self._eviction, self._limits, self._loops)
         table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()
         residency = Residency(table, self.device_pool, self.host_tier, self.counters)
-        self.table: PathTable = table
+        self.table: PageTable = table
         self.checkpoints: Checkpoints = residency.checkpoints
         self.host: HostSpace = residency.host
         self.host_window: HostSpace = residency.host_window
@@ -117,7 +120,7 @@ class CacheIndex:
 
     def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
         """Best resume point for a prompt of ``pages`` (n, page_tokens), and of ``rest`` behind
-        them, see ``PathTable.match``. Read-only."""
+        them, see ``PageTable.match``. Read-only."""
         return self.table.match(pages, namespace, rest)
 
     def match_and_use(

@@ -52,7 +52,7 @@ class Inserts:
     """Takes over what requests computed.
 
     Args:
-        interval: pages between windows inside a prompt, see ``window.resume_points``.
+        interval: pages between windows inside a prompt, see ``windows.resume_points``.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Inserts:
         table.resume_if_room[window[-1]] = True
         if len(rows) - pages <= 1:
             table.resume[window[-1]] = True
-            table.touch_window(window)
+            table.use_window(window)
         self._residency.used(window)
 
     # ---- inside a page ----------------------------------------------------------

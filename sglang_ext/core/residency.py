@@ -11,7 +11,7 @@ from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.plan import Hold
 from sglang_ext.core.ports import DevicePool
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
-from sglang_ext.core.table.paths import PathTable
+from sglang_ext.core.table.table import PageTable
 
 
 class Residency:
@@ -29,7 +29,7 @@ class Residency:
 
     def __init__(
         self,
-        table: PathTable,
+        table: PageTable,
         device: DevicePool,
         tier: HostTier | None,
         counters: Counters,
@@ -118,7 +118,7 @@ class Residency:
         """Give device slots to rows that have none; ``swa`` is ABSENT where there is no window."""
         table = self.table
         table.device.put(rows, full, ready=True)
-        table.swa_device.put_live(rows, swa)
+        table.swa_device.put(rows, swa, ready=True)
 
     # ---- forget --------------------------------------------------------------
 

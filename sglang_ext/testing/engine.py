@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sglang_ext.core import invariants
 from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.host.room import Claim
@@ -25,7 +26,7 @@ from sglang_ext.core.inserts import Tail
 from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.plan import Declined, Transfer, TransferKind
 from sglang_ext.core.storage.ledger import StorageLedger
-from sglang_ext.core.storage.plan import Prefetch, StorageLimits
+from sglang_ext.core.storage.plan import Prefetch
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import filled_up
@@ -65,6 +66,7 @@ class SimEngine:
         index_type: type[CacheIndex] = CacheIndex,
         store: SimStore | None = None,
         storage_faults: StorageFaults | None = None,
+        loops: Loops = COMPILED,
     ) -> None:
         self.geometry = geometry
         self.device = SimDevicePool(sizes.device_pages, sizes.device_window_pages, geometry)
@@ -81,16 +83,16 @@ class SimEngine:
             whole = SharedMemory(shared.arena, shared) if shared else None
             tier = HostTier(self.host, self.host_window, whole)
         capacity = sizes.device_pages + host_rows
-        rank = POLICIES[sizes.eviction]
         self.index = index_type(
             geometry,
             capacity,
             self.device,
             tier,
             sizes.policy(),
-            rank,
-            sizes.spare,
-            sizes.limits(capacity),
+            eviction=POLICIES[sizes.eviction],
+            spare=sizes.spare,
+            limits=sizes.limits(capacity),
+            loops=loops,
         )
         self.ledger = Ledger(self.index)
         self.lanes = {
@@ -108,13 +110,7 @@ class SimEngine:
         self.storage_ledger = StorageLedger(self.index)
         self.storage: SimStorage | None = None
         if sizes.storage_threshold and host_rows:
-            limits = StorageLimits.for_host(
-                host_rows // sizes.storage_share,
-                sizes.storage_threshold,
-                sizes.storage_stop,
-                sizes.storage_dense,
-            )
-            self.index.attach_storage(limits)
+            self.index.attach_storage(sizes.storage_limits(host_rows))
             self.storage = SimStorage(
                 store or SimStore(),
                 self.host,

@@ -6,75 +6,40 @@ index beside it: every match is compared with the definition, and every change o
 table must be one that the operation is allowed to make.
 """
 
-import dataclasses
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.device.look_ahead import Found
+from sglang_ext.core.host.sampling import passed_over
 from sglang_ext.core.inserts import Own, Tail
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import Page, filled_up
-from sglang_ext.core.write_policy import WritePolicy
-
-Key = tuple[Hashable, bytes]
-ABSENT, RESERVED, READY = range(3)
-States = dict[Key, tuple[int, ...]]
-"""State of the four copies of each page, in the order of TIERS."""
-TIERS = ("device", "host", "swa_device", "swa_host")
-
-
-@dataclasses.dataclass
-class ModelPage:
-    """One page of one prefix."""
-
-    depth: int
-    parent: Key | None
-    device: int = ABSENT
-    host: int = ABSENT
-    swa_device: int = ABSENT
-    swa_host: int = ABSENT
-    rank: int = 0
-    used: int = 0
-    priority: int = -(1 << 63)
-    forks: int = 0
-    requests: list[int] = dataclasses.field(default_factory=list)
-
-    @property
-    def states(self) -> tuple[int, ...]:
-        """In the order of TIERS."""
-        return self.device, self.host, self.swa_device, self.swa_host
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Eviction order: by policy, then least recently used first, then the deepest."""
-        return self.rank, self.used, -self.depth
-
-    def worth(self, clock: int) -> tuple[int, float]:
-        """What the host goes by: by policy, then uses for the time since the last one."""
-        return self.rank, min(1 + self.forks, 255) / (clock - self.used + 1)
-
-    def count(self, request: int, priority: int) -> bool:
-        """A request uses the page; whether it is another one than the last."""
-        self.priority = max(self.priority, priority)
-        if self.requests and self.requests[-1] == request:
-            return False
-        self.requests.append(request)
-        return True
-
-    def ranked(self, policy: str) -> int:
-        """What a policy thinks of the page now, by its definition."""
-        return {
-            "lru": 0,
-            "lfu": min(2047, len(self.requests)),
-            "slru": int(len(self.requests) >= 2),
-            "priority": self.priority,
-        }[policy]
+from sglang_ext.core.write_policy import WritePolicy, worth_keeping
+from sglang_ext.testing import definitions
+from sglang_ext.testing.model_page import (
+    ABSENT,
+    INSIDE,
+    READY,
+    RESERVED,
+    TIERS,
+    Key,
+    ModelPage,
+    Order,
+    States,
+    page_order,
+    window_order,
+)
 
 
 class ModelError(AssertionError):
@@ -100,6 +65,8 @@ class ModelledIndex(CacheIndex):
         around(self.residency, "use", self._watch_use)
         around(self.inserts, "padding", self._watch_padding)
         around(self.eviction, "evict", self._watch_evict)
+        around(self.residency.candidates, "first", self._watch_first)
+        around(self.ahead, "look", self._watch_look)
         around(self.backups, "begin", self._watch_backup)
         self.pages: dict[Key, ModelPage] = {}
         self._clock = self._first_tick = 0
@@ -120,6 +87,7 @@ class ModelledIndex(CacheIndex):
         if rest is not None:
             page = filled_up(rest, self.geometry.page_tokens)
             page = pages[len(known)] if len(known) < len(pages) else page
+            self._check_inside(pages[: len(known)], namespace, page)
             known += self._inside(pages[: len(known)], namespace, page, found)
         best = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=True))
         direct = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=False))
@@ -174,6 +142,7 @@ class ModelledIndex(CacheIndex):
         _require(found[1:] == expected[1:], "match_and_use finds something else")
         if len(found.rows):
             self._use(found.rows)
+        self._check_ages()
         return found
 
     def _can_resume(self, prefix: list[ModelPage], *, load: bool) -> bool:
@@ -181,7 +150,7 @@ class ModelledIndex(CacheIndex):
         if not load:
             on_device = all(page.device for page in prefix)
             return on_device and all(page.swa_device for page in window)
-        return all(page.swa_device or page.swa_host == READY for page in window)
+        return all(page.has_window for page in window)
 
     def _watch_use(self, use: Callable[[Rows], None], rows: Rows) -> None:
         use(rows)
@@ -190,9 +159,17 @@ class ModelledIndex(CacheIndex):
 
     def _use(self, rows: Rows) -> None:
         self._clock += 1
-        for row in rows.tolist():
-            page = self.pages[self._key(row)]
-            page.used, page.rank = self._clock, page.ranked(self._rank.__name__)
+        size, policy = self.geometry.window_pages, self._eviction.name.lower()
+        keys = [self._key(row) for row in rows.tolist()]
+        path = [self.pages[key] for key in keys]
+        for page in path:
+            page.used, page.rank = self._clock, page.ranked(policy)
+        path[-1].resume = True
+        children = Counter(page.parent for page in self.pages.values())
+        for end, key in enumerate(keys, start=1):
+            if end == len(keys) or children[key] > 1:
+                for page in path[max(0, end - size) : end]:
+                    page.use_window(self._clock)
 
     def _move_together(self) -> None:
         """Ages have bits for so many ticks. Those of long ago, which is before the last
@@ -203,10 +180,14 @@ class ModelledIndex(CacheIndex):
         if begin - capacity <= self._first_tick:
             return
         self._first_tick = begin - capacity
-        ticks = sorted({page.used for page in self.pages.values() if page.used < begin})
-        moved = {tick: begin - len(ticks) + place for place, tick in enumerate(ticks)}
-        for page in self.pages.values():
-            page.used = moved.get(page.used, page.used)
+        for name in ("used", "window_used"):
+            ticks = sorted(
+                {t for page in self.pages.values() if (t := getattr(page, name)) < begin}
+            )
+            moved = {tick: begin - len(ticks) + place for place, tick in enumerate(ticks)}
+            for page in self.pages.values():
+                tick = getattr(page, name)
+                setattr(page, name, moved.get(tick, tick))
 
     def insert(self, pages: Pages, namespace: Hashable, *args: Any) -> Rows:
         """See CacheIndex; the pages it names, and nothing else, are on the device now."""
@@ -223,7 +204,8 @@ class ModelledIndex(CacheIndex):
             self._count_fork(keys[known - 1])
         for depth, key in enumerate(keys[: len(rows)]):
             parent = None if depth == 0 else keys[depth - 1]
-            page = self.pages.setdefault(key, ModelPage(depth, parent))
+            new = ModelPage(depth, parent, window_used=self._clock + 1)
+            page = self.pages.setdefault(key, new)
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
@@ -232,10 +214,72 @@ class ModelledIndex(CacheIndex):
         if len(rows):
             self._use(rows)
         self._expect(before, "insert")
+        self._mark_resume_points(keys[: len(rows)])
+        self._check_ages()
         hits = self.table.hits[rows].tolist()
         counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
         _require(hits == counted, f"hits are {hits}, requests {counted}")
         return rows
+
+    def _mark_resume_points(self, keys: list[Key]) -> None:
+        """A path has grown."""
+        if not keys:
+            return
+        path = [self.pages[key] for key in keys]
+        size, interval = self.geometry.window_pages, self.policy.checkpoint_pages
+        children = Counter(page.parent for page in self.pages.values())
+        requests = [len(page.requests) for page in path]
+        left = [above - below >= 2 for above, below in itertools.pairwise(requests)]
+        branches = [
+            children[key] > 1 or gone for key, gone in zip(keys, [*left, False], strict=True)
+        ]
+        marked = [page.resume for page in path]
+        complete = definitions.complete_windows([page.has_window for page in path], size)
+        keep = definitions.resume_points(marked, branches, complete, interval)
+        for end, page in enumerate(path, start=1):
+            page.resume = keep[end - 1]
+            if page.resume and not marked[end - 1]:
+                for inner in path[max(0, end - size) : end]:
+                    inner.band = max(inner.band, INSIDE)
+
+    def note_prompt_end(self, rows: Rows, pages: int) -> None:
+        """See CacheIndex; the window of a prompt that nothing has gone on from is used."""
+        path = [self.pages[self._key(row)] for row in rows[:pages].tolist()]
+        window = path[max(0, len(path) - self.geometry.window_pages) :]
+        super().note_prompt_end(rows, pages)
+        if window and len(rows) - pages <= 1 and all(page.has_window for page in window):
+            path[-1].resume = True
+            for page in window:
+                page.use_window(self._clock)
+        self._check_ages()
+
+    def _check_ages(self) -> None:
+        """Both orders of eviction, from the first page to the last, and which windows are worth
+        keeping."""
+        table = self.table
+        rows = np.flatnonzero(table.parent != FREE)
+        pages = {row: self.pages[self._key(row)] for row in rows.tolist()}
+        for name, age, order in (
+            ("age", table.age, page_order),
+            ("swa_age", table.swa_age, window_order),
+        ):
+            in_order = [order(pages[row]) for row in rows[np.argsort(age[rows])].tolist()]
+            rises = all(one < other for one, other in itertools.pairwise(in_order))
+            _require(rises, f"{name} is not the order of eviction")
+        marked = {row for row, page in pages.items() if page.resume}
+        _require(
+            set(rows[table.resume[rows]].tolist()) == marked, "other windows are worth keeping"
+        )
+
+    def _check_inside(self, above: Pages, namespace: Hashable, page: Page) -> None:
+        """The way down the siblings is the one that follows from their tokens and digests."""
+        table = self.table
+        path = table.lookup(above, namespace)
+        parent = int(path[-1]) if len(path) else table.root(namespace)
+        if parent is not None:
+            found = table.inside(parent, page)
+            expected = definitions.inside(table, parent, page.tolist())
+            _require(found == expected, f"inside is {found}, by definition {expected}")
 
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
         """See CacheIndex."""
@@ -291,12 +335,82 @@ class ModelledIndex(CacheIndex):
             _require(not lost_windows & locked_windows, "evict took a locked window")
             possible = sum(1 for k, s in before.items() if s[0] and k not in locked)
             _require(freed[0] >= min(pages, possible), "evict freed less than it could")
-        left = [self.pages[k].order for k, s in after.items() if s[0] and k not in locked]
+        left = [page_order(self.pages[k]) for k, s in after.items() if s[0] and k not in locked]
         if lost and left:
-            youngest = max(self.pages[key].order for key in lost)
+            youngest = max(page_order(self.pages[key]) for key in lost)
             _require(youngest < min(left), "evict took a page before an older one")
         self._accept(after)
+        self._check_ages()
         return freed
+
+    def _watch_first(self, first: Callable[[Kind, int], Rows], kind: Kind, count: int) -> Rows:
+        """Victims are the oldest that nobody holds, in their order."""
+        rows = first(kind, count)
+        if kind is Kind.VICTIMS:
+            expected = self._evictable(self.table.device, page_order)
+        elif kind is Kind.WINDOW_VICTIMS:
+            expected = self._evictable(self.table.swa_device, window_order)
+        else:
+            return rows
+        _require(rows.tolist() == expected[: max(0, count)], "other victims, or in another order")
+        return rows
+
+    def _evictable(self, column: SlotColumn, order: Order) -> list[int]:
+        """Rows, those first that are evicted first."""
+        rows = np.flatnonzero(column.present & (column.locks == 0)).tolist()
+        return sorted(rows, key=lambda row: order(self.pages[self._key(row)]))
+
+    def _watch_look(
+        self, look: Callable[..., Found], free: int, free_windows: int, pins: NDArray[np.int16]
+    ) -> Found:
+        """What is to be copied ahead of eviction is what eviction would lose."""
+        table, kept, policy = self.table, self.checkpoints.ends, self.policy
+        found = look(free, free_windows, pins)
+        worth = worth_keeping(policy.write, table.hits) & table.device.ready
+        if self.sampling.is_on:
+            worth &= ~passed_over(table, np.arange(table.capacity))
+        marked = table.resume.copy()
+        if self.host_window.free_for_copies(needed_now=False) >= self.geometry.window_pages:
+            marked |= table.resume_if_room
+        on_device, on_host = table.swa_device, table.swa_host
+        ends = definitions.windows_to_save(
+            table,
+            set(np.flatnonzero(worth & marked & ~kept).tolist()),
+            lambda row: bool(on_device.ready[row] or on_host.present[row]),
+        )
+        lost = {row for row in ends if on_device.present[row] and not on_host.present[row]}
+        dirty = lost | set(np.flatnonzero(worth & ~table.host.present).tolist())
+        in_window = {row: end for row, end in enumerate(found.window_end.tolist()) if end >= 0}
+        _require(in_window == ends, "other windows are to be saved")
+        _require(set(np.flatnonzero(found.with_window).tolist()) == lost, "other windows are lost")
+        for ahead, device, host, order, held, n_free, low, losses in (
+            (
+                found.full,
+                table.device,
+                table.host,
+                page_order,
+                pins,
+                free,
+                self.ahead.low_pages(),
+                dirty,
+            ),
+            (
+                found.window,
+                on_device,
+                on_host,
+                window_order,
+                1,
+                free_windows,
+                policy.low_window_pages,
+                lost,
+            ),
+        ):
+            copying = device.present & host.present & ~host.ready & (device.locks == held)
+            safe = n_free + int(np.count_nonzero(copying))
+            expected = definitions.look_ahead(self._evictable(device, order), losses, safe, low)
+            answer = (ahead.dirty.tolist(), ahead.soon.tolist(), ahead.room, ahead.room_then)
+            _require(answer == expected, f"a look finds {answer}, by definition {expected}")
+        return found
 
     def _watch_backup(
         self, begin: Callable[..., Transfer | Declined | None], rows: Rows, **options: Any
@@ -306,7 +420,7 @@ class ModelledIndex(CacheIndex):
         path = {self._key(row) for row in rows.tolist()}
         copied = [self._key(row) for row in options.get("pages", rows).tolist()]
         missing = [self.pages[key] for key in copied if before[key][1] == ABSENT]
-        youngest = max(missing, key=lambda page: page.order, default=None)
+        youngest = max(missing, key=page_order, default=None)
         duplicates = self._duplicates(before, path, youngest) if youngest else set()
         alone = self._ends_on_the_host_alone()
         first = min((page.depth for page in missing), default=len(rows) - 1)
@@ -354,7 +468,7 @@ class ModelledIndex(CacheIndex):
             if state[0] == READY
             and state[1] == READY
             and key not in above | path | locked
-            and self.pages[key].order > younger_than.order
+            and page_order(self.pages[key]) > page_order(younger_than)
         }
 
     def _check_windows(self, plan: Transfer, before: States) -> None:

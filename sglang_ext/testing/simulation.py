@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.paths import PathTable
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.interpreted import INTERPRETED
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
 from sglang_ext.testing.requests import DeviceFullError
@@ -40,30 +41,23 @@ _MOST_STEPS_TO_IDLE = 5000
 _CHECK_SLOTS_EVERY = 25
 
 
-class ReferenceIndex(CacheIndex):
-    """A CacheIndex without compiled loops."""
-
-    table_type = PathTable
-
-
-def _index_type(rank: int, *, modelled: bool) -> type[CacheIndex]:
-    """What a rank runs: every other one the reference, so that ranks agree only if what is
-    compiled does the same."""
-    if rank % 2:
-        return ReferenceIndex
-    return ModelledIndex if modelled and rank == 0 else CacheIndex
-
-
 class Simulation:
     """Ranks with random sizes and random traffic, all from the seed.
 
     Args:
         modelled: run the first rank beside the model; slower.
         storage: there is a storage tier, with faults.
+        loops: what ranks run, in turns: they agree only if what is compiled does the same.
     """
 
     def __init__(
-        self, seed: int, ranks: int = 1, *, modelled: bool = False, storage: bool = False
+        self,
+        seed: int,
+        ranks: int = 1,
+        *,
+        modelled: bool = False,
+        storage: bool = False,
+        loops: Sequence[Loops] = (COMPILED, INTERPRETED),
     ) -> None:
         self.rng = rng = random.Random(seed)
         self.dice = random.Random(~seed)
@@ -105,8 +99,9 @@ class Simulation:
                 sizes,
                 pace,
                 seed * 1000 + rank,
-                _index_type(rank, modelled=modelled),
+                ModelledIndex if modelled and rank == 0 else CacheIndex,
                 storage_faults=faults,
+                loops=loops[rank % len(loops)],
             )
             for rank in range(ranks)
         ]

@@ -4,6 +4,7 @@ import dataclasses
 
 from sglang_ext.core.device.victims import NO_SPARE, Spare
 from sglang_ext.core.moves.policy import BackupPolicy
+from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.core.table.table import NO_LESS, AgeLimits
 from sglang_ext.core.write_policy import WritePolicy
 
@@ -56,6 +57,15 @@ class Sizes:
     def limits(self, rows: int) -> AgeLimits:
         """What ages of a table with so many rows have bits for."""
         return AgeLimits(ticks=2 * rows + self.more_ticks) if self.more_ticks else NO_LESS
+
+    def storage_limits(self, rows: int) -> StorageLimits:
+        """Limits of a storage tier behind a host with so many pages."""
+        return StorageLimits.for_host(
+            rows // self.storage_share,
+            self.storage_threshold,
+            self.storage_stop,
+            self.storage_dense,
+        )
 
     def policy(self) -> BackupPolicy:
         """The backup policy of these sizes."""

@@ -8,33 +8,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ext.core.candidates import Candidates, Kind
-from sglang_ext.core.compiled.constants import MAX_COUNT, MAX_TICK
-from sglang_ext.core.compiled.table import CompiledTable
+from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_COUNT, MAX_TICK, UNUSED_BAND
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.paths import PathTable
 from sglang_ext.core.table.priority_ranks import PriorityRanks
-from sglang_ext.core.table.table import AgeLimits
+from sglang_ext.core.table.table import AgeLimits, PageTable
 from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.interpreted import INTERPRETED
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
 
 PAGE = 16
 NOTHING = np.empty(0, dtype=np.int64)
-BOTH = pytest.mark.parametrize("table_type", [CompiledTable, PathTable])
+BOTH = pytest.mark.parametrize("loops", [COMPILED, INTERPRETED], ids=["compiled", "interpreted"])
 ANY = st.one_of(
     st.integers(-(1 << 63), (1 << 63) - 1), st.sampled_from(sorted(itertools.chain(*PRIORITIES)))
 )
 
 
-def table_with(
-    table_type: type[PathTable], limits: AgeLimits, rows: int = 24, policy: str = "lru"
-) -> PathTable:
-    return table_type(Geometry(PAGE, PAGE), rows, POLICIES[policy], limits)
+def table_with(loops: Loops, limits: AgeLimits, rows: int = 24, policy: str = "lru") -> PageTable:
+    return PageTable(Geometry(PAGE, PAGE), rows, POLICIES[policy], limits, loops)
 
 
-def add(table: PathTable, number: int, pages: int = 1) -> Rows:
+def add(table: PageTable, number: int, pages: int = 1) -> Rows:
     """A prefix that has been used by nobody."""
     return table.add_rows(NOTHING, np.full((pages, PAGE), number), None)
 
@@ -44,11 +42,9 @@ def add(table: PathTable, number: int, pages: int = 1) -> Rows:
 
 @BOTH
 @given(used=st.lists(st.integers(0, 5), min_size=1, max_size=400))
-def test_pages_keep_their_order_however_long_it_goes_on(
-    table_type: type[PathTable], used: list[int]
-) -> None:
+def test_pages_keep_their_order_however_long_it_goes_on(loops: Loops, used: list[int]) -> None:
     """Six prefixes of three pages in a table whose ages have bits for 60 ticks."""
-    table = table_with(table_type, AgeLimits(ticks=60))
+    table = table_with(loops, AgeLimits(ticks=60))
     paths = [add(table, number, 3) for number in range(6)]
     last: dict[int, int] = {}
     for tick, number in enumerate(used):
@@ -66,11 +62,11 @@ def test_pages_keep_their_order_however_long_it_goes_on(
 
 
 @BOTH
-def test_windows_stay_in_their_bands(table_type: type[PathTable]) -> None:
+def test_windows_stay_in_their_bands(loops: Loops) -> None:
     """One that nobody resumes from, one inside a prompt, one at an end: in this order."""
-    table = table_with(table_type, AgeLimits(ticks=60))
+    table = table_with(loops, AgeLimits(ticks=60))
     end, inside, unused = (int(add(table, number)[0]) for number in range(3))
-    table.keep_inside(np.array([inside]))
+    table.swa_age[inside] += INSIDE_BAND - UNUSED_BAND
     for _ in range(200):
         table.advance()
         table.use(np.array([end]))
@@ -79,8 +75,8 @@ def test_windows_stay_in_their_bands(table_type: type[PathTable]) -> None:
 
 
 @BOTH
-def test_victims_are_in_order_of_the_ages_that_pages_have_now(table_type: type[PathTable]) -> None:
-    table = table_with(table_type, AgeLimits(ticks=60))
+def test_victims_are_in_order_of_the_ages_that_pages_have_now(loops: Loops) -> None:
+    table = table_with(loops, AgeLimits(ticks=60))
     candidates = Candidates(table, Checkpoints(table, 1))
     for number in range(8):
         row = add(table, number)
@@ -98,12 +94,12 @@ def test_victims_are_in_order_of_the_ages_that_pages_have_now(table_type: type[P
 
 def test_a_table_that_ages_cannot_order_is_refused() -> None:
     with pytest.raises(AssertionError, match="ages cannot order 24 rows"):
-        table_with(CompiledTable, AgeLimits(ticks=48))
+        table_with(COMPILED, AgeLimits(ticks=48))
 
 
 def test_numbering_anew_is_rare() -> None:
     """With what a server has: at 1,000 ticks a second, once in a day and a half."""
-    table = table_with(CompiledTable, AgeLimits())
+    table = table_with(COMPILED, AgeLimits())
     calls: list[int] = []
     table.when_renumbered.append(lambda: calls.append(table.tick))
     row = add(table, 1)
@@ -119,8 +115,8 @@ def test_numbering_anew_is_rare() -> None:
 
 
 @BOTH
-def test_a_prefix_ends_where_ages_have_no_more_bits(table_type: type[PathTable]) -> None:
-    table = table_with(table_type, AgeLimits(pages=5))
+def test_a_prefix_ends_where_ages_have_no_more_bits(loops: Loops) -> None:
+    table = table_with(loops, AgeLimits(pages=5))
     rows = add(table, 1, 8)
     assert len(rows) == 5
     more = np.full((3, PAGE), 1)
@@ -149,9 +145,9 @@ def test_the_rest_of_a_prompt_stays_with_its_request() -> None:
 
 @BOTH
 def test_requests_and_forks_are_counted_as_far_as_there_are_bits(
-    table_type: type[PathTable],
+    loops: Loops,
 ) -> None:
-    table = table_with(table_type, AgeLimits(), policy="lfu")
+    table = table_with(loops, AgeLimits(), policy="lfu")
     row = add(table, 1)
     table.hits[row] = table.forks[row] = MAX_COUNT - 1
     for request in range(3):
@@ -207,7 +203,7 @@ def test_with_more_priorities_than_ranks_none_is_inverted(priorities: list[int])
 @pytest.mark.parametrize("step", [1, -1], ids=["rising", "falling"])
 def test_a_priority_for_every_request_is_rarely_numbered_anew(step: int) -> None:
     """Deadlines, or times of arrival."""
-    table = table_with(CompiledTable, AgeLimits(), policy="priority")
+    table = table_with(COMPILED, AgeLimits(), policy="priority")
     calls: list[int] = []
     table.when_renumbered.append(lambda: calls.append(table.tick))
     rows = [add(table, number) for number in range(20)]
@@ -219,10 +215,10 @@ def test_a_priority_for_every_request_is_rarely_numbered_anew(step: int) -> None
 
 @BOTH
 def test_pages_keep_their_order_when_ranks_are_numbered_anew(
-    table_type: type[PathTable],
+    loops: Loops,
 ) -> None:
     """Priorities that meet in the middle: each leaves half of the gap."""
-    table = table_with(table_type, AgeLimits(ranks=31), policy="priority")
+    table = table_with(loops, AgeLimits(ranks=31), policy="priority")
     asked = [0, 1 << 62, *(1 << n for n in range(12, 0, -1))]
     rows = [int(add(table, number)[0]) for number in range(len(asked))]
     for number, priority in enumerate(asked):

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_RANK, MAX_TICK, TICK_SHIFT
-from sglang_ext.core.eviction_policy import POLICIES, Uses
+from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.interpreted import INTERPRETED
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
 from tests.failures.scenarios import PAGE, join, prompt, rows_of
 
@@ -25,9 +27,11 @@ WILD = st.sampled_from(sorted(itertools.chain(*PRIORITIES)))
 def test_ranks_never_rise_along_a_path(uses: list[tuple[int, int]], policy: str) -> None:
     """All requests of a page have used the pages before it."""
     hits, priorities = (np.sort(np.array(n, dtype=np.int32))[::-1] for n in zip(*uses, strict=True))
-    ranks = POLICIES[policy](Uses(hits, priorities))
+    columns = SimpleNamespace(hits=hits, priority=priorities)
+    number = int(POLICIES[policy])
+    ranks = [INTERPRETED.paths.rank_of(columns, row, number) for row in range(len(hits))]
     assert (np.diff(ranks) <= 0).all()
-    assert ranks.min() >= 0 and ranks.max() <= MAX_RANK
+    assert min(ranks) >= 0 and max(ranks) <= MAX_RANK
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), WILD), min_size=1, max_size=40))
@@ -36,11 +40,11 @@ def test_a_selection_by_age_is_leaf_first(policy: str, requests: list[tuple[int,
     """Requests for more or less of one prompt: at any time deeper pages go first."""
     table = PageTable(Geometry(PAGE, 16), 8, POLICIES[policy])
     rows = table.add_rows(np.empty(0, dtype=np.int64), np.arange(8 * PAGE).reshape(8, PAGE), None)
-    table.touch(rows)
+    table.use(rows)
     for number, (count, priority) in enumerate(requests):
         table.advance()
         table.count_request(rows[:count], number, priority)
-        table.touch(rows[:count])
+        table.use(rows[:count])
         assert (np.diff(table.age[rows]) < 0).all()
 
 
@@ -49,7 +53,7 @@ def test_the_largest_age_leaves_room_for_the_bands_of_windows() -> None:
     row = table.add_rows(np.empty(0, dtype=np.int64), np.zeros((1, PAGE), dtype=np.int64), None)
     table.tick = MAX_TICK
     table.hits[row] = 1 << 30
-    table.touch(row)
+    table.use(row)
     assert 0 < table.age[0] < -INSIDE_BAND
     assert table.age[0] >> TICK_SHIFT > table.tick
 

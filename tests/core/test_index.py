@@ -167,7 +167,7 @@ def test_namespaces_do_not_share_pages_and_leave_nothing_behind() -> None:
 def test_a_digest_collision_costs_a_miss_and_nothing_else() -> None:
     engine = engine_with(host_pages=0)
     # every page has the same digest at a given depth: only token comparison tells
-    engine.index.table._hasher.weights[:] = 0
+    engine.index.table._columns.weights[:] = 0
     serve(engine, prompt(3, seed=1))
     serve(engine, prompt(3, seed=2))
     engine.check()

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.constants import PAD
-from sglang_ext.core.compiled.table import CompiledTable
+from sglang_ext.core.compiled.loop_sets import COMPILED
 from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.paths import PathTable
-from sglang_ext.core.table.table import FREE
+from sglang_ext.core.table.table import FREE, PageTable
 from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing import definitions
 from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.interpreted import INTERPRETED
 from sglang_ext.testing.sizes import Sizes
 
 PAGE, WINDOW = 16, 40
@@ -224,9 +225,9 @@ ALPHABET = st.lists(st.integers(0, 2), min_size=1, max_size=PAGE)
 def test_the_search_among_siblings_finds_most_in_common(
     steps: list[tuple[int, list[int], bool]],
 ) -> None:
-    """The compiled search, its definition, and all siblings one by one."""
+    """The search, compiled and interpreted, its definition, and all siblings one by one."""
     geometry = Geometry(1, WINDOW)
-    tables = [CompiledTable(geometry, 64), PathTable(geometry, 64)]
+    tables = [PageTable(geometry, 64, loops=loops) for loops in (COMPILED, INTERPRETED)]
     known: dict[tuple[int, bytes], int] = {}
     for table in tables:
         for namespace in range(4):
@@ -243,7 +244,8 @@ def test_the_search_among_siblings_finds_most_in_common(
             root = table.root(namespace)
             assert root is not None
             found.append(table.inside(root, page, usable=False))
-        assert found[0] == found[1]
+            found.append(definitions.inside(table, root, page.tolist(), usable=False))
+        assert len(set(found)) == 1
         assert found[0][1] == most
         if key in known and remove:
             for table in tables:

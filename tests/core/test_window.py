@@ -5,17 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import windows
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.window import complete_windows, deepest_resume, resume_points
+from sglang_ext.core.table.window import complete_windows, deepest_resume
+from sglang_ext.testing import definitions
+from sglang_ext.testing.interpreted import INTERPRETED
 
 Mask = NDArray[np.bool_]
 
 
 @given(st.lists(st.booleans(), max_size=12), st.integers(1, 14))
 def test_deepest_resume_is_the_definition(has_window: list[bool], window_pages: int) -> None:
-    deepest = max(
-        j for j in range(len(has_window) + 1) if all(has_window[max(0, j - window_pages) : j])
-    )
+    deepest = definitions.deepest_resume(has_window, window_pages)
     assert deepest_resume(np.array(has_window, dtype=bool), window_pages) == deepest
 
 
@@ -23,8 +24,29 @@ PATHS = st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=24)
 
 
 def masks(path: list[tuple[bool, bool, bool]]) -> tuple[Mask, Mask, Mask]:
-    marked, branches, complete = np.array(path, dtype=bool).T
+    marked, branches, complete = np.array(path, dtype=bool).T.copy()
     return marked, branches, complete
+
+
+def resume_points(marked: Mask, branches: Mask, complete: Mask, interval: int) -> Mask:
+    """Of the compiled loop."""
+    keep: Mask = branches & complete
+    windows.resume_points(marked, complete, interval, keep)
+    return keep
+
+
+@given(PATHS, st.integers(0, 8))
+def test_resume_points_are_the_definition(
+    path: list[tuple[bool, bool, bool]], interval: int
+) -> None:
+    marked, branches, complete = masks(path)
+    expected = definitions.resume_points(
+        marked.tolist(), branches.tolist(), complete.tolist(), interval
+    )
+    assert resume_points(marked, branches, complete, interval).tolist() == expected
+    interpreted = branches & complete
+    INTERPRETED.windows.resume_points(marked, complete, interval, interpreted)
+    assert interpreted.tolist() == expected
 
 
 def longest_gap(points: Mask) -> int:
@@ -75,8 +97,7 @@ def test_complete_windows_are_the_definition(
     path: list[tuple[bool, bool, bool]], size: int
 ) -> None:
     has = masks(path)[0]
-    expected = [bool(has[max(0, j - size) : j].all()) for j in range(1, len(has) + 1)]
-    assert complete_windows(has, size).tolist() == expected
+    assert complete_windows(has, size).tolist() == definitions.complete_windows(has.tolist(), size)
 
 
 @given(device_page=st.integers(1, 64), window=st.integers(1, 300), position=st.integers(0, 999))

@@ -1,2 +1,1 @@
-"""The hot loops of the core, compiled; the NumPy classes that they stand in for are their
-reference, and tests compare the two."""
+"""The hot loops of the core, compiled; and the constants that are compiled in."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray
 from numba.core.types import Array, NamedTuple, Tuple, boolean, int8, int32, int64, uint64
+from numba.np.numpy_support import as_dtype
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
@@ -46,65 +46,57 @@ FIELDS = {
     "weights": LONGS,
     "links": SLOTS,
 }
-"""The arrays of a table, in the order in which ``TABLE`` has their addresses."""
-Columns = namedtuple("Columns", FIELDS)
-COLUMNS = NamedTuple(tuple(FIELDS.values()), Columns)
+"""The arrays of a table. Each has an element for each row, unless it is in ``_SHAPES``."""
+_SIZES = ("rows", "width", "n_buckets", "n_links", "device_page")
+"""What an address leads to first: rows, tokens of a page, buckets and links of a table, and tokens
+of a device page."""
+_SHAPES = {
+    "tokens": "(rows, width)",
+    "buckets": "n_buckets",
+    "weights": "width",
+    "links": "(n_links, 3)",
+}
+Columns: Any = namedtuple("Columns", (*FIELDS, "device_page"))
+COLUMNS = NamedTuple((*FIELDS.values(), int64), Columns)
 TABLE = int64
-"""Address of what ``table_of`` gives: one number instead of many arrays, each of which would have
+"""Address of what ``addresses`` gives: one number instead of many arrays, each of which would have
 to be looked at in every call."""
-_SIZES = 5
-_ENTRIES = _SIZES + len(FIELDS)
 
 
-def table_of(arrays: dict[str, NDArray[Any]], device_page: int) -> NDArray[np.int64]:
-    """Rows, tokens of a page, buckets and links of a table and tokens of a device page, then the
-    addresses of its arrays.
+def addresses(table: Any) -> NDArray[np.int64]:
+    """Sizes of a table, then the addresses of its arrays.
 
     Args:
-        arrays: see ``FIELDS``; they have to live as long as the result is in use, and must not
-            be replaced.
-        device_page: tokens.
+        table: ``Columns``. Its arrays have to live as long as the result is in use, and must
+            not be replaced.
     """
     for name, type_ in FIELDS.items():
-        assert numba.typeof(arrays[name]) == type_, f"{name} is not {type_}"
-    sizes = *arrays["tokens"].shape, len(arrays["buckets"]), len(arrays["links"]), device_page
-    return np.array([*sizes, *(arrays[name].ctypes.data for name in FIELDS)], dtype=np.int64)
+        assert numba.typeof(getattr(table, name)) == type_, f"{name} is not {type_}"
+    sizes = *table.tokens.shape, len(table.buckets), len(table.links), table.device_page
+    return np.array([*sizes, *(array.ctypes.data for array in table[:-1])], dtype=np.int64)
 
 
-@compiled(COLUMNS(TABLE))
+def _source() -> str:
+    """The function ``columns``, which has a line for each of ``FIELDS``."""
+    lines = [f"{name} = at[{i}]" for i, name in enumerate(_SIZES)]
+    for i, (name, type_) in enumerate(FIELDS.items(), start=len(_SIZES)):
+        dtype = f"np.{as_dtype(type_.dtype).type.__name__}"
+        lines.append(f"{name} = carray(pointer(at[{i}]), {_SHAPES.get(name, 'rows')}, {dtype})")
+    body = "\n    ".join(lines)
+    return f"""
 def columns(table):
-    """The arrays of a table."""
-    entries = carray(pointer(table), _ENTRIES, np.int64)
-    rows, width, buckets, links = entries[0], entries[1], entries[2], entries[3]
-    at = entries[_SIZES:]
-    return Columns(
-        carray(pointer(at[0]), rows, np.int32),
-        carray(pointer(at[1]), rows, np.int32),
-        carray(pointer(at[2]), rows, np.uint64),
-        carray(pointer(at[3]), (rows, width), np.int64),
-        carray(pointer(at[4]), rows, np.int32),
-        carray(pointer(at[5]), rows, np.int32),
-        carray(pointer(at[6]), rows, np.int64),
-        carray(pointer(at[7]), rows, np.int64),
-        carray(pointer(at[8]), rows, np.int32),
-        carray(pointer(at[9]), rows, np.int32),
-        carray(pointer(at[10]), rows, np.int32),
-        carray(pointer(at[11]), rows, np.bool_),
-        carray(pointer(at[12]), rows, np.int8),
-        carray(pointer(at[13]), rows, np.int8),
-        carray(pointer(at[14]), rows, np.bool_),
-        carray(pointer(at[15]), rows, np.int64),
-        carray(pointer(at[16]), rows, np.bool_),
-        carray(pointer(at[17]), rows, np.bool_),
-        carray(pointer(at[18]), rows, np.int32),
-        carray(pointer(at[19]), rows, np.bool_),
-        carray(pointer(at[20]), buckets, np.uint64),
-        carray(pointer(at[21]), width, np.int64),
-        carray(pointer(at[22]), (links, 3), np.int32),
-    )
+    at = carray(pointer(table), {len(_SIZES) + len(FIELDS)}, np.int64)
+    {body}
+    return Columns({", ".join(Columns._fields)})
+"""
 
 
-@compiled(int64(TABLE))
-def device_page_of(table):
-    """Tokens of a device page."""
-    return carray(pointer(table), _ENTRIES, np.int64)[_SIZES - 1]
+def _columns() -> Any:
+    names = {"np": np, "carray": numba.carray, "pointer": pointer, "Columns": Columns}
+    names["__name__"] = __name__
+    exec(compile(_source(), __file__, "exec"), names)
+    return compiled(COLUMNS(TABLE))(names["columns"])
+
+
+columns = _columns()
+"""The arrays of a table, of its address."""

@@ -10,15 +10,19 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 import numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+WRAP_AROUND: set[CodeType] = set()
+"""Functions that count modulo 2**64 on purpose; Python warns of that."""
+
 
 def compiled(
-    signature: Any, *, nogil: bool = False, inline: bool = False
+    signature: Any, *, nogil: bool = False, wraps: bool = False, inline: bool = False
 ) -> Callable[[Function], Function]:
     """Compile a function for one signature, at once: no request waits for a compiler.
 
@@ -27,11 +31,14 @@ def compiled(
     Args:
         signature: types of the arguments and of the result.
         nogil: other threads run Python meanwhile.
+        wraps: see ``WRAP_AROUND``.
         inline: as if it were written where it is called, for what is called for each row: many
             arrays as arguments take longer than what most loops do with a row.
     """
 
     def decorate(function: Function) -> Function:
+        if wraps:
+            WRAP_AROUND.add(function.__code__)
         # the names of files on disk come from this one
         function.__qualname__ += f"_{_stamp(function.__code__.co_filename)}"
         try:

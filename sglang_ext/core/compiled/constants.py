@@ -7,6 +7,11 @@ changes, and for no other reason (see ``build``).
 FREE = -1
 """Parent of a row that is not in use."""
 NO_REQUEST = -1
+ABSENT = -1
+"""Slot of a page that has no copy."""
+EMPTY_BUCKET = (1 << 64) - 1
+LRU, LFU, SLRU, PRIORITY = range(4)
+"""Eviction policies, see ``eviction_policy``."""
 PAD = -(1 << 62) - 1
 """Fills the page of a tail up; no token equals it. Odd: products of even numbers are small in
 the digests of pages."""

@@ -1,7 +1,7 @@
-"""Loops over the rows of a path: what ``PageTable``, ``PathTable`` and ``SlotColumn`` do in
-NumPy, without a statement for every step.
+"""Loops over the rows of a path, for ``PageTable``.
 
-Rows are int64; arrays are named as the attributes of ``PageTable`` are.
+Rows are int64; arrays are named as the attributes of ``PageTable`` are. A type is written out where
+NumPy's numbers would be narrower than Numba's: both run these loops, see ``loop_sets``.
 """
 
 import numpy as np
@@ -16,15 +16,11 @@ from numba.core.types import (
 from sglang_ext.core.compiled.arrays import (
     COLUMNS,
     DIGESTS,
-    FLAGS,
     FOUND,
-    INTS,
     LONGS,
     PAGES,
-    SLOTS,
     TABLE,
     columns,
-    device_page_of,
 )
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import (
@@ -32,121 +28,41 @@ from sglang_ext.core.compiled.constants import (
     FREE,
     INSIDE_BAND,
     LEFT_THE_PATH,
+    LFU,
     MAX_COUNT,
     MAX_DEPTH,
     MAX_RANK,
     NO_REQUEST,
     PAD,
+    PRIORITY,
     RANK_SHIFT,
+    SLRU,
     TICK_SHIFT,
     UNUSED_BAND,
 )
+from sglang_ext.core.compiled.digests import find, forget, half, page_digest, power, remember
 from sglang_ext.core.compiled.memory import prefetch
 from sglang_ext.core.compiled.siblings import LEFT, RIGHT, TOP, inside_of, link_child, unlink_child
+from sglang_ext.core.compiled.windows import complete_windows, deepest_resume, resume_points
 
-LRU, LFU, SLRU, PRIORITY = range(4)
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
-_MIX_1, _MIX_2, _MIX_3 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-EMPTY = (1 << 64) - 1
-"""A bucket without a row."""
-_HALF = (1 << 32) - 1
 
 
-# ---- the map from digests to rows: open addressing, linear probing -------------------
+# ---- lookup -----------------------------------------------------------------------
 
 
-@compiled(uint64(uint64))
-def mix(value):
-    """See ``digest.mix``."""
-    value += uint64(_MIX_1)
-    value = (value ^ (value >> uint64(30))) * uint64(_MIX_2)
-    value = (value ^ (value >> uint64(27))) * uint64(_MIX_3)
-    return value ^ (value >> uint64(31))
+@compiled(int64(COLUMNS, int64, PAGES, int64))
+def difference(c, row, pages, number):
+    """0 if a row has the tokens of a page."""
+    differs = int64(0)
+    for k in range(c.weights.size):
+        differs |= c.tokens[row, k] ^ pages[number, k]
+    return differs
 
 
-@compiled(uint64(uint64))
-def power(exponent):
-    """``DIGEST_BASE`` to a power, modulo 2**64."""
-    result, factor = uint64(1), uint64(DIGEST_BASE)
-    while exponent:
-        if exponent & uint64(1):
-            result *= factor
-        factor *= factor
-        exponent >>= uint64(1)
-    return result
-
-
-@compiled(uint64(PAGES, int64, LONGS))
-def page_digest(pages, number, weights):
-    """What one page adds to a digest, before the power of its depth."""
-    total = int64(0)
-    for k in range(weights.size):
-        total += pages[number, k] * weights[k]
-    return mix(uint64(total))
-
-
-# A bucket is half a digest and a row: a search looks at digests, which are all over the memory,
-# only where that half is the same.
-
-
-@compiled(uint64(uint64))
-def half(digest):
-    """What a bucket keeps of a digest, and where the search for it begins."""
-    return (digest ^ (digest >> uint64(32))) & uint64(_HALF)
-
-
-@compiled(int64(DIGESTS, DIGESTS, uint64))
-def find(buckets, digests, digest):
-    """Row with a digest, -1 if none."""
-    mask = uint64(buckets.size - 1)
-    wanted = half(digest)
-    i = wanted & mask
-    while buckets[i] != uint64(EMPTY):
-        if buckets[i] >> uint64(32) == wanted:
-            row = int64(buckets[i] & uint64(_HALF))
-            if digests[row] == digest:
-                return row
-        i = (i + uint64(1)) & mask
-    return int64(-1)
-
-
-@compiled(void(DIGESTS, uint64, int64))
-def remember(buckets, digest, row):
-    """Add a row with a digest that no other row has."""
-    mask = uint64(buckets.size - 1)
-    i = half(digest) & mask
-    while buckets[i] != uint64(EMPTY):
-        i = (i + uint64(1)) & mask
-    buckets[i] = (half(digest) << uint64(32)) | uint64(row)
-
-
-@compiled(void(DIGESTS, uint64, int64))
-def forget(buckets, digest, row):
-    """Take a row out, and close the gap."""
-    mask = uint64(buckets.size - 1)
-    i = half(digest) & mask
-    while int64(buckets[i] & uint64(_HALF)) != row:
-        i = (i + uint64(1)) & mask
-    j = i
-    while True:
-        j = (j + uint64(1)) & mask
-        if buckets[j] == uint64(EMPTY):
-            break
-        home = (buckets[j] >> uint64(32)) & mask
-        # what lies at j may move to i if its search passes i
-        if ((j - home) & mask) >= ((j - i) & mask):
-            buckets[i] = buckets[j]
-            i = j
-    buckets[i] = uint64(EMPTY)
-
-
-# ---- paths ------------------------------------------------------------------------
-
-
-@compiled(int64(COLUMNS, PAGES, int64, uint64, LONGS))
+@compiled(int64(COLUMNS, PAGES, int64, uint64, LONGS), wraps=True)
 def _lookup(c, pages, root, seed, out):
-    width = c.weights.size
-    depth, parent, digest = 0, root, seed
+    depth, parent, digest = 0, root, uint64(seed)
     while depth < pages.shape[0]:
         digest += page_digest(pages, depth, c.weights) * power(uint64(depth))
         row = find(c.buckets, c.digest, digest)
@@ -154,10 +70,7 @@ def _lookup(c, pages, root, seed, out):
             break
         start = depth
         while True:
-            differs = int64(0)
-            for k in range(width):
-                differs |= c.tokens[row, k] ^ pages[depth, k]
-            if differs != 0:
+            if difference(c, row, pages, depth) != 0:
                 break
             out[depth] = row
             parent = row
@@ -177,32 +90,38 @@ def lookup(table, pages, root, seed, out):
     return _lookup(columns(table), pages, root, seed, out)
 
 
-@compiled(int64(FLAGS, int64))
-def deepest_resume(usable, window):
-    """See ``window.deepest_resume``."""
-    run, best = 0, usable.size
-    for i in range(usable.size - 1, -1, -1):
-        if usable[i]:
-            run += 1
-            if run == window:
-                return best
-        else:
-            run, best = 0, i
-    return best
+@compiled(int64(TABLE, PAGES, int64, uint64, int64), wraps=True)
+def child(table, page, parent, digest, depth):
+    """Row below ``parent``, which has a digest, with the first of ``page``; -1 if there is none."""
+    c = columns(table)
+    wanted = uint64(digest) + page_digest(page, 0, c.weights) * power(uint64(depth))
+    row = find(c.buckets, c.digest, wanted)
+    if row < 0 or c.parent[row] != parent or difference(c, row, page, 0) != 0:
+        return int64(-1)
+    return row
 
 
-@compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, int64, LONGS))
-def _match(c, pages, root, seed, device_page, window, out):
+@compiled(void(TABLE, int64, LONGS))
+def path(table, row, out):
+    """See ``PageTable.path``; writes to all of ``out``, from its end."""
+    c = columns(table)
+    for i in range(out.size - 1, -1, -1):
+        out[i] = row
+        row = int64(c.parent[row])
+
+
+@compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, LONGS))
+def _match(c, pages, root, seed, window, out):
     known = _lookup(c, pages, root, seed, out)
     count, cut, total, width = known, int64(0), pages.shape[0], c.weights.size
     if out.size > total:
         parent = out[known - 1] if known > 0 else root
         if known < total:
-            last, shared = inside_of(c, parent, pages, known, device_page, True)
+            last, shared = inside_of(c, parent, pages, known, c.device_page, True)
         elif out.size > total + 1:
             rest = np.full((1, width), PAD, dtype=np.int64)
             rest[0, : out.size - total - 1] = out[total + 1 :]
-            last, shared = inside_of(c, parent, rest, 0, device_page, True)
+            last, shared = inside_of(c, parent, rest, 0, c.device_page, True)
         else:
             last, shared = int64(-1), int64(0)
         if last >= 0:
@@ -233,25 +152,26 @@ def _match(c, pages, root, seed, device_page, window, out):
 
 @compiled(FOUND(TABLE, PAGES, int64, uint64, int64, LONGS))
 def match(table, pages, root, seed, window, out):
-    """See ``PathTable.match``; writes the rows to ``out``: (pages found behind the best resume
+    """See ``PageTable.match``; writes the rows to ``out``: (pages found behind the best resume
     point, its pages, those of the best one on the device, window pages to pin, tokens cut off).
 
     Args:
         out: room for a row for each page; where the match may end inside one, for one more, and
             behind them the rest of the prompt.
     """
-    return _match(columns(table), pages, root, seed, device_page_of(table), window, out)
+    return _match(columns(table), pages, root, seed, window, out)
 
 
 @compiled(int64(COLUMNS, int64, int64))
 def age_of(c, row, tick):
     """Recency and depth of a page, see ``TICK_SHIFT``."""
-    return (tick << TICK_SHIFT) + (MAX_DEPTH - c.depth[row])
+    return (int64(tick) << TICK_SHIFT) + (MAX_DEPTH - int64(c.depth[row]))
 
 
 @compiled(int64(COLUMNS, int64, int64))
 def rank_of(c, row, policy):
-    """See ``eviction_policy``."""
+    """What an eviction policy gives a page: from 0 to ``MAX_RANK``, never more than the one before
+    it on its path."""
     if policy == LFU:
         return int64(min(c.hits[row], MAX_RANK))
     if policy == SLRU:
@@ -270,6 +190,7 @@ def _use(c, rows, tick, policy, window):
     for i in range(max(0, n - window), n):
         c.swa_age[rows[i]] = age_of(c, rows[i], tick)
     c.resume[rows[n - 1]] = True
+    # who shares a prefix comes back to where it branches off when its own pages are gone
     for i in range(n):
         if c.children[rows[i]] > 1:
             for j in range(max(0, i + 1 - window), i + 1):
@@ -278,23 +199,31 @@ def _use(c, rows, tick, policy, window):
 
 @compiled(void(TABLE, LONGS, int64, int64, int64))
 def use(table, rows, tick, policy, window):
-    """See ``PathTable.use``."""
+    """See ``PageTable.use``."""
     _use(columns(table), rows, tick, policy, window)
+
+
+@compiled(void(TABLE, LONGS, int64))
+def use_window(table, rows, tick):
+    """See ``PageTable.use_window``."""
+    c = columns(table)
+    for i in range(rows.size):
+        c.swa_age[rows[i]] = age_of(c, rows[i], tick)
 
 
 @compiled(FOUND(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
 def match_and_use(table, pages, root, seed, tick, policy, window, out):
     """``match``, then ``use`` of what it finds."""
     c = columns(table)
-    found = _match(c, pages, root, seed, device_page_of(table), window, out)
+    found = _match(c, pages, root, seed, window, out)
     if found[1] > 0:
         _use(c, out[: found[1]], tick, policy, window)
     return found
 
 
-@compiled(void(COLUMNS, LONGS, int64, int64))
-def count_request(c, rows, request, priority):
-    """See ``PageTable.count_request``."""
+@compiled(boolean(COLUMNS, LONGS, int64, int64))
+def _count_request(c, rows, request, priority):
+    new = False
     for i in range(rows.size):
         row = rows[i]
         if c.priority[row] < priority:
@@ -302,59 +231,38 @@ def count_request(c, rows, request, priority):
         if c.last_request[row] != request:
             c.last_request[row] = request
             c.hits[row] += c.hits[row] < MAX_COUNT
+            new = True
+    return new
 
 
-@compiled(int64(FLAGS, int64, int64))
-def next_complete(complete, last, interval):
-    """The boundary up to ``interval`` after ``last`` that is furthest away, or else the first
-    one beyond; of those where a window is complete."""
-    for boundary in range(min(last + interval, complete.size), last, -1):
-        if complete[boundary - 1]:
-            return boundary
-    for boundary in range(last + interval + 1, complete.size + 1):
-        if complete[boundary - 1]:
-            return boundary
-    return complete.size + 1
+@compiled(boolean(TABLE, LONGS, int64, int64))
+def count_request(table, rows, request, priority):
+    """See ``PageTable.count_request``."""
+    return _count_request(columns(table), rows, request, priority)
 
 
 @compiled(void(COLUMNS, LONGS, int64, int64))
 def mark_resume_points(c, rows, window, interval):
-    """See ``PathTable.mark_resume_points`` and ``window.resume_points``."""
+    """Decide which windows of a path that has grown are worth keeping."""
     n = rows.size
+    usable = np.empty(n, dtype=np.bool_)
+    marked = np.empty(n, dtype=np.bool_)
     complete = np.empty(n, dtype=np.bool_)
     keep = np.empty(n, dtype=np.bool_)
-    points = np.empty(n + 1, dtype=np.int64)
-    count, missing = 0, -1
+    for i in range(n):
+        usable[i] = c.swa_device[rows[i]] or c.swa_host_ready[rows[i]]
+        marked[i] = c.resume[rows[i]]
+    complete_windows(usable, window, complete)
     for i in range(n):
         row = rows[i]
-        if not (c.swa_device[row] or c.swa_host_ready[row]):
-            missing = i
-        complete[i] = i - missing >= window or missing < 0
+        # one request fewer went on: it ended there; two fewer: one of them went elsewhere
         branches = c.children[row] > 1
         if i + 1 < n and c.hits[row] - c.hits[rows[i + 1]] >= LEFT_THE_PATH:
             branches = True
         keep[i] = branches and complete[i]
-        if c.resume[row] and complete[i]:
-            points[count] = i + 1
-            count += 1
-    if count == 0 or points[count - 1] < n:
-        points[count] = n
-        count += 1
-    last = 0
-    for number in range(count):
-        point = points[number]
-        while interval > 0 and point - last > interval:
-            following = next_complete(complete, last, interval)
-            if following >= point:
-                break
-            keep[following - 1] = True
-            last = following
-        needed = number + 1 == count or (interval > 0 and points[number + 1] - last > interval)
-        if complete[point - 1] and (needed or keep[point - 1]):
-            keep[point - 1] = True
-            last = point
+    resume_points(marked, complete, interval, keep)
     for i in range(n):
-        if keep[i] and not c.resume[rows[i]]:
+        if keep[i] and not marked[i]:
             for j in range(max(0, i + 1 - window), i + 1):
                 if c.swa_age[rows[j]] < INSIDE_BAND:
                     c.swa_age[rows[j]] += _UNUSED_TO_INSIDE
@@ -364,9 +272,9 @@ def mark_resume_points(c, rows, window, interval):
 
 @compiled(void(TABLE, LONGS, int64, int64, int64, int64, int64, int64))
 def record(table, rows, request, priority, tick, policy, window, interval):
-    """See ``PathTable.record``."""
+    """See ``PageTable.record``."""
     c = columns(table)
-    count_request(c, rows, request, priority)
+    _count_request(c, rows, request, priority)
     _use(c, rows, tick, policy, window)
     mark_resume_points(c, rows, window, interval)
 
@@ -374,11 +282,11 @@ def record(table, rows, request, priority, tick, policy, window, interval):
 # ---- rows ---------------------------------------------------------------------------
 
 
-@compiled(void(COLUMNS, PAGES, uint64, int64, DIGESTS))
+@compiled(void(COLUMNS, PAGES, uint64, int64, DIGESTS), wraps=True)
 def digest_ahead(c, pages, digest, depth, out):
     """Digests of pages below ``digest``. What a search for each of them reads is on its way to
     the cache afterwards: one after the other, they would wait for memory where a table is large."""
-    factor = power(uint64(depth))
+    digest, factor = uint64(digest), power(uint64(depth))
     for i in range(out.size):
         digest += page_digest(pages, i, c.weights) * factor
         factor *= uint64(DIGEST_BASE)
@@ -418,7 +326,8 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         return count, cursor
     # in a loop of their own, since they are much longer than what the others write
     for i in range(count):
-        c.tokens[out[i], :] = pages[i, :]
+        for k in range(c.weights.size):
+            c.tokens[out[i], k] = pages[i, k]
     for i in range(count):
         row = out[i]
         c.depth[row] = depth + i
@@ -468,72 +377,3 @@ def remove(table, rows, roots):
         c.parent[row] = FREE
         c.generation[row] += 1
     return childless
-
-
-# ---- one column of slots ------------------------------------------------------------
-# counts: (2,) rows with a copy, and those of them that are locked
-
-
-@compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS, boolean))
-def put(present, ready, locks, slots, counts, rows, new, is_ready):
-    """See ``SlotColumn.put``; rows whose slots are absent are left out."""
-    added = locked = 0
-    for i in range(rows.size):
-        if new[i, 0] == -1:
-            continue
-        row = rows[i]
-        slots[row, :] = new[i, :]
-        present[row] = True
-        ready[row] = is_ready
-        added += 1
-        locked += locks[row] > 0
-    counts[0] += added
-    counts[1] += locked
-
-
-@compiled(void(FLAGS, FLAGS, INTS, SLOTS, LONGS, LONGS, SLOTS))
-def take(present, ready, locks, slots, counts, rows, out):
-    """See ``SlotColumn.take``."""
-    locked = 0
-    for i in range(rows.size):
-        row = rows[i]
-        out[i, :] = slots[row, :]
-        slots[row, :] = -1
-        present[row] = False
-        ready[row] = False
-        locked += locks[row] > 0
-    counts[0] -= rows.size
-    counts[1] -= locked
-
-
-@compiled(int64(FLAGS, INTS, LONGS, LONGS, LONGS))
-def lock(present, locks, counts, rows, changed):
-    """See ``SlotColumn.lock``; writes those that nobody held to ``changed``; how many they are."""
-    locked = count = 0
-    for i in range(rows.size):
-        row = uint64(rows[i])  # never counted from the end
-        if locks[row] == 0:
-            locked += present[row]
-            changed[count] = row
-            count += 1
-        locks[row] += 1
-    counts[1] += locked
-    return count
-
-
-@compiled(int64(FLAGS, INTS, LONGS, LONGS, LONGS))
-def unlock(present, locks, counts, rows, changed):
-    """See ``SlotColumn.unlock``; writes those that nobody holds to ``changed``; how many they are,
-    -1 if a row was not locked."""
-    least = unlocked = count = 0
-    for i in range(rows.size):
-        row = uint64(rows[i])
-        left = locks[row] - 1
-        locks[row] = left
-        least = min(least, left)
-        if left == 0:
-            unlocked += present[row]
-            changed[count] = row
-            count += 1
-    counts[1] -= unlocked
-    return count if least >= 0 else int64(-1)

@@ -2,7 +2,7 @@
 
 from numba.core.types import Tuple, boolean, int64, void
 
-from sglang_ext.core.compiled.arrays import COLUMNS, PAGES, TABLE, columns, device_page_of
+from sglang_ext.core.compiled.arrays import COLUMNS, PAGES, TABLE, columns
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import PAD
 
@@ -54,7 +54,8 @@ def inside_of(c, parent, pages, number, device_page, usable):
 @compiled(Tuple((int64, int64))(TABLE, int64, PAGES, boolean))
 def inside(table, parent, pages, usable):
     """See ``PageTable.inside``; of the first of ``pages``."""
-    return inside_of(columns(table), parent, pages, 0, device_page_of(table), usable)
+    c = columns(table)
+    return inside_of(c, parent, pages, 0, c.device_page, usable)
 
 
 @compiled(void(COLUMNS, int64, int64))

@@ -6,9 +6,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-_T = TypeVar("_T", bound=np.generic)
+from sglang_ext.core.compiled.constants import ABSENT as ABSENT
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 
-ABSENT = -1
+_T = TypeVar("_T", bound=np.generic)
 
 Rows = NDArray[np.int64]
 Slots = NDArray[np.int32]
@@ -36,18 +37,28 @@ class SlotColumn:
         ready: (rows,) bool, READY.
         locks: (rows,) int32, holders of this copy. A row may be locked before it
             has a copy here; the copy is protected from the moment it appears.
-        n_present: rows with a copy.
-        n_locked: rows with a copy and a positive lock count.
+        loops: compiled or interpreted.
     """
 
-    def __init__(self, capacity: int, slots_per_page: int) -> None:
+    def __init__(self, capacity: int, slots_per_page: int, loops: Loops = COMPILED) -> None:
         self.slots: Slots = np.full((capacity, slots_per_page), ABSENT, dtype=np.int32)
         self.present = resident_zeros(capacity, np.bool_)
         self.ready = resident_zeros(capacity, np.bool_)
         self.locks = resident_zeros(capacity, np.int32)
-        self.n_present = 0
-        self.n_locked = 0
+        self.loops = loops
+        self._counts = np.zeros(2, dtype=np.int64)
+        self._state = (self.present, self.ready, self.locks, self.slots, self._counts)
         self._changed: Callable[[Rows], None] = lambda rows: None
+
+    @property
+    def n_present(self) -> int:
+        """Rows with a copy."""
+        return int(self._counts[0])
+
+    @property
+    def n_locked(self) -> int:
+        """Rows with a copy and a positive lock count."""
+        return int(self._counts[1])
 
     @property
     def n_evictable(self) -> int:
@@ -55,19 +66,10 @@ class SlotColumn:
         return self.n_present - self.n_locked
 
     def put(self, rows: Rows, slots: Slots, *, ready: bool) -> None:
-        """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer."""
-        locked = int(np.count_nonzero(self.locks[rows]))
-        self.slots[rows] = slots
-        self.present[rows] = True
-        self.ready[rows] = ready
-        self.n_present += len(slots)
-        self.n_locked += locked
+        """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer. Rows whose slots are
+        ABSENT get none."""
+        self.loops.slots.put(*self._state, rows, np.ascontiguousarray(slots), ready)
         self._changed(rows)
-
-    def put_live(self, rows: Rows, slots: Slots) -> None:
-        """``put`` of READY copies for those rows whose slots are not ABSENT."""
-        live = slots[:, 0] != ABSENT
-        self.put(rows[live], slots[live], ready=True)
 
     def make_ready(self, rows: Rows) -> None:
         """RESERVED to READY: the transfer that wrote the copies is committed."""
@@ -76,33 +78,29 @@ class SlotColumn:
 
     def take(self, rows: Rows) -> Slots:
         """Remove copies and return their slots (n, slots_per_page)."""
-        slots = self.slots[rows].copy()
-        self.n_present -= len(slots)
-        self.n_locked -= int(np.count_nonzero(self.locks[rows]))
-        self.slots[rows] = ABSENT
-        self.present[rows] = False
-        self.ready[rows] = False
+        slots = np.empty((len(rows), self.slots.shape[1]), dtype=np.int32)
+        self.loops.slots.take(*self._state, rows, slots)
         self._changed(rows)
         return slots
 
     def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
-        locks = self.locks[rows]
-        self.n_locked += int(np.count_nonzero(self.present[rows] & (locks == 0)))
-        self.locks[rows] = locks + 1
-        self._changed(rows)
+        changed = np.empty(len(rows), dtype=np.int64)
+        count = self.loops.slots.lock(self.present, self.locks, self._counts, rows, changed)
+        if count:
+            self._changed(changed[:count])
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
-        locks = self.locks[rows] - 1
-        assert locks.size == 0 or locks.min() >= 0, "unlock without a lock"
-        self.n_locked -= int(np.count_nonzero(self.present[rows] & (locks == 0)))
-        self.locks[rows] = locks
-        self._changed(rows)
+        changed = np.empty(len(rows), dtype=np.int64)
+        count = self.loops.slots.unlock(self.present, self.locks, self._counts, rows, changed)
+        assert count >= 0, "unlock without a lock"
+        if count:
+            self._changed(changed[:count])
 
     def break_locks(self, rows: Rows) -> None:
         """Drop all holders of rows that leave the table."""
-        self.n_locked -= int(np.count_nonzero(self.present[rows] & (self.locks[rows] > 0)))
+        self._counts[1] -= np.count_nonzero(self.present[rows] & (self.locks[rows] > 0))
         self.locks[rows] = 0
         self._changed(rows)
 

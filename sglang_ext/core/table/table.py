@@ -7,48 +7,41 @@ numbers across any number of inserts.
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled import candidates as loops
+from sglang_ext.core.compiled.arrays import FIELDS, Columns, addresses
 from sglang_ext.core.compiled.constants import (
+    EMPTY_BUCKET,
     FREE,
     INSIDE_BAND,
-    MAX_COUNT,
     MAX_DEPTH,
     MAX_RANK,
     MAX_TICK,
-    NO_REQUEST,
     PAD,
     RANK_SHIFT,
     TICK_SHIFT,
     UNUSED_BAND,
 )
-from sglang_ext.core.eviction_policy import (
-    MOST_USES,
-    Rank,
-    Uses,
-    expected_uses,
-    lru,
-    priority,
-)
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
+from sglang_ext.core.eviction_policy import MOST_USES, EvictionPolicy, expected_uses
+from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.storage.keys import Key, as_array, chain, namespace_seed
 from sglang_ext.core.table.columns import Rows, SlotColumn, resident_zeros
-from sglang_ext.core.table.digest import PageHasher, Pages
+from sglang_ext.core.table.digest import Pages, namespace_digest, page_weights
 from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import Page
 from sglang_ext.core.table.priority_ranks import PriorityRanks
 
 _FIRST_ROOT = -2
 """Parent of a first page is ``_FIRST_ROOT - namespace id``."""
 STORING, STORED = 1, 2
 _ALL = slice(None)
-_GALLOP = 32
-
-
-def consecutive(first: int, count: int) -> Rows:
-    """Rows ``[first, first + count)``."""
-    return np.arange(first, first + count, dtype=np.int64)
+_BUCKETS_PER_ROW = 2
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+_NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +60,16 @@ class AgeLimits:
 
 
 NO_LESS = AgeLimits()
+
+
+def _room(pages: Pages, rest: Page) -> Rows:
+    """What a match writes to where it may end inside a page, see ``loops.match``."""
+    count = len(pages) + 1
+    if len(rest) == 0:
+        return np.empty(count, np.int64)
+    room = np.empty(count + len(rest), np.int64)
+    room[count:] = rest
+    return room
 
 
 class PageTable:
@@ -95,12 +98,16 @@ class PageTable:
         swa_device, swa_host: the columns of sliding-window copies.
         tick: logical clock; goes on for ever, ages count from a later start now and then.
         when_renumbered: called when ages have changed without a use.
+        loops: compiled or interpreted.
     """
 
-    column_type: type[SlotColumn] = SlotColumn
-
     def __init__(
-        self, geometry: Geometry, capacity: int, rank: Rank = lru, limits: AgeLimits = NO_LESS
+        self,
+        geometry: Geometry,
+        capacity: int,
+        policy: EvictionPolicy = EvictionPolicy.LRU,
+        limits: AgeLimits = NO_LESS,
+        loops: Loops = COMPILED,
     ) -> None:
         assert 2 * capacity < limits.ticks, f"ages cannot order {capacity} rows"
         self.geometry = geometry
@@ -123,83 +130,110 @@ class PageTable:
         self.keyed = resident_zeros(capacity, np.bool_)
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
         self._key_seed: Callable[[Hashable], Key] = namespace_seed
-        self._last_request = resident_zeros(capacity, np.int64)
         slots = geometry.slots_per_page
-        self.device = self.column_type(capacity, slots)
-        self.host = self.column_type(capacity, slots)
-        self.swa_device = self.column_type(capacity, slots)
-        self.swa_host = self.column_type(capacity, slots)
+        self.loops = loops
+        self.device = SlotColumn(capacity, slots, loops)
+        self.host = SlotColumn(capacity, slots, loops)
+        self.swa_device = SlotColumn(capacity, slots, loops)
+        self.swa_host = SlotColumn(capacity, slots, loops)
         self.n_rows = 0
         self.tick = self._first_tick = 0
         self.when_renumbered: list[Callable[[], None]] = []
-        self._rank = rank
+        self._by_priority = policy is EvictionPolicy.PRIORITY
+        self._policy = int(policy)
+        self._window = geometry.window_pages
         self._limits = limits
         self._priorities = PriorityRanks(limits.ranks)
-        self._hasher = PageHasher(geometry.page_tokens)
-        self._index: dict[int, int] = {}
         self._roots: dict[Hashable, int] = {}
         self._namespaces: dict[int, Hashable] = {}
+        self._seeds: dict[int, int] = {}
         self._root_rows: dict[int, int] = {}
         self._next_root = 0
         self._cursor = 0
-        self._ascending = consecutive(0, capacity + 1)
+        # what loops get as a table; nobody replaces one of these arrays
+        self._columns = self._all_columns()
+        self._addresses = addresses(self._columns)
+        self._arrays = loops.table(self._columns, self._addresses)
+
+    def _all_columns(self) -> Any:
+        buckets = 1 << max(1, (_BUCKETS_PER_ROW * self.capacity - 1).bit_length())
+        links = self.capacity + 1 if self.geometry.resumes_inside else 1
+        of_others = {
+            "last_request": resident_zeros(self.capacity, np.int64),
+            "device": self.device.present,
+            "swa_device": self.swa_device.present,
+            "swa_locks": self.swa_device.locks,
+            "swa_host_ready": self.swa_host.ready,
+            "buckets": np.full(buckets, EMPTY_BUCKET, dtype=np.uint64),
+            "weights": page_weights(self.geometry.page_tokens),
+            "links": np.full((links, 3), -1, dtype=np.int32),
+            "device_page": self.geometry.device_page,
+        }
+        own = {name: getattr(self, name) for name in FIELDS if name not in of_others}
+        return Columns(**own, **of_others)
 
     # ---- lookup --------------------------------------------------------------
 
     def lookup(self, pages: Pages, namespace: Hashable) -> Rows:
         """Rows of the longest stored prefix of ``pages`` (n, page_tokens). Read-only.
 
-        Rows of one insert are consecutive, so a run of rows is compared with the
-        prompt in one statement; the digest index is asked only where a run ends.
+        Rows of one insert are consecutive, so the digest index is asked only where a run of
+        them ends.
         """
         root = self._roots.get(namespace)
         if root is None:
-            return consecutive(0, 0)
-        parent, digest, depth = root, self._hasher.seed(root), 0
-        runs: list[Rows] = []
-        while depth < len(pages):
-            row = self._index.get(self._hasher.one(digest, pages[depth], depth))
-            if row is None or self.parent[row] != parent:
-                break
-            count = self._common_run(row, pages[depth:])
-            if count == 0:
-                break
-            runs.append(self._ascending[row : row + count])
-            depth += count
-            parent = row + count - 1
-            digest = int(self.digest[parent])
-        if len(runs) == 1:
-            return runs[0]
-        return np.concatenate(runs) if runs else consecutive(0, 0)
+            return _NO_ROWS
+        rows = np.empty(len(pages), dtype=np.int64)
+        return rows[: self.loops.paths.lookup(self._arrays, pages, root, self._seeds[root], rows)]
 
-    def _common_run(self, row: int, pages: Pages) -> int:
-        """Pages shared by ``pages`` and the run of consecutive rows from ``row``."""
-        total, step = 0, _GALLOP
-        limit = min(len(pages), self.capacity - row)
-        while total < limit:
-            stop = min(limit, total + step)
-            # rows [row + total, row + stop) continue the run while each one's
-            # parent is the row before it; the first row is known to fit
-            low = max(total, 1)
-            above = self._ascending[row + low - 1 : row + stop - 1]
-            chained = self.parent[row + low : row + stop] == above
-            if not chained.all():
-                stop = low + int(chained.argmin())
-                limit = stop
-            differs = self.tokens[row + total : row + stop] != pages[total:stop]
-            if differs.any():
-                return total + int(differs.argmax()) // self.geometry.page_tokens
-            total, step = stop, step * 8
-        return total
+    def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
+        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only.
 
-    def inside(
-        self, parent: int, page: NDArray[np.int64], *, usable: bool = True
-    ) -> tuple[int, int]:
+        Args:
+            rest: (n,) tokens that follow the pages, less than a page of them; None for a request
+                that must not resume inside a page.
+        """
+        root = self._roots.get(namespace)
+        if root is None:
+            return _NOTHING
+        rows = np.empty(len(pages), np.int64) if rest is None else _room(pages, rest)
+        behind, best, ready, to_pin, cut = self.loops.paths.match(
+            self._arrays, pages, root, self._seeds[root], self._window, rows
+        )
+        return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
+
+    def match_and_use(
+        self, pages: Pages, namespace: Hashable, rest: Page | None = None
+    ) -> PrefixMatch:
+        """``match``, and ``use`` of a path that is found, in a tick of its own."""
+        root = self._roots.get(namespace)
+        if root is None:
+            return _NOTHING
+        # what most requests wait for: no call that is not needed
+        rows = np.empty(len(pages), np.int64) if rest is None else _room(pages, rest)
+        tick = self.tick + 1
+        behind, best, ready, to_pin, cut = self.loops.paths.match_and_use(
+            self._arrays,
+            pages,
+            root,
+            self._seeds[root],
+            tick - self._first_tick,
+            self._policy,
+            self._window,
+            rows,
+        )
+        if best:
+            self._set_tick(tick)
+        elif behind == 0:
+            return _NOTHING
+        return PrefixMatch(rows[:best], ready, to_pin, behind, cut)
+
+    def inside(self, parent: int, page: Page, *, usable: bool = True) -> tuple[int, int]:
         """The child of a row, or of the root of a namespace, that begins as a page does.
 
         Siblings are kept as a treap: a search tree by tokens that is a heap by digest, so its
         shape follows from what is in it. What is nearest to the page is on the way down to
-        where the page would be; here the way is walked by that definition.
+        where the page would be.
 
         Args:
             page: (page_tokens,) tokens, from some token on PAD.
@@ -208,39 +242,23 @@ class PageTable:
         Returns:
             (row, tokens in common, in whole device pages); (-1, 0) if there is none.
         """
-        rows = np.flatnonzero(self.parent == parent).tolist()
-        best, most, best_is_here, wanted = -1, 0, False, page.tolist()
-        while rows:
-            top = max(rows, key=lambda row: int(self.digest[row]))
-            tokens = self.tokens[top].tolist()
-            same = [a == b != PAD for a, b in zip(tokens, wanted, strict=True)]
-            shared = same.index(False) if False in same else len(same)
-            shared -= shared % self.geometry.device_page
-            here = bool(self.device.present[top] and self.swa_device.present[top])
-            there = bool(self.swa_device.present[top] or self.swa_host.ready[top])
-            if (there or not usable) and (shared, here) > (most, best_is_here) and shared:
-                best, most, best_is_here = top, shared, here
-            if tokens == wanted:
-                break
-            goes_up = tokens < wanted
-            rows = [
-                row
-                for row in rows
-                if row != top and (tokens < self.tokens[row].tolist()) == goes_up
-            ]
-        return best, most
+        row, shared = self.loops.siblings.inside(self._arrays, parent, page[None], usable)
+        return int(row), int(shared)
 
-    def exact(self, above: Rows, page: NDArray[np.int64], namespace: Hashable) -> int | None:
+    def exact(self, above: Rows, page: Page, namespace: Hashable) -> int | None:
         """The row of a page below a path, whether a tail or a whole page."""
         root = self._roots.get(namespace)
         if root is None:
             return None
-        parent = int(above[-1]) if len(above) else root
-        digest = int(self.digest[parent]) if len(above) else self._hasher.seed(root)
-        row = self.row_of(self._hasher.one(digest, page, len(above)))
-        if row is None or self.parent[row] != parent or (self.tokens[row] != page).any():
-            return None
-        return row
+        parent, digest = self._end_of(above, root)
+        row = self.loops.paths.child(self._arrays, page[None], parent, digest, len(above))
+        return None if row < 0 else int(row)
+
+    def _end_of(self, path: Rows, root: int) -> tuple[int, int]:
+        """Parent of what follows a path, and the digest of the path."""
+        if len(path) == 0:
+            return root, self._seeds[root]
+        return int(path[-1]), int(self.digest[path[-1]])
 
     def root(self, namespace: Hashable) -> int | None:
         """Parent of the first pages of a namespace; None if it has no pages."""
@@ -252,11 +270,12 @@ class PageTable:
 
     def row_of(self, digest: int) -> int | None:
         """The row in the index under a digest."""
-        return self._index.get(digest)
+        row = self.loops.digests.find(self._columns.buckets, self.digest, digest)
+        return None if row < 0 else int(row)
 
     def n_indexed(self) -> int:
         """Rows in the index."""
-        return len(self._index)
+        return int(np.count_nonzero(self._columns.buckets != EMPTY_BUCKET))
 
     def is_current(self, row: int, generation: int) -> bool:
         """Whether ``row`` still is the page it was when ``generation`` was read."""
@@ -264,8 +283,8 @@ class PageTable:
 
     def path(self, row: int) -> Rows:
         """Rows from the first page to ``row``."""
-        rows: Rows = np.empty(int(self.depth[row]) + 1, dtype=np.int64)
-        loops.path(self.parent, row, rows)
+        rows = np.empty(int(self.depth[row]) + 1, dtype=np.int64)
+        self.loops.paths.path(self._arrays, row, rows)
         return rows
 
     def namespace(self, path: Rows) -> Hashable:
@@ -314,89 +333,33 @@ class PageTable:
         longer than ages can order. New rows have no copy yet; the caller must
         give each one.
         """
-        pages = pages[: self._limits.pages - len(above)]
         root = self._root_of(namespace)
-        parent = int(above[-1]) if len(above) else root
-        digest = int(self.digest[parent]) if len(above) else self._hasher.seed(root)
         depth = len(above)
-        digests = self._hasher.many(digest, pages, depth)
-        keys = digests.tolist()
-        count = len(keys)
-        if not self._index.keys().isdisjoint(keys) or len(set(keys)) < count:
-            count = self._first_taken(keys)
-        rows = self._free_rows(count)
-        count = len(rows)
+        pages = pages[: self._limits.pages - depth]
+        parent, digest = self._end_of(above, root)
+        rows = np.empty(len(pages), dtype=np.int64)
+        count, self._cursor = self.loops.paths.append(
+            self._arrays, pages, parent, digest, depth, self.now, self._cursor, rows
+        )
+        self.n_rows += int(count)
         if count == 0:
             self._drop_empty_root(namespace)
-            return rows
-        self._index.update(zip(keys[:count], rows.tolist(), strict=True))
-        self.parent[rows] = np.concatenate(([parent], rows[:-1]))
-        self.depth[rows] = self._ascending[depth : depth + count]
-        self.digest[rows] = digests[:count]
-        self.tokens[rows] = pages[:count]
-        self.children[rows] = 1
-        self.children[rows[-1]] = 0
-        self.swa_age[rows] = UNUSED_BAND + self._ages(rows)
-        self.hits[rows] = 0
-        self.forks[rows] = 0
-        self.priority[rows] = 0
-        self.resume[rows] = False
-        self.stored[rows] = 0
-        self.window_stored[rows] = 0
-        self.keyed[rows] = False
-        self._last_request[rows] = NO_REQUEST
-        self.n_rows += count
-        if len(above):
-            shared = self.hits[parent] > 1 or self.children[parent] > 0
-            self.forks[parent] += shared and self.forks[parent] < MAX_COUNT
-            self.children[parent] += 1
-        else:
+        elif depth == 0:
             self._root_rows[root] += 1
-        return rows
+        return rows[:count]
 
     def remove_rows(self, rows: Rows) -> None:
         """Forget rows that have no full-attention copy and no child left outside.
 
         A child inside ``rows`` is fine. Copies must have been taken before.
         """
-        for key in self.digest[rows].tolist():
-            del self._index[key]
-        parents = self.parent[rows]
-        inner = parents[parents >= 0]
-        np.subtract.at(self.children, inner, 1)
-        for root in parents[parents < 0].tolist():
-            self._leave_root(root)
-        assert not self.children[rows].any(), "removed a row that still has children"
-        self.parent[rows] = FREE
-        self.generation[rows] += 1
+        roots = np.empty(len(rows), dtype=np.int64)
+        childless = self.loops.paths.remove(self._arrays, rows, roots)
+        assert childless, "removed a row that still has children"
         self.resume_if_room[rows] = False
         self.n_rows -= len(rows)
-
-    def _first_taken(self, keys: list[int]) -> int:
-        seen: set[int] = set()
-        for i, key in enumerate(keys):
-            if key in self._index or key in seen:
-                return i
-            seen.add(key)
-        return len(keys)
-
-    def _free_rows(self, count: int) -> Rows:
-        """Up to ``count`` unused rows, ascending where possible: next fit."""
-        found: list[Rows] = []
-        missing, start = count, self._cursor
-        scanned, step = 0, max(4 * count, 1024)
-        while missing > 0 and scanned < self.capacity:
-            stop = min(start + step, self.capacity, start + self.capacity - scanned)
-            rows = np.flatnonzero(self.parent[start:stop] == FREE)[:missing] + start
-            scanned += stop - start
-            if len(rows):
-                found.append(rows)
-                missing -= len(rows)
-                self._cursor = int(rows[-1]) + 1
-            start = 0 if stop == self.capacity else stop
-        if self._cursor >= self.capacity:
-            self._cursor = 0
-        return np.concatenate(found) if found else consecutive(0, 0)
+        for root in roots[roots < 0].tolist():
+            self._leave_root(root)
 
     # ---- namespaces ----------------------------------------------------------
 
@@ -407,6 +370,7 @@ class PageTable:
             self._next_root += 1
             self._roots[namespace] = root
             self._namespaces[root] = namespace
+            self._seeds[root] = namespace_digest(root)
             self._root_rows[root] = 0
         return root
 
@@ -424,7 +388,7 @@ class PageTable:
     def _forget_root(self, root: int) -> None:
         # a namespace lives as long as it has pages: salts must not pile up
         del self._roots[self._namespaces.pop(root)]
-        del self._root_rows[root]
+        del self._root_rows[root], self._seeds[root]
 
     # ---- recency -------------------------------------------------------------
 
@@ -452,7 +416,7 @@ class PageTable:
         """
         used = np.flatnonzero(self.parent != FREE)
         renamed = np.arange(MAX_RANK + 1)
-        if self._rank is priority:
+        if self._by_priority:
             spread = self._priorities.spread(np.unique(self.priority[used]))
             renamed[: len(spread)] = spread
             self.priority[used] = renamed[self.priority[used]]
@@ -482,19 +446,24 @@ class PageTable:
         moved[long_ago] = self.capacity - len(different) + place
         return ages + ((moved - ticks) << TICK_SHIFT)
 
-    def touch(self, rows: Rows) -> None:
-        """Make pages of one path the most recently used ones for full attention."""
-        uses = Uses(self.hits[rows], self.priority[rows])
-        self.age[rows] = (self._rank(uses) << RANK_SHIFT) + self._ages(rows)
+    def use(self, rows: Rows) -> None:
+        """Make the pages of a path, and the window at its end, those used last."""
+        self.loops.paths.use(self._arrays, rows, self.now, self._policy, self._window)
 
-    def touch_window(self, rows: Rows) -> None:
-        """The same for sliding-window copies; only the window that is used."""
-        self.swa_age[rows] = self._ages(rows)
+    def use_window(self, rows: Rows) -> None:
+        """Make sliding-window copies those used last, alone."""
+        self.loops.paths.use_window(self._arrays, rows, self.now)
 
-    def keep_inside(self, rows: Rows) -> None:
-        """Rank the pages of a window inside a prompt above those that are worth nothing."""
-        worthless = rows[self.swa_age[rows] < INSIDE_BAND]
-        self.swa_age[worthless] += INSIDE_BAND - UNUSED_BAND
+    def record(self, rows: Rows, request: int, priority: int, interval: int) -> None:
+        """A request has extended a path, which is not empty: ``count_request`` and ``use`` of it,
+        and which of its windows are worth keeping.
+
+        Args:
+            interval: pages between those inside a prompt, see ``windows.resume_points``.
+        """
+        rank, now = self.priority_rank(priority), self.now
+        policy, window = self._policy, self._window
+        self.loops.paths.record(self._arrays, rows, request, rank, now, policy, window, interval)
 
     def count_request(self, rows: Rows, request: int, requested: int = 0) -> bool:
         """Count a request on pages of its path; whether it was new to one of them. In pieces,
@@ -505,15 +474,11 @@ class PageTable:
             requested: its priority, any 64-bit number; larger is more important.
         """
         rank = self.priority_rank(requested)
-        self.priority[rows] = np.maximum(self.priority[rows], rank)
-        new = rows[self._last_request[rows] != request]
-        self.hits[new] += self.hits[new] < MAX_COUNT
-        self._last_request[new] = request
-        return len(new) > 0
+        return bool(self.loops.paths.count_request(self._arrays, rows, request, rank))
 
     def priority_rank(self, requested: int) -> int:
         """Rank of the priority of a request; 0 if the eviction policy does not look at it."""
-        if self._rank is not priority:
+        if not self._by_priority:
             return 0
         ranks = self._priorities
         rank = ranks.of(requested)
@@ -537,6 +502,3 @@ class PageTable:
         """Ticks since the windows that end with these pages were used; far more than any for
         those in the lower bands."""
         return self.now - (self.swa_age[rows] >> TICK_SHIFT)
-
-    def _ages(self, rows: Rows) -> NDArray[np.int64]:
-        return (self.now << TICK_SHIFT) + (MAX_DEPTH - self.depth[rows].astype(np.int64))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled.loop_sets import COMPILED
 from sglang_ext.core.table.geometry import Geometry
 
 
@@ -20,11 +21,18 @@ def deepest_resume(has_window: NDArray[np.bool_], window_pages: int) -> int:
     Returns:
         j with ``has_window[max(0, j - window_pages):j].all()``; 0 if none.
     """
-    n = len(has_window)
-    if has_window[max(0, n - window_pages) :].all():
-        return n
-    ends = np.flatnonzero(complete_windows(has_window, window_pages))
-    return int(ends[-1]) + 1 if len(ends) else 0
+    return int(COMPILED.windows.deepest_resume(has_window, window_pages))
+
+
+def complete_windows(has_window: NDArray[np.bool_], window_pages: int) -> NDArray[np.bool_]:
+    """Whether the window that ends with each page is complete.
+
+    Args:
+        has_window: (pages,) bool, as for ``deepest_resume``.
+    """
+    complete = np.empty(len(has_window), dtype=np.bool_)
+    COMPILED.windows.complete_windows(has_window, window_pages, complete)
+    return complete
 
 
 _WINDOW_SHARE = 32
@@ -124,73 +132,13 @@ def dense_points(kept: NDArray[np.bool_], complete: NDArray[np.bool_], interval:
         kept: (pages,) bool, the window that ends with this page is kept anyway.
         complete: (pages,) bool, it exists.
     """
-    available = np.flatnonzero(complete) + 1
     found, last = [], 0
     for point in [*(np.flatnonzero(kept) + 1).tolist(), len(kept)]:
-        while point - last > interval and (j := _next(available, last, interval)) < point:
-            found.append(j)
-            last = j
+        while point - last > interval:
+            following = COMPILED.windows.next_complete(complete, last, interval)
+            if following >= point:
+                break
+            found.append(following)
+            last = following
         last = point
     return found
-
-
-def complete_windows(has_window: NDArray[np.bool_], window_pages: int) -> NDArray[np.bool_]:
-    """Whether the window that ends with each page is complete.
-
-    Args:
-        has_window: (pages,) bool, as for ``deepest_resume``.
-    """
-    position = np.arange(len(has_window))
-    last_missing = np.maximum.accumulate(np.where(has_window, -1, position))
-    complete: NDArray[np.bool_] = (position - last_missing >= window_pages) | (last_missing < 0)
-    return complete
-
-
-def resume_points(
-    marked: NDArray[np.bool_],
-    branches: NDArray[np.bool_],
-    complete: NDArray[np.bool_],
-    interval: int,
-) -> NDArray[np.bool_]:
-    """Pages of a path whose windows are worth keeping.
-
-    Those are its end, where the conversation goes on; pages after which prefixes diverge;
-    and as many of the others that no two are further apart than ``interval`` pages: who
-    branches off anywhere then computes at most that much again. Further apart are only
-    those between which no window is complete.
-
-    Args:
-        marked: (pages,) bool, what was worth keeping before the path grew.
-        branches: (pages,) bool, prefixes diverge after this page.
-        complete: (pages,) bool, the window that ends with this page exists.
-        interval: 0 for no bound.
-    """
-    keep = branches & complete
-    if len(keep) == 0:
-        return keep
-    # boundaries, that is pages before the resume point; the last one is the end
-    points = (np.flatnonzero(marked & complete) + 1).tolist()
-    if not points or points[-1] < len(keep):
-        points.append(len(keep))
-    available = np.flatnonzero(complete) + 1
-    last = 0
-    for number, point in enumerate(points):
-        if interval:
-            while point - last > interval and (j := _next(available, last, interval)) < point:
-                keep[j - 1] = True
-                last = j
-        following = points[number + 1] if number + 1 < len(points) else None
-        needed = following is None or (interval and following - last > interval)
-        if complete[point - 1] and (needed or keep[point - 1]):
-            keep[point - 1] = True
-            last = point
-    return keep
-
-
-def _next(available: NDArray[np.int64], last: int, interval: int) -> int:
-    """The boundary up to ``interval`` after ``last`` that is furthest away, or else the
-    first one beyond."""
-    n = int(np.searchsorted(available, last + interval, side="right"))
-    if n and available[n - 1] > last:
-        return int(available[n - 1])
-    return int(available[n]) if n < len(available) else 1 << 62

@@ -1,0 +1,115 @@
+"""What the core decides, by definition: plain Python that shares nothing with its loops."""
+
+from collections.abc import Callable, Sequence
+
+from sglang_ext.core.compiled.constants import PAD
+from sglang_ext.core.table.table import PageTable
+
+Look = tuple[list[int], list[int], int, int]
+"""(to copy now, to copy soon, room, room then), see ``demotion.Ahead``."""
+
+
+def deepest_resume(usable: Sequence[bool], size: int) -> int:
+    """The last boundary with a complete window of ``size`` pages before it."""
+    ends = range(len(usable) + 1)
+    return max(end for end in ends if all(usable[max(0, end - size) : end]))
+
+
+def complete_windows(usable: Sequence[bool], size: int) -> list[bool]:
+    """Whether the window of ``size`` pages that ends with each page is complete."""
+    return [all(usable[max(0, end - size) : end]) for end in range(1, len(usable) + 1)]
+
+
+def resume_points(
+    marked: Sequence[bool], branches: Sequence[bool], complete: Sequence[bool], interval: int
+) -> list[bool]:
+    """Pages of a path whose windows are worth keeping, see ``windows.resume_points``.
+
+    Args:
+        branches: prefixes diverge after this page.
+    """
+    # boundaries, that is pages before a resume point
+    available = [i + 1 for i, there in enumerate(complete) if there]
+    keep = {point for point in available if branches[point - 1]}
+    points = [point for point in available if marked[point - 1]]
+    if not points or points[-1] < len(complete):
+        points.append(len(complete))
+    last = 0
+    for point, following in zip(points, [*points[1:], None], strict=True):
+        while interval and point - last > interval:
+            near = [j for j in available if last < j <= last + interval]
+            beyond = [j for j in available if j > last + interval]
+            candidate = near[-1] if near else min(beyond, default=point)
+            if candidate >= point:
+                break
+            keep.add(candidate)
+            last = candidate
+        needed = following is None or (interval and following - last > interval)
+        if complete[point - 1] and (needed or point in keep):
+            keep.add(point)
+            last = point
+    return [i + 1 in keep for i in range(len(complete))]
+
+
+def look_ahead(evictable: Sequence[int], dirty: set[int], safe: int, low: int) -> Look:
+    """What to copy ahead of eviction.
+
+    Args:
+        evictable: rows, those first that are evicted first.
+        dirty: rows with which something would be lost.
+        safe: pages that are free, or are being copied.
+        low: pages to be free or free to evict without a loss.
+    """
+    enough = low - low // 3
+    seen = list(evictable[: max(0, low + low // 2 - safe)])
+    places = [place for place, row in enumerate(seen) if row in dirty]
+    if low + low // 2 <= safe or not seen:
+        return [], [], safe - enough, safe - enough
+    near = [place for place in places if place < low - safe]
+    soon = places[len(near) :]
+    clean = places[0] if places else len(seen)
+    clean_then = soon[0] if soon else len(seen)
+    rows = [seen[place] for place in near], [seen[place] for place in soon]
+    return *rows, safe + clean - enough, safe + clean_then - enough
+
+
+def windows_to_save(
+    table: PageTable, worth: set[int], has_window: Callable[[int], bool]
+) -> dict[int, int]:
+    """For each page of a window that is complete the end of that window. Where windows share a
+    page, it is the one that ends furthest below it.
+
+    Args:
+        worth: rows with which windows end.
+    """
+    ends: dict[int, tuple[int, int]] = {}
+    for end in worth:
+        window = table.path(end)[-table.geometry.window_pages :].tolist()
+        if all(has_window(row) for row in window):
+            for distance, row in enumerate(reversed(window)):
+                ends[row] = max(ends.get(row, (-1, -1)), (distance, end))
+    return {row: end for row, (_, end) in ends.items()}
+
+
+def inside(
+    table: PageTable, parent: int, page: Sequence[int], *, usable: bool = True
+) -> tuple[int, int]:
+    """See ``PageTable.inside``: the way down a tree of the siblings that is ordered by tokens, and
+    has the largest digest on top."""
+    rows = [row for row in range(table.capacity) if table.parent[row] == parent]
+    best, most, best_is_here, wanted = -1, 0, False, list(page)
+    while rows:
+        top = max(rows, key=lambda row: int(table.digest[row]))
+        tokens = table.tokens[top].tolist()
+        same = [a == b != PAD for a, b in zip(tokens, wanted, strict=True)]
+        shared = same.index(False) if False in same else len(same)
+        shared -= shared % table.geometry.device_page
+        here = bool(table.device.present[top] and table.swa_device.present[top])
+        there = bool(table.swa_device.present[top] or table.swa_host.ready[top])
+        if (there or not usable) and (shared, here) > (most, best_is_here) and shared:
+            best, most, best_is_here = top, shared, here
+        if tokens == wanted:
+            break
+        goes_up = tokens < wanted
+        rows = [r for r in rows if r != top and (tokens < table.tokens[r].tolist()) == goes_up]
+    return best, most
