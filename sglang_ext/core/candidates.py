@@ -19,6 +19,7 @@ from sglang_ext.core.host.tails import Tails
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import PageTable
 
+_NO_AGE = -(1 << 63)
 _MOST_NOTED = 1 << 14
 """So many rows are noted before they are looked at, whether somebody asks or not."""
 
@@ -88,7 +89,15 @@ class Candidates:
         self.arrays: dict[str, NDArray[Any]] = {
             **{
                 name: getattr(table, name)
-                for name in ("parent", "age", "swa_age", "resume", "resume_if_room", "stored")
+                for name in (
+                    "parent",
+                    "age",
+                    "swa_age",
+                    "resume",
+                    "resume_if_room",
+                    "stored",
+                    "forks",
+                )
             },
             **{name: column.present for name, column in columns.items()},
             **{f"{name}_ready": column.ready for name, column in columns.items()},
@@ -100,6 +109,8 @@ class Candidates:
             "todo": np.empty(rows, dtype=np.int32),
             "found": np.empty(rows, dtype=np.int64),
             "counts": np.zeros(2, dtype=np.int64),
+            "tail_ages": np.zeros(rows, dtype=np.int64),
+            "tail_forks": np.zeros(rows, dtype=np.int32),
         }
         self._addresses = loops.state_of(self.arrays, self._sets)
         self._state = int(self._addresses.ctypes.data)
@@ -125,6 +136,7 @@ class Candidates:
 
     def _note_all(self) -> None:
         """Ages have changed. O(rows)."""
+        self.arrays["tail_ages"][:] = _NO_AGE
         self.note(np.flatnonzero(self._table.parent != FREE))
 
     def _look(self) -> None:

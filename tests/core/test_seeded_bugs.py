@@ -305,7 +305,7 @@ def half_a_window_is_copied(patch: Patch) -> None:
     patch.setattr(
         Backups,
         "_missing_windows",
-        lambda self, rows, stops: [window[1:] for window in original(self, rows, stops)],
+        lambda self, rows, stops: (window[1:] for window in original(self, rows, stops)),
     )
 
 

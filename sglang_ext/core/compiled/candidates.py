@@ -46,6 +46,7 @@ FIELDS = {
     "resume": _FLAGS,
     "resume_if_room": _FLAGS,
     "stored": _BYTES,
+    "forks": _INTS,
     "device": _FLAGS,
     "device_ready": _FLAGS,
     "device_locks": _INTS,
@@ -69,6 +70,8 @@ FIELDS = {
     "todo": _INTS,  # rows to look at
     "found": _LONGS,  # what a loop has found
     "counts": _LONGS,  # pages, and windows, on both tiers
+    "tail_ages": _LONGS,  # of tails, as they were found last
+    "tail_forks": _INTS,
 }
 Fields = namedtuple("Fields", FIELDS)
 FIELDS_TYPE = NamedTuple(tuple(FIELDS.values()), Fields)
@@ -105,27 +108,30 @@ def fields(state):
         carray(pointer(at[3]), rows, np.bool_),
         carray(pointer(at[4]), rows, np.bool_),
         carray(pointer(at[5]), rows, np.int8),
-        carray(pointer(at[6]), rows, np.bool_),
+        carray(pointer(at[6]), rows, np.int32),
         carray(pointer(at[7]), rows, np.bool_),
-        carray(pointer(at[8]), rows, np.int32),
-        carray(pointer(at[9]), rows, np.bool_),
+        carray(pointer(at[8]), rows, np.bool_),
+        carray(pointer(at[9]), rows, np.int32),
         carray(pointer(at[10]), rows, np.bool_),
-        carray(pointer(at[11]), rows, np.int32),
-        carray(pointer(at[12]), rows, np.bool_),
+        carray(pointer(at[11]), rows, np.bool_),
+        carray(pointer(at[12]), rows, np.int32),
         carray(pointer(at[13]), rows, np.bool_),
-        carray(pointer(at[14]), rows, np.int32),
-        carray(pointer(at[15]), rows, np.bool_),
+        carray(pointer(at[14]), rows, np.bool_),
+        carray(pointer(at[15]), rows, np.int32),
         carray(pointer(at[16]), rows, np.bool_),
-        carray(pointer(at[17]), rows, np.int32),
-        carray(pointer(at[18]), rows, np.uint8),
-        carray(pointer(at[19]), rows, np.int32),
+        carray(pointer(at[17]), rows, np.bool_),
+        carray(pointer(at[18]), rows, np.int32),
+        carray(pointer(at[19]), rows, np.uint8),
         carray(pointer(at[20]), rows, np.int32),
         carray(pointer(at[21]), rows, np.int32),
         carray(pointer(at[22]), rows, np.int32),
         carray(pointer(at[23]), rows, np.int32),
         carray(pointer(at[24]), rows, np.int32),
-        carray(pointer(at[25]), rows, np.int64),
-        carray(pointer(at[26]), 2, np.int64),
+        carray(pointer(at[25]), rows, np.int32),
+        carray(pointer(at[26]), rows, np.int64),
+        carray(pointer(at[27]), 2, np.int64),
+        carray(pointer(at[28]), rows, np.int64),
+        carray(pointer(at[29]), rows, np.int32),
     )
 
 
@@ -313,8 +319,8 @@ def _classify(c, s, row):
 
 @compiled(int64(STATE, _LONGS))
 def settle(state, noted):
-    """Look at rows that may have changed; writes those that are tails, or were, to ``found``, and
-    returns how many these are."""
+    """Look at rows that may have changed; writes tails that have to ``found``, and those that are
+    none any more; how many."""
     c, s = fields(state), sets_of(state)
     waiting, tails = 0, 0
     for i in range(noted.size):
@@ -325,12 +331,14 @@ def settle(state, noted):
         c.bits[row] &= ~uint8(_WAITS)
         waiting = _count_off(c, row, waiting)
         _classify(c, s, row)
-        is_tail = c.ends[row] and c.below[row] == 1
-        if is_tail or c.bits[row] & uint8(_IS_TAIL):
+        is_tail, was_tail = c.ends[row] and c.below[row] == 1, (c.bits[row] & uint8(_IS_TAIL)) != 0
+        is_other = c.tail_ages[row] != c.age[row] or c.tail_forks[row] != c.forks[row]
+        if is_tail != was_tail or (is_tail and is_other):
             if is_tail:
                 c.bits[row] |= uint8(_IS_TAIL)
             else:
                 c.bits[row] &= ~uint8(_IS_TAIL)
+            c.tail_ages[row], c.tail_forks[row] = c.age[row], c.forks[row]
             if not c.bits[row] & uint8(_WAS_SEEN):
                 c.bits[row] |= uint8(_WAS_SEEN)
                 c.found[tails] = row

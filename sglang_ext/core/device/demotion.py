@@ -55,6 +55,9 @@ class Demotion:
         self.with_window = resident_zeros(table.capacity, np.bool_)
         # pages of which those say something
         self._saved = _NO_ROWS
+        # pages that are left to copy have the last mark
+        self._left = np.zeros(table.capacity, dtype=np.int64)
+        self._mark = 0
 
     def look_ahead(
         self,
@@ -118,25 +121,20 @@ class Demotion:
         )
         self._saved = pages[:written]
 
-
-def paths_of_pages(
-    table: PageTable, rows: Rows, soon: Rows, window_end: NDArray[np.int64]
-) -> Iterator[tuple[Rows, Rows]]:
-    """(path, those of ``rows`` on it), each row once; ``rows`` come oldest first.
-
-    Args:
-        soon: more rows; those on the path of one of ``rows`` go along with it.
-        window_end: (table rows,), see ``Demotion``: a path that is followed for the sake of a
-            window reaches to its end.
-    """
-    left = set(rows.tolist())
-    left.update(soon.tolist())
-    for row in rows.tolist():
-        if row in left:
-            path = table.path(row if window_end[row] < 0 else int(window_end[row]))
-            on_path = path[[page in left for page in path.tolist()]]
-            left.difference_update(on_path.tolist())
-            yield path, on_path
+    def paths(self, ahead: Ahead) -> Iterator[tuple[Rows, Rows]]:
+        """(path, pages to copy on it), each page once: those that are dirty, the oldest first, and
+        with each those on its path that will be soon. A path that is followed for the sake of a
+        window reaches to its end."""
+        table, left = self._table, self._left
+        self._mark += 1
+        left[ahead.dirty] = left[ahead.soon] = self._mark
+        for row in ahead.dirty.tolist():
+            if left[row] == self._mark:
+                end = int(self.end_of[row])
+                path = table.path(row if end < 0 else end)
+                pages = path[left[path] == self._mark]
+                left[pages] = 0
+                yield path, pages
 
 
 def worth_a_copy(table: PageTable, policy: WritePolicy, rows: Rows) -> NDArray[np.bool_]:

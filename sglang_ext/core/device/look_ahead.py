@@ -1,7 +1,7 @@
 """When to look at what eviction takes next, and what of that to copy to the host first."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,6 +224,10 @@ class LookAhead:
         return int(np.count_nonzero(held)), int(
             np.count_nonzero(table.swa_device.locks[window] == 1)
         )
+
+    def paths(self, found: Found) -> Iterator[tuple[Rows, Rows]]:
+        """See ``Demotion.paths``, of what was found."""
+        return self._demotion.paths(found.full)
 
     def note_begun(self, found: Found) -> None:
         """Copies of what was found have been begun, as far as possible."""

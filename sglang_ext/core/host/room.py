@@ -328,11 +328,11 @@ class HostRoom:
         Args:
             spared: this adds those that cannot go now; to be put back.
         """
-        table, kept = self._table, self._kept
+        table = self._table
         while (end := self._candidates.look_at_tails().take(limit)) is not None:
-            window = kept.windows(np.array([end]))
             path = table.path(end)
-            stays = self._in_use(window)[0] or self._on_device(window)[0]
+            window = self._residency.window_of(path)
+            stays = table.swa_host.locks[window].any() or table.swa_device.ready[window].all()
             # or somebody is about to go on from what would be lost
             stays = stays or table.host.locks[self._led_to(path, last=1)].any()
             if not stays:

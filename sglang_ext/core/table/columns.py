@@ -100,9 +100,11 @@ class SlotColumn:
 
     def break_locks(self, rows: Rows) -> None:
         """Drop all holders of rows that leave the table."""
-        self._counts[1] -= np.count_nonzero(self.present[rows] & (self.locks[rows] > 0))
-        self.locks[rows] = 0
-        self._changed(rows)
+        held = rows[self.locks[rows] > 0]
+        if len(held):
+            self._counts[1] -= np.count_nonzero(self.present[held])
+            self.locks[held] = 0
+            self._changed(held)
 
     def tell(self, changed: Callable[[Rows], None]) -> None:
         """Call somebody with the rows whose copies or locks have changed."""
