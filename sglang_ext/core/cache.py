@@ -36,6 +36,7 @@ from sglang_ext.core.table.columns import Rows, Slots
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import Page
+from sglang_ext.core.table.row_memory import RowMemory
 from sglang_ext.core.table.table import NO_LESS, AgeLimits, PageTable
 from sglang_ext.core.write_policy import WritePolicy
 
@@ -84,6 +85,7 @@ class CacheIndex:
         self._capacity = capacity
         self._eviction, self._limits, self._spare = eviction, limits, spare
         self._loops = loops
+        self._memory = RowMemory()
         self.reset()
 
     def reset(self) -> None:
@@ -91,7 +93,14 @@ class CacheIndex:
 
         No transfer may be in flight.
         """
-        table = PageTable(self.geometry, self._capacity, self._eviction, self._limits, self._loops)
+        table = PageTable(
+            self.geometry,
+            self._capacity,
+            self._eviction,
+            self._limits,
+            self._loops,
+            self._memory,
+        )
         table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()

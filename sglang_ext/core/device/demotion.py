@@ -128,13 +128,15 @@ class Demotion:
         table, left = self._table, self._left
         self._mark += 1
         left[ahead.dirty] = left[ahead.soon] = self._mark
-        for row in ahead.dirty.tolist():
-            if left[row] == self._mark:
-                end = int(self.end_of[row])
-                path = table.path(row if end < 0 else end)
-                pages = path[left[path] == self._mark]
-                left[pages] = 0
-                yield path, pages
+        rows = ahead.dirty
+        while len(rows):
+            row = int(rows[0])
+            end = int(self.end_of[row])
+            path = table.path(row if end < 0 else end)
+            pages = path[left[path] == self._mark]
+            left[pages] = 0
+            yield path, pages
+            rows = rows[left[rows] == self._mark]
 
 
 def worth_a_copy(table: PageTable, policy: WritePolicy, rows: Rows) -> NDArray[np.bool_]:
