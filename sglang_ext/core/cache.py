@@ -36,6 +36,7 @@ from sglang_ext.core.table.columns import Rows, Slots
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import Page
+from sglang_ext.core.table.row_memory import RowMemory
 from sglang_ext.core.table.table import NO_LESS, AgeLimits, PageTable
 from sglang_ext.core.write_policy import WritePolicy
 
@@ -84,6 +85,7 @@ class CacheIndex:
         self._capacity = capacity
         self._eviction, self._limits, self._spare = eviction, limits, spare
         self._loops = loops
+        self._memory = RowMemory()
         self.reset()
 
     def reset(self) -> None:
@@ -91,17 +93,18 @@ class CacheIndex:
 
         No transfer may be in flight.
         """
-        table = PageTable(self.geometry, self._capacity, self._eviction, self._limits, self._loops)
+        table = PageTable(
+            self.geometry,
+            self._capacity,
+            self._eviction,
+            self._limits,
+            self._loops,
+            self._memory,
+        )
         table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()
-        residency = Residency(
-            table,
-            self.device_pool,
-            self.host_tier,
-            self.counters,
-            ranked=self._eviction is not EvictionPolicy.LRU,
-        )
+        residency = Residency(table, self.device_pool, self.host_tier, self.counters)
         self.table: PageTable = table
         self.checkpoints: Checkpoints = residency.checkpoints
         self.host: HostSpace = residency.host
@@ -109,7 +112,7 @@ class CacheIndex:
         self.residency = residency
         self.sampling = Sampling(table.host if self.host_tier else None, attachment)
         self.room = HostRoom(residency, self.sampling)
-        demotion = Demotion(table, residency.checkpoints)
+        demotion = Demotion(table, residency.candidates)
         self.ahead = LookAhead(residency, log, self.sampling, policy, demotion)
         self.persists = Persists(residency, attachment)
         self.backups = Backups(

@@ -125,6 +125,7 @@ class Inserts:
             rows = self._with_tail(rows, len(pages), namespace, tail, padding)
         if len(rows):
             table.record(rows, request, priority, self._interval)
+            self._residency.used(rows)
         return rows
 
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
@@ -165,6 +166,7 @@ class Inserts:
         if len(rows) - pages <= 1:
             table.resume[window[-1]] = True
             table.use_window(window)
+        self._residency.used(window)
 
     # ---- inside a page ----------------------------------------------------------
 
@@ -218,6 +220,7 @@ class Inserts:
             self._residency.forget_windows(last[self._kept.ends[last]])
             self._residency.host.drop(last[table.host.present[last]])
         table.remove_rows(last)
+        self._residency.candidates.note(last)
 
     def _bound_slots(self, count: int) -> tuple[Slots, Slots] | None:
         """Device slots, less than a page of them, and their sliding-window peers."""

@@ -1,9 +1,11 @@
 """Every invariant of the index, in one place. O(rows); called by tests and at idle."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.cache import CacheIndex
-from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.candidates import Kind
+from sglang_ext.core.compiled.constants import FREE, PAD, TICK_SHIFT
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.columns import ABSENT, SlotColumn
 from sglang_ext.core.table.table import STORED, STORING, PageTable
@@ -23,6 +25,7 @@ def check(index: CacheIndex) -> None:
     _check_windows(index)
     _check_transfers(index)
     _check_storage(index)
+    _check_candidates(index)
 
 
 def check_idle(index: CacheIndex) -> None:
@@ -160,3 +163,54 @@ def _check_storage(index: CacheIndex) -> None:
     used = table.parent != FREE
     for states, mask in ((table.stored, busy), (table.window_stored, busy_window)):
         _require(bool(((states == STORING) == mask)[used].all()), "STORING without a persist")
+
+
+def _check_candidates(index: CacheIndex) -> None:
+    """What is kept up to date is what a look at every row would find, in the same order."""
+    table, kept, candidates = index.table, index.checkpoints, index.residency.candidates
+    device, host = table.device, table.host
+    children = _children_off_device(table)
+    _require(bool((children == candidates.children_off()).all()), "children off the device")
+    needed = children > 0
+    duplicate = host.ready & device.ready & (host.locks == 0)
+    stored, marked = table.stored == STORED, table.resume | table.resume_if_room
+    youngest = (-(table.age >> TICK_SHIFT) << TICK_SHIFT) + (table.age & ((1 << TICK_SHIFT) - 1))
+    rows = np.arange(table.capacity)
+    for kind, members, key in (
+        (Kind.VICTIMS, device.present & (device.locks == 0), table.age),
+        (
+            Kind.WINDOW_VICTIMS,
+            table.swa_device.present & (table.swa_device.locks == 0),
+            table.swa_age,
+        ),
+        (Kind.DUPLICATES, duplicate & ~needed & ~stored, youngest),
+        (Kind.STORED_DUPLICATES, duplicate & ~needed & stored, youngest),
+        (Kind.NEEDED_DUPLICATES, duplicate & needed, youngest),
+        (Kind.USELESS, duplicate & (kept.below == 0), rows),
+        (Kind.WINDOW_DUPLICATES, kept.ends & table.swa_device.ready, youngest),
+        (Kind.SUPERSEDED, kept.ends & ~table.resume & (kept.below > 1), table.swa_age),
+        (Kind.UNSAVED, marked & ~kept.ends & device.ready, rows),
+    ):
+        there = np.flatnonzero(members)
+        there = there[np.lexsort((there, key[there]))]
+        known = candidates.all(kind)
+        _require(np.array_equal(there, known), f"{kind.name} are {known}, not {there}")
+    both = np.count_nonzero(device.present & host.present)
+    both += np.count_nonzero(table.swa_device.present & table.swa_host.present)
+    _require(candidates.on_both_tiers() == both, "copies on both tiers")
+    ends = np.flatnonzero(kept.ends & (kept.below == 1))
+    tails = candidates.look_at_tails()
+    places = dict(zip(ends.tolist(), tails.places_of(ends), strict=True))
+    _require(tails.places == places, f"tails are {tails.places}, not {places}")
+    waiting = tails.waiting()
+    _require(sorted(waiting) == ends.tolist(), f"tails in order are {waiting}, not {ends}")
+
+
+def _children_off_device(table: PageTable) -> NDArray[np.int32]:
+    """See ``Candidates.children_off``; by definition."""
+    children = np.zeros(table.capacity, dtype=np.int32)
+    used = np.flatnonzero(table.parent != FREE)
+    for row in used[np.argsort(-table.depth[used], kind="stable")].tolist():
+        if table.parent[row] >= 0 and (not table.device.present[row] or children[row] > 0):
+            children[table.parent[row]] += 1
+    return children

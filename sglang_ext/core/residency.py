@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.counters import Counters
+from sglang_ext.core.host.compaction import Compaction
 from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.host.space import HostSpace, NoHost
 from sglang_ext.core.host.tier import HostTier
@@ -21,10 +23,8 @@ class Residency:
         tier: None without a host.
         host, host_window: host slots of each component; without a host there is no room.
         checkpoints: windows that the host keeps.
+        candidates: what may be evicted, dropped or copied next.
         counters: of the cache.
-
-    Args:
-        ranked: something counts more than age: who is used may go before a known victim.
     """
 
     def __init__(
@@ -33,19 +33,25 @@ class Residency:
         device: DevicePool,
         tier: HostTier | None,
         counters: Counters,
-        *,
-        ranked: bool,
     ) -> None:
         self.table = table
         self.device_pool = device
         self.tier = tier
         self.counters = counters
         self.checkpoints = Checkpoints(table, table.geometry.window_pages)
+        self.candidates = Candidates(table, self.checkpoints)
         nowhere = NoHost()
-        self.host = HostSpace(table.host, tier.full if tier else nowhere)
-        self.host_window = HostSpace(table.swa_host, tier.window if tier else nowhere)
+        shared = tier.shared if tier else None
+        self.host, self.host_window = (
+            HostSpace(column, pool, Compaction(shared, number, column) if shared else None)
+            for number, (column, pool) in enumerate(
+                (
+                    (table.host, tier.full if tier else nowhere),
+                    (table.swa_host, tier.window if tier else nowhere),
+                )
+            )
+        )
         self._window_pages = table.geometry.window_pages
-        self._ranked = ranked
 
     # ---- use and hold --------------------------------------------------------
 
@@ -57,15 +63,14 @@ class Residency:
         self.refresh(rows)
 
     def refresh(self, rows: Rows) -> None:
-        """A path is used now. Who ranks pages above age may put it before a victim that is
-        known already, though it is younger."""
+        """A path is used now."""
         self.table.use(rows)
         self.used(rows)
 
     def used(self, rows: Rows) -> None:
         """The table has recorded that a path is used."""
-        if self._ranked:
-            self.table.device.offer(rows)
+        self.candidates.note(rows)
+        self.candidates.look_if_many()
 
     def window_of(self, rows: Rows) -> Rows:
         """The last window of a path: what resuming at its end reads."""
@@ -136,7 +141,7 @@ class Residency:
         if len(rows) == 0:
             return 0, 0
         table = self.table
-        rows = table.subtree(rows)
+        rows = self.candidates.with_descendants(rows)
         assert not table.device.locks[rows].any(), "removed a locked page"
         device = rows[table.device.present[rows]]
         windows = self.drop_device_windows(rows[table.swa_device.present[rows]])
@@ -150,6 +155,7 @@ class Residency:
             self.forget_windows(rows[self.checkpoints.ends[rows]])
             self.host.drop(rows[table.host.present[rows]])
         table.remove_rows(rows)
+        self.candidates.note(rows)
         self.counters.dropped_pages += len(rows)
         return len(device), windows
 

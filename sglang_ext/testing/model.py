@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.device.look_ahead import Found
 from sglang_ext.core.host.sampling import passed_over
@@ -64,10 +65,7 @@ class ModelledIndex(CacheIndex):
         around(self.residency, "use", self._watch_use)
         around(self.inserts, "padding", self._watch_padding)
         around(self.eviction, "evict", self._watch_evict)
-        victims = self.eviction._victims, self.table.device, page_order
-        windows = self.eviction._window_victims, self.table.swa_device, window_order
-        for queue, column, order in (victims, windows):
-            around(queue, "first", functools.partial(self._watch_victims, column, order))
+        around(self.residency.candidates, "first", self._watch_first)
         around(self.ahead, "look", self._watch_look)
         around(self.backups, "begin", self._watch_backup)
         self.pages: dict[Key, ModelPage] = {}
@@ -345,17 +343,16 @@ class ModelledIndex(CacheIndex):
         self._check_ages()
         return freed
 
-    def _watch_victims(
-        self,
-        column: SlotColumn,
-        order: Order,
-        first: Callable[[int], Rows],
-        count: int,
-    ) -> Rows:
-        """The oldest that nobody holds, in their order."""
-        rows = first(count)
-        expected = self._evictable(column, order)[: max(0, count)]
-        _require(rows.tolist() == expected, "other victims, or in another order")
+    def _watch_first(self, first: Callable[[Kind, int], Rows], kind: Kind, count: int) -> Rows:
+        """Victims are the oldest that nobody holds, in their order."""
+        rows = first(kind, count)
+        if kind is Kind.VICTIMS:
+            expected = self._evictable(self.table.device, page_order)
+        elif kind is Kind.WINDOW_VICTIMS:
+            expected = self._evictable(self.table.swa_device, window_order)
+        else:
+            return rows
+        _require(rows.tolist() == expected[: max(0, count)], "other victims, or in another order")
         return rows
 
     def _evictable(self, column: SlotColumn, order: Order) -> list[int]:
@@ -371,7 +368,7 @@ class ModelledIndex(CacheIndex):
         found = look(free, free_windows, pins)
         worth = worth_keeping(policy.write, table.hits) & table.device.ready
         if self.sampling.is_on:
-            worth &= ~passed_over(table)
+            worth &= ~passed_over(table, np.arange(table.capacity))
         marked = table.resume.copy()
         if self.host_window.free_for_copies(needed_now=False) >= self.geometry.window_pages:
             marked |= table.resume_if_room

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_ext.core.candidates import Candidates, Kind
 from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_COUNT, MAX_TICK, UNUSED_BAND
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.priority_ranks import PriorityRanks
@@ -73,22 +75,21 @@ def test_windows_stay_in_their_bands(loops: Loops) -> None:
 
 
 @BOTH
-def test_a_queue_of_victims_begins_anew(loops: Loops) -> None:
-    """Its horizon is an age: with one from before, younger pages went first."""
+def test_victims_are_in_order_of_the_ages_that_pages_have_now(loops: Loops) -> None:
     table = table_with(loops, AgeLimits(ticks=60))
-    queue = table.victims(table.device, table.age)
+    candidates = Candidates(table, Checkpoints(table, 1))
     for number in range(8):
         row = add(table, number)
         table.device.put(row, np.array([[number]], dtype=np.int32), ready=True)
         table.advance()
         table.use(row)
-    assert queue.first(1).tolist() == [0]
+        candidates.note(row)
+    assert candidates.first(Kind.VICTIMS, 1).tolist() == [0]
     for _ in range(60):
         table.advance()
-        table.use(np.array([0]))  # and the ages that the queue knows have gone by
-    table.device.lock(np.array([0]))
-    table.device.unlock(np.array([0]))
-    assert queue.first(8).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+        table.use(np.array([0]))  # and the ages that were known have gone by
+        candidates.note(np.array([0]))
+    assert candidates.first(Kind.VICTIMS, 8).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
 
 
 def test_a_table_that_ages_cannot_order_is_refused() -> None:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import Loops
 from sglang_ext.core.device.eviction import DeviceEviction
-from sglang_ext.core.device.victims import VictimQueue
 from sglang_ext.core.host.arena import Arena, ArenaShape
 from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.host.room import Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
+from sglang_ext.core.host.tails import Tails
 from sglang_ext.core.inserts import Inserts
 from sglang_ext.core.moves import backups as backups_module
 from sglang_ext.core.moves.backups import Backups
@@ -23,6 +24,7 @@ from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.moves.loads import Loads
 from sglang_ext.core.plan import Copies, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.residency import Residency
+from sglang_ext.core.table.columns import SlotColumn
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.interpreted import INTERPRETED
@@ -58,7 +60,27 @@ def ages_forget_the_depth(patch: Patch) -> None:
 
 
 def victims_are_known_by_ages_from_before(patch: Patch) -> None:
-    patch.setattr(PageTable, "victims", lambda self, column, age: VictimQueue(column, age))
+    patch.setattr(Candidates, "_note_all", lambda self: None)
+
+
+def who_is_used_keeps_its_place(patch: Patch) -> None:
+    patch.setattr(Residency, "used", lambda self, rows: None)
+
+
+def locks_are_not_told(patch: Patch) -> None:
+    def lock(self: SlotColumn, rows: Any) -> None:
+        changed = np.empty(len(rows), np.int64)
+        self.loops.slots.lock(self.present, self.locks, self._counts, rows, changed)
+
+    patch.setattr(SlotColumn, "lock", lock)
+
+
+def kept_windows_are_not_told(patch: Patch) -> None:
+    patch.setattr(Checkpoints, "_note", lambda self, path: None)
+
+
+def a_tail_that_stays_is_not_put_back(patch: Patch) -> None:
+    patch.setattr(Tails, "put_back", lambda self, rows: None)
 
 
 def a_priority_takes_32_bits(patch: Patch) -> None:
@@ -71,7 +93,7 @@ def a_priority_takes_32_bits(patch: Patch) -> None:
 
 
 def descendants_of_a_lost_page_stay(patch: Patch) -> None:
-    patch.setattr(PageTable, "subtree", lambda self, rows: rows)
+    patch.setattr(Candidates, "with_descendants", lambda self, rows: rows)
 
 
 def windows_outlive_their_page(patch: Patch) -> None:
@@ -283,7 +305,7 @@ def half_a_window_is_copied(patch: Patch) -> None:
     patch.setattr(
         Backups,
         "_missing_windows",
-        lambda self, rows, stops: [window[1:] for window in original(self, rows, stops)],
+        lambda self, rows, stops: (window[1:] for window in original(self, rows, stops)),
     )
 
 
@@ -401,6 +423,10 @@ BUGS: list[Callable[[Patch], None]] = [
     lock_covers_one_page_less_of_the_window,
     ages_forget_the_depth,
     victims_are_known_by_ages_from_before,
+    who_is_used_keeps_its_place,
+    locks_are_not_told,
+    kept_windows_are_not_told,
+    a_tail_that_stays_is_not_put_back,
     a_priority_takes_32_bits,
     descendants_of_a_lost_page_stay,
     windows_outlive_their_page,

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_ext.core.compiled import loops, scans, slots
+from sglang_ext.core.compiled import candidates, loops, slots
 from sglang_ext.core.compiled.arrays import columns
 from sglang_ext.core.compiled.constants import EMPTY_BUCKET
 from sglang_ext.core.compiled.loop_sets import COMPILED
 from sglang_ext.core.device.demotion import Demotion
 from sglang_ext.testing.interpreted import INTERPRETED
 from tests.core.test_seeded_bugs import PATHS, Patch, run_all_seeds
-
-SCANS = INTERPRETED.scans
 
 
 def windows_where_prefixes_branch_off_are_not_used(patch: Patch) -> None:
@@ -47,14 +45,18 @@ def windows_inside_a_prompt_stay_worthless(patch: Patch) -> None:
 
 
 def later_victims_are_in_no_order(patch: Patch) -> None:
-    original = SCANS.next_victims
+    original = candidates.first_of
 
-    def victims(*args: Any) -> Any:
-        count, start = original(*args)
-        args[-1][1:count] = args[-1][1:count][::-1].copy()
-        return count, start
+    def first_of(state: int, number: int, out: Any) -> None:
+        original(state, number, out)
+        out[1:] = out[1:][::-1].copy()
 
-    patch.setattr(SCANS, "next_victims", victims)
+    patch.setattr(candidates, "first_of", first_of)
+
+
+def what_is_noted_last_is_not_looked_at(patch: Patch) -> None:
+    original = candidates.settle
+    patch.setattr(candidates, "settle", lambda state, noted: original(state, noted[:-1]))
 
 
 def a_look_ends_a_page_too_early(patch: Patch) -> None:
@@ -65,11 +67,11 @@ def a_look_ends_a_page_too_early(patch: Patch) -> None:
 
 
 def half_a_window_is_worth_saving(patch: Patch) -> None:
-    original = SCANS.windows_to_save
+    original = candidates.windows_to_save
     patch.setattr(
-        SCANS,
+        candidates,
         "windows_to_save",
-        lambda *args: original(*args[:6], max(1, args[6] - 1), *args[7:]),
+        lambda *args: original(*args[:5], max(1, args[5] - 1), *args[6:]),
     )
 
 
@@ -88,6 +90,7 @@ BUGS: list[Callable[[Patch], None]] = [
     windows_inside_a_prompt_are_further_apart,
     windows_inside_a_prompt_stay_worthless,
     later_victims_are_in_no_order,
+    what_is_noted_last_is_not_looked_at,
     a_look_ends_a_page_too_early,
     half_a_window_is_worth_saving,
     siblings_on_the_device_are_not_preferred,
@@ -105,7 +108,7 @@ def test_the_model_finds_the_bug(
 
 def a_compiled_lock_leaves_out_the_last_page(patch: Patch) -> None:
     original = slots.lock
-    patch.setattr(slots, "lock", lambda *state: original(*state[:-1], state[-1][:-1]))
+    patch.setattr(slots, "lock", lambda *state: original(*state[:3], state[3][:-1], state[4]))
 
 
 def a_compiled_copy_is_not_counted(patch: Patch) -> None:
@@ -144,15 +147,6 @@ def a_compiled_match_takes_half_a_window(patch: Patch) -> None:
 
     for name in ("match", "match_and_use"):
         patch.setattr(loops, name, patched(getattr(loops, name)))
-
-
-def compiled_victims_have_been_used_since(patch: Patch) -> None:
-    original = scans.next_victims
-
-    def victims(rows: Any, ages: Any, first: int, age: Any, *rest: Any) -> Any:
-        return original(rows, age[rows], first, age, *rest)
-
-    patch.setattr(scans, "next_victims", victims)
 
 
 def a_compiled_use_forgets_branches(patch: Patch) -> None:
@@ -201,7 +195,6 @@ COMPILED_BUGS: list[Callable[[Patch], None]] = [
     a_compiled_copy_is_not_counted,
     a_compiled_search_leaves_gaps,
     a_compiled_match_takes_half_a_window,
-    compiled_victims_have_been_used_since,
     a_compiled_use_forgets_branches,
     a_compiled_match_cuts_too_little_off,
 ]

@@ -210,7 +210,19 @@ def test_storage_with_faults_is_never_wrong_and_nobody_waits_for_ever() -> None:
     assert wanted <= reached, f"never reached: {wanted - reached}"
 
 
+def what_is_stored_is_not_told(patch: Patch) -> None:
+    original = Persists._note_stored
+
+    def note_stored(self: Persists, path: Any, full: Any, window: Any) -> None:
+        noted, self._candidates._noted = self._candidates._noted, []
+        original(self, path, full, window)
+        self._candidates._noted = noted
+
+    patch.setattr(Persists, "_note_stored", note_stored)
+
+
 BUGS: list[Callable[[Patch], None]] = [
+    what_is_stored_is_not_told,
     storage_reads_slots_that_are_free,
     a_pinned_slot_is_lost_when_its_page_goes,
     rows_that_leave_keep_their_locks,

@@ -22,7 +22,7 @@ WRAP_AROUND: set[CodeType] = set()
 
 
 def compiled(
-    signature: Any, *, nogil: bool = False, wraps: bool = False
+    signature: Any, *, nogil: bool = False, wraps: bool = False, inline: bool = False
 ) -> Callable[[Function], Function]:
     """Compile a function for one signature, at once: no request waits for a compiler.
 
@@ -32,6 +32,8 @@ def compiled(
         signature: types of the arguments and of the result.
         nogil: other threads run Python meanwhile.
         wraps: see ``WRAP_AROUND``.
+        inline: as if it were written where it is called, for what is called for each row: many
+            arrays as arguments take longer than what most loops do with a row.
     """
 
     def decorate(function: Function) -> Function:
@@ -40,7 +42,8 @@ def compiled(
         # the names of files on disk come from this one
         function.__qualname__ += f"_{_stamp(function.__code__.co_filename)}"
         try:
-            return numba.njit(signature, cache=True, nogil=nogil)(function)  # type: ignore[no-any-return]
+            where = "always" if inline else "never"
+            return numba.njit(signature, cache=True, nogil=nogil, inline=where)(function)  # type: ignore[no-any-return]
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise

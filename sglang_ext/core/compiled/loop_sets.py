@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled import digests, loops, scans, siblings, slots, windows
+from sglang_ext.core.compiled import digests, loops, siblings, slots, windows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,6 @@ class Loops:
         siblings: over the children of a row.
         paths: over the rows of a path.
         slots: over rows of one column of slots.
-        scans: over whole columns.
         table: makes the argument that loops take as a table, of its ``Columns`` and of what
             ``arrays.addresses`` gives for them; both have to live as long.
     """
@@ -35,7 +34,6 @@ class Loops:
     siblings: ModuleType
     paths: ModuleType
     slots: ModuleType
-    scans: ModuleType
     table: Callable[[Any, NDArray[np.int64]], Any]
 
 
@@ -45,6 +43,5 @@ COMPILED = Loops(
     siblings,
     loops,
     slots,
-    scans,
     table=lambda columns, addresses: int(addresses.ctypes.data),
 )

@@ -16,7 +16,6 @@ from numba.core.types import (
 from sglang_ext.core.compiled.arrays import (
     COLUMNS,
     DIGESTS,
-    FLAGS,
     FOUND,
     LONGS,
     PAGES,
@@ -378,20 +377,3 @@ def remove(table, rows, roots):
         c.parent[row] = FREE
         c.generation[row] += 1
     return childless
-
-
-@compiled(boolean(TABLE, LONGS, FLAGS))
-def is_closed(table, rows, mark):
-    """Whether all children of rows are among them. ``mark`` is False everywhere, and again
-    afterwards."""
-    c = columns(table)
-    for i in range(rows.size):
-        mark[rows[i]] = True
-    outside = int64(0)
-    for i in range(rows.size):
-        parent = c.parent[rows[i]]
-        outside += c.children[rows[i]]
-        outside -= parent >= 0 and mark[parent]
-    for i in range(rows.size):
-        mark[rows[i]] = False
-    return outside == 0

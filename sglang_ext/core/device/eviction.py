@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, INSIDE_BAND
 from sglang_ext.core.device.look_ahead import LookAhead
 from sglang_ext.core.device.victims import Spare
@@ -47,8 +48,7 @@ class DeviceEviction:
         self._sampling = sampling
         self._write = write
         self._spare = spare
-        self._victims = table.victims(table.device, table.age)
-        self._window_victims = table.victims(table.swa_device, table.swa_age)
+        self._candidates = residency.candidates
 
     def evict(
         self, pages: int, window_pages: int, *, abandon_backups: bool = False
@@ -81,12 +81,13 @@ class DeviceEviction:
     def _evict_unlocked(self, pages: int, window_pages: int) -> tuple[int, int]:
         freed = freed_windows = 0
         if pages > 0:
-            rows = self._victims.first(pages + self._spare.beside(pages))
+            rows = self._candidates.first(Kind.VICTIMS, pages + self._spare.beside(pages))
             rows = self._up_to_loss(rows, pages, self._loses_page)
             freed, freed_windows = self._demote(rows)
         if window_pages > freed_windows:
             wanted = window_pages - freed_windows
-            rows = self._window_victims.first(wanted + self._spare.beside_windows(wanted))
+            more = wanted + self._spare.beside_windows(wanted)
+            rows = self._candidates.first(Kind.WINDOW_VICTIMS, more)
             rows = self._up_to_loss(rows, wanted, self._loses_window)
             freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows

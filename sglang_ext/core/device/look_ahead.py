@@ -1,10 +1,12 @@
 """When to look at what eviction takes next, and what of that to copy to the host first."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.candidates import Kind
 from sglang_ext.core.device.demotion import Ahead, Demotion, worth_a_copy
 from sglang_ext.core.host.room import Freed
 from sglang_ext.core.host.sampling import Sampling, passed_over
@@ -29,7 +31,7 @@ class Found:
 
     Attributes:
         full, window: of each component.
-        window_end, with_window: see ``Demotion.windows_to_save``.
+        window_end, with_window: see ``Demotion``; as they are until the next look.
     """
 
     full: Ahead
@@ -41,8 +43,8 @@ class Found:
 class LookAhead:
     """Looks at what eviction takes next, when counters say that too little of it may be copied.
 
-    A look costs time in proportion to the table. So it says how much may be allocated and locked
-    before the next one, and most steps only compare counters.
+    A look costs time in proportion to what eviction takes next. So it says how much may be
+    allocated and locked before the next one, and most steps only compare counters.
 
     Attributes:
         looks: how often it has looked.
@@ -170,37 +172,62 @@ class LookAhead:
         return (table.tick, *locked, self._log.last_op(backups), len(self._log.pending[backups]))
 
     def look(self, free: int, free_windows: int, pins: NDArray[np.int16]) -> Found:
-        """See ``next``. O(rows)."""
+        """See ``next``."""
         table, policy = self._residency.table, self._policy
         self.looks += 1
         self._free_then, self._free_windows_then = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
         self._is_due = False
-        worth = worth_a_copy(table, policy.write)
-        if self._sampling.is_on:
-            worth &= ~passed_over(table)
-        window_end, with_window = self._demotion.windows_to_save(worth & self._marked())
-        full = self._demotion.look_ahead(
-            table.device,
-            table.host,
-            table.age,
+        demotion, marked = self._demotion, self._marked()
+        demotion.windows_to_save(lambda rows: self._is_worth(rows) & marked(rows))
+        with_window = demotion.with_window
+        pages, windows = self._copying(pins)
+        full = demotion.look_ahead(
+            Kind.VICTIMS,
             # a page takes its window along
-            (worth & ~table.host.present) | with_window,
-            pins,
+            lambda rows: (self._is_worth(rows) & ~table.host.present[rows]) | with_window[rows],
+            pages,
             free,
             self.low_pages(),
         )
-        window = self._demotion.look_ahead(
-            table.swa_device,
-            table.swa_host,
-            table.swa_age,
-            with_window,
-            1,
+        window = demotion.look_ahead(
+            Kind.WINDOW_VICTIMS,
+            lambda rows: with_window[rows],
+            windows,
             free_windows,
             policy.low_window_pages,
         )
         self._room_left, self._window_room_left = full.room, window.room
-        return Found(full, window, window_end, with_window)
+        return Found(full, window, demotion.end_of, with_window)
+
+    def _is_worth(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which pages are worth a copy."""
+        table = self._residency.table
+        worth = worth_a_copy(table, self._policy.write, rows)
+        if self._sampling.is_on:
+            worth &= ~passed_over(table, rows)
+        return worth
+
+    def _copying(self, pins: NDArray[np.int16]) -> tuple[int, int]:
+        """Pages, and windows, that pending backups copy and nobody else holds."""
+        table = self._residency.table
+        copied = [
+            transfer
+            for transfer in self._log.pending[TransferKind.BACKUP].values()
+            if not transfer.abandoned
+        ]
+        if not copied:
+            return 0, 0
+        full = np.concatenate([transfer.full.rows for transfer in copied])
+        window = np.concatenate([transfer.window.rows for transfer in copied])
+        held = table.device.locks[full] == pins[full]
+        return int(np.count_nonzero(held)), int(
+            np.count_nonzero(table.swa_device.locks[window] == 1)
+        )
+
+    def paths(self, found: Found) -> Iterator[tuple[Rows, Rows]]:
+        """See ``Demotion.paths``, of what was found."""
+        return self._demotion.paths(found.full)
 
     def note_begun(self, found: Found) -> None:
         """Copies of what was found have been begun, as far as possible."""
@@ -214,13 +241,13 @@ class LookAhead:
         table = self._residency.table
         return bool(table.host.present[full].all() and table.swa_host.present[both].all())
 
-    def _marked(self) -> NDArray[np.bool_]:
-        """Mask of pages whose windows are worth a copy now."""
+    def _marked(self) -> Callable[[Rows], NDArray[np.bool_]]:
+        """Tells of pages whether their windows are worth a copy now."""
         table = self._residency.table
         free = self._residency.host_window.free_for_copies(needed_now=False)
         if free < table.geometry.window_pages:
-            return table.resume
-        return table.resume | table.resume_if_room
+            return lambda rows: table.resume[rows]
+        return lambda rows: table.resume[rows] | table.resume_if_room[rows]
 
     def private_state(self) -> list[int]:
         """Numbers that decisions depend on, in two parts; for ``fingerprint``."""

@@ -12,10 +12,12 @@ Nothing here depends on anything but the calls made, so every rank gets the same
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import arena as loops
 from sglang_ext.core.table.columns import Slots
 
 Pages = NDArray[np.int64]
@@ -161,41 +163,29 @@ class Arena:
         run empty."""
         if pages > self.free_pages(component):
             return None
-        found: list[Pages] = []
+        first, stop = self._first[component], self._stop[component]
+        taken, count = self._taken[component], 0
+        found: Pages = np.empty(pages, dtype=np.int64)
         if pages and self._holes[component]:
-            open_ones = (self.owner == component) & (self._used < self._size[component])
-            own = np.flatnonzero(open_ones)
-            for extent in own[np.argsort(-self._used[own], kind="stable")].tolist():
-                pages = self._take(component, extent, pages, found)
-        while pages:
+            count = loops.take_holes(self.owner, self._used, first, stop, taken, component, found)
+        while count < pages:
             extent = int(np.argmax(self.owner == NOBODY))
             self._give(extent, component)
             self._holes[component] += int(self._size[component][extent])
-            pages = self._take(component, extent, pages, found)
-        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-
-    def _take(self, component: int, extent: int, pages: int, found: list[Pages]) -> int:
-        """Take up to ``pages`` free pages of an extent; returns how many are missing."""
-        first, stop = int(self._first[component][extent]), int(self._stop[component][extent])
-        if pages == 0:
-            return 0
-        taken = self._taken[component]
-        chosen = np.flatnonzero(~taken[first:stop])[:pages] + first
-        taken[chosen] = True
-        self._used[extent] += len(chosen)
-        self._holes[component] -= len(chosen)
-        found.append(chosen)
-        return pages - len(chosen)
+            before = count
+            count = loops.take(taken, int(first[extent]), int(stop[extent]), found, count)
+            self._used[extent] += count - before
+        self._holes[component] -= pages
+        return found
 
     def release(self, component: int, pages: Pages) -> None:
         """Give pages back; an extent without pages belongs to nobody."""
-        taken = self._taken[component]
-        assert taken[pages].all(), "a free host page was freed again"
-        taken[pages] = False
-        extents = self.extent_of(component, pages)
-        np.subtract.at(self._used, extents, 1)
+        first, taken = self._first[component], self._taken[component]
+        empty = np.empty(len(pages), dtype=np.int64)
+        count = loops.release(first, self._used, taken, np.ascontiguousarray(pages), empty)
+        assert count >= 0, "a free host page was freed again"
         self._holes[component] += len(pages)
-        for extent in set(extents[self._used[extents] == 0].tolist()):
+        for extent in empty[:count].tolist():
             self._give(extent, NOBODY)
             self._holes[component] -= int(self._size[component][extent])
 
@@ -213,23 +203,23 @@ class Arena:
 
     # ---- compaction ----------------------------------------------------------
 
-    def to_vacate(self, component: int, movable: Pages) -> Pages:
-        """Pages to move elsewhere to set an extent of a component free; none if that is not
-        possible.
+    def to_vacate(self, component: int, are_movable: Callable[[Pages], bool]) -> Pages:
+        """Pages to move elsewhere to set an extent of a component free, the emptiest one; none if
+        that is not possible.
 
         Args:
-            movable: pages of the component that may be moved.
+            are_movable: tells of the pages of an extent whether all of them may be moved.
         """
-        counts = np.bincount(self.extent_of(component, movable), minlength=len(self.owner))
-        possible = (self.owner == component) & (counts == self._used)
+        first, stop = self._first[component], self._stop[component]
         # its pages fit into the holes of the others
-        possible &= self._holes[component] >= self._size[component]
-        extents = np.flatnonzero(possible)
-        if len(extents) == 0:
-            return movable[:0]
-        emptiest = int(extents[np.argmin(self._used[extents])])
-        chosen: Pages = movable[self.extent_of(component, movable) == emptiest]
-        return chosen
+        fit = self._holes[component] >= self._size[component]
+        extents = np.flatnonzero((self.owner == component) & fit)
+        for extent in extents[np.argsort(self._used[extents], kind="stable")].tolist():
+            begin, end = int(first[extent]), int(stop[extent])
+            pages: Pages = np.flatnonzero(self._taken[component][begin:end]) + begin
+            if are_movable(pages):
+                return pages
+        return np.empty(0, dtype=np.int64)
 
     def move(self, component: int, pages: Pages) -> Pages:
         """New places for the pages of one extent, which becomes free; the contents have to

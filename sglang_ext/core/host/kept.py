@@ -1,10 +1,14 @@
 """Windows on the host, each as one unit: kept whole, dropped whole."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import PageTable
+
+_FEW = 2
 
 
 class Checkpoints:
@@ -29,6 +33,11 @@ class Checkpoints:
         self.beyond: set[int] = set()
         self._table = table
         self._window_pages = window_pages
+        self._changed: Callable[[Rows], None] = lambda rows: None
+
+    def tell(self, changed: Callable[[Rows], None]) -> None:
+        """Call somebody with the paths on which the kept windows have changed."""
+        self._changed = changed
 
     def add(self, path: Rows) -> None:
         """Keep the window at the end of a path; all of it is on the host."""
@@ -36,6 +45,7 @@ class Checkpoints:
         self.ends[path[-1]] = True
         self.uses[path[-self._window_pages :]] += 1
         self.below[path] += 1
+        self._note(path)
 
     def remove(self, end: int) -> Rows:
         """Keep a window no longer; returns its pages that no other kept window needs."""
@@ -45,8 +55,14 @@ class Checkpoints:
         self.below[path] -= 1
         window = path[-self._window_pages :]
         self.uses[window] -= 1
+        self._note(path)
         unneeded: Rows = window[self.uses[window] == 0]
         return unneeded
+
+    def _note(self, path: Rows) -> None:
+        """Only whether there are none, one or more windows below a page says anything of it."""
+        self._changed(path[self.below[path] <= _FEW])
+        self._changed(path[-1:])
 
     def spare(self) -> Rows:
         """Ends of those that nobody has asked for since and that have others below them,

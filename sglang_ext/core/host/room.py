@@ -1,25 +1,28 @@
 """Room on the host: what gives way to a backup, and to which one."""
 
 import dataclasses
-import heapq
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.device.victims import cheapest_first, youngest_first
+from sglang_ext.core.candidates import YOUNGEST_FIRST, Kind
+from sglang_ext.core.compiled import candidates as loops
+from sglang_ext.core.compiled.candidates import ANY_AGE
+from sglang_ext.core.device.victims import cheapest_first
 from sglang_ext.core.host.sampling import Sampling
 from sglang_ext.core.host.space import SPARE, HostSpace
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import STORED, PageTable
 
-_FEW = 16
-"""Up to so many paths are walked one by one rather than a level at a time."""
 _WINDOWS_DROPPED_SHARE = 16
 """Of windows that are worth little, one in this many goes at a time."""
 _PAGES_DROPPED = 16
 """So many pages with descendants on the host alone go at a time."""
+_SUPERSEDED_AT_ONCE = 512
+"""Of windows that others make up for, so many of the least recently used are compared."""
+_WINDOWS_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class HostRoom:
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
         self._kept = residency.checkpoints
+        self._candidates = residency.candidates
         self._counters = residency.counters
         self._sampling = sampling
 
@@ -96,16 +100,17 @@ class HostRoom:
         """
         if pages <= space.free_pages:
             return _ENOUGH
-        copies, given = self._copies_of_device(), 0
-        other = self._sharing(space)
-        for drop in self._stages(space, other, pages, claim):
+        copies, given = self._candidates.on_both_tiers(), 0
+        other, spared = self._sharing(space), list[int]()
+        for drop in self._stages(space, other, pages, claim, spared):
             while pages > space.free_pages:
                 if other is not None and self.vacate(other):
                     continue
                 if not (dropped := drop()):
                     break
                 given += dropped
-        fewer = self._copies_of_device() < copies
+        self._candidates.look_at_tails().put_back(spared)
+        fewer = self._candidates.on_both_tiers() < copies
         return Freed(pages <= space.free_pages, given, copies_of_device=fewer)
 
     def make_without_loss(self, space: HostSpace, pages: int, *, recycle: bool) -> None:
@@ -123,86 +128,51 @@ class HostRoom:
             self._recycle(space, pages)
 
     def _stages(
-        self, space: HostSpace, other: HostSpace | None, pages: int, claim: Claim
+        self,
+        space: HostSpace,
+        other: HostSpace | None,
+        pages: int,
+        claim: Claim,
+        spared: list[int],
     ) -> Iterator[Callable[[], int]]:
-        """What gives way, one after the other; each returns what it has dropped."""
-        tails = self.tails(claim.worth)
+        """What gives way, one after the other; each returns what it has dropped. ``spared`` is
+        for ``next_tail``."""
         yield self.drop_spare
         yield self._drop_useless
         yield lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age)
-        if other is not None:
-            yield lambda: self._drop_duplicates(other, self._for_an_extent(other), claim.age)
+        if other is not None and (compaction := other.compaction) is not None:
+            yield lambda: self._drop_duplicates(other, compaction.missing, claim.age)
         yield self._drop_superseded
         yield lambda: self._drop_duplicate_pages(_PAGES_DROPPED, claim.age, leaves=False)
-        yield lambda: self.drop_tail(next(tails, None))
-
-    def _copies_of_device(self) -> int:
-        """Copies on the host of what is on the device too."""
-        table = self._table
-        both = np.count_nonzero(table.device.present & table.host.present)
-        return int(both + np.count_nonzero(table.swa_device.present & table.swa_host.present))
+        yield lambda: self.drop_tail(self.next_tail(claim.worth, spared))
 
     # ---- a memory that both components share ---------------------------------
 
     def _sharing(self, space: HostSpace) -> HostSpace | None:
         """The other component, if it shares its memory with this one."""
-        if self._residency.tier is None or self._residency.tier.shared is None:
+        if space.compaction is None:
             return None
         return self._host_window if space is self._host else self._host
 
-    def _for_an_extent(self, space: HostSpace) -> int:
-        """Pages to drop so that an extent can be vacated."""
-        assert self._residency.tier is not None
-        assert self._residency.tier.shared is not None
-        arena, component = self._residency.tier.shared.arena, self._component(space)
-        return max(1, arena.pages_per_extent(component) - arena.holes(component))
-
-    def _component(self, space: HostSpace) -> int:
-        return 0 if space is self._host else 1
-
     def vacate(self, space: HostSpace) -> bool:
         """Set an extent of a component free by moving its pages into holes of others."""
-        assert self._residency.tier is not None
-        assert self._residency.tier.shared is not None
-        shared, column = self._residency.tier.shared, space.column
-        arena, component = shared.arena, self._component(space)
-        if arena.holes(component) < arena.pages_per_extent(component):
-            return False
-        # what a transfer reads or writes stays where it is
-        rows = np.flatnonzero(column.ready & (column.locks == 0))
-        pages = arena.pages(column.slots[rows])
-        chosen = arena.to_vacate(component, pages)
-        if len(chosen) == 0:
-            return False
-        places = arena.slots(arena.move(component, chosen))
-        shared.memory.move(component, arena.slots(chosen), places)
-        column.slots[rows[np.isin(pages, chosen)]] = places
-        self._counters.moved_host_pages += len(chosen)
-        return True
+        moved = space.compaction.vacate() if space.compaction else 0
+        self._counters.moved_host_pages += moved
+        return moved > 0
 
     def _recycle(self, space: HostSpace, pages: int) -> None:
         """Free host pages for early copies, whose way to storage leads through the host: those
         of what is on the device and in storage too. They are made again when their eviction
         from the device is near."""
-        table = self._table
         missing = pages + space.column.n_present // SPARE - space.free_pages
         if missing <= 0:
             return
         if space is self._host:
-            both = table.host.ready & table.device.ready & (table.host.locks == 0)
-            both &= table.stored == STORED
-            if both.any():
-                both &= ~self._above_host_only()
-            rows = youngest_first(np.flatnonzero(both), table.age, missing)
+            rows = self._candidates.first(Kind.STORED_DUPLICATES, missing)
             self._host.drop(rows)
             self._counters.reclaimed_duplicate_pages += len(rows)
             return
-        kept = self._kept
-        ends = np.flatnonzero(kept.ends & table.swa_device.ready)
-        windows = kept.windows(ends)
-        unsafe = ((windows >= 0) & (table.window_stored[windows] != STORED)).any(axis=1)
-        ends = ends[self._on_device(windows) & ~self._in_use(windows) & ~unsafe]
-        for end in youngest_first(ends, table.age, len(ends)).tolist():
+        for end in self._duplicate_windows(ANY_AGE, are_stored=True):
             if missing <= 0:
                 break
             freed = self._residency.forget_windows(np.array([end]))
@@ -233,10 +203,11 @@ class HostRoom:
         """Drop copies of pages that lead to no window on the host and are on the device;
         ``rows`` or all."""
         if rows is None:
-            rows = np.flatnonzero(self._table.host.ready)
-        column, device = self._table.host, self._table.device
-        useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
-        rows = rows[useless & (self._kept.below[rows] == 0)]
+            rows = self._candidates.all(Kind.USELESS)
+        else:
+            column, device = self._table.host, self._table.device
+            useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
+            rows = rows[useless & (self._kept.below[rows] == 0)]
         self._host.drop(rows)
         self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
@@ -263,42 +234,43 @@ class HostRoom:
             leaves: spare pages with descendants on the host alone: if the device evicts such
                 a page before it is copied again, they are lost with it.
         """
-        table, column = self._table, self._table.host
-        both = column.ready & table.device.ready & (column.locks == 0)
-        both &= table.age > younger_than
-        if leaves and both.any():
-            both &= ~self._above_host_only()
-        rows = youngest_first(np.flatnonzero(both), table.age, pages)
+        kinds = YOUNGEST_FIRST[:-1] if leaves else YOUNGEST_FIRST
+        rows = self._candidates.youngest(kinds, pages, younger_than)
         self._host.drop(rows)
         self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
     def _drop_duplicate_windows(self, pages: int, younger_than: int) -> int:
-        table, kept = self._table, self._kept
-        ends = np.flatnonzero(kept.ends & table.swa_device.ready & (table.age > younger_than))
-        windows = kept.windows(ends)
-        ends = ends[self._on_device(windows) & ~self._in_use(windows)]
         dropped = 0
-        for end in youngest_first(ends, table.age, len(ends)).tolist():
+        for end in self._duplicate_windows(younger_than):
             if dropped >= pages:
                 break
             # counted as at least one: the caller goes on as long as something is dropped
             dropped += max(1, self._residency.forget_windows(np.array([end])))
         return dropped
 
-    def _above_host_only(self) -> NDArray[np.bool_]:
-        """Mask of pages with a descendant that is on the host alone."""
-        table = self._table
-        above = np.zeros(table.capacity, dtype=bool)
-        level = np.flatnonzero(table.host.present & ~table.device.present)
-        while len(level) > _FEW:
-            parents = table.parent[level]
-            level = np.unique(parents[parents >= 0]).astype(np.int64)
-            level = level[~above[level]]
-            above[level] = True
-        for row in level.tolist():
-            above[table.path(row)[:-1]] = True
-        return above
+    def _duplicate_windows(self, younger_than: int, *, are_stored: bool = False) -> Iterator[int]:
+        """Ends of kept windows that are whole on the device too and not in use, the most
+        recently used first.
+
+        Args:
+            are_stored: only those that storage has, too.
+        """
+        kept, count, seen = self._kept, _WINDOWS_AT_ONCE, set[int]()
+        while True:
+            ends = self._candidates.youngest((Kind.WINDOW_DUPLICATES,), count, younger_than)
+            is_all = len(ends) < count
+            ends = ends[[end not in seen for end in ends.tolist()]]
+            seen.update(ends.tolist())
+            windows = kept.windows(ends)
+            possible = self._on_device(windows) & ~self._in_use(windows)
+            if are_stored:
+                stored = self._table.window_stored[windows] == STORED
+                possible &= (stored | (windows < 0)).all(axis=1)
+            yield from ends[possible].tolist()
+            if is_all:
+                return
+            count *= 2
 
     def _on_device(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which windows (n, window_pages) are whole on the device."""
@@ -315,50 +287,58 @@ class HostRoom:
     # ---- windows that others make up for -------------------------------------
 
     def _drop_superseded(self) -> int:
-        """Drop some windows that are no longer worth keeping: those first whose recompute is
-        the least for what they take and the longer they were not used."""
+        """Drop some windows that are no longer worth keeping: of those that were not used for
+        longest those first whose recompute is the least for what they take and the longer they
+        were not used."""
         table, kept = self._table, self._kept
-        ends = np.flatnonzero(kept.ends & ~table.resume & (kept.below > 1))
-        windows = kept.windows(ends)
-        frees = ((windows >= 0) & (kept.uses[windows] == 1)).sum(axis=1)
-        possible = (frees > 0) & ~self._in_use(windows)
-        ends, frees = ends[possible], frees[possible]
+        ends, frees = self._superseded()
         if len(ends) == 0:
             return 0
-        above = [kept.above(end) for end in ends.tolist()]
-        saved = [
-            table.depth[end] - (-1 if row is None else table.depth[row])
-            for end, row in zip(ends.tolist(), above, strict=True)
-        ]
-        order = cheapest_first(np.array(saved), frees, table.window_idle(ends))
+        saved = np.empty(len(ends), dtype=np.int64)
+        loops.pages_since_end(table.parent, kept.ends, ends, saved)
+        order = cheapest_first(saved, frees, table.window_idle(ends))
         freed = self._residency.forget_windows(
             ends[order[: max(1, len(ends) // _WINDOWS_DROPPED_SHARE)]]
         )
         self._counters.evicted_host_window_pages += freed
         return freed
 
+    def _superseded(self) -> tuple[Rows, NDArray[np.int64]]:
+        """(ends, rising; pages that are free without each window) of windows that may go: of the
+        least recently used ones, or where these may not, of more of them."""
+        kept, looked_at = self._kept, _SUPERSEDED_AT_ONCE
+        while True:
+            ends = self._candidates.first(Kind.SUPERSEDED, looked_at)
+            is_all = len(ends) < looked_at
+            ends.sort()
+            windows = kept.windows(ends)
+            frees = ((windows >= 0) & (kept.uses[windows] == 1)).sum(axis=1)
+            possible = (frees > 0) & ~self._in_use(windows)
+            if is_all or possible.any():
+                return ends[possible], frees[possible]
+            looked_at *= 2
+
     # ---- what is worth least --------------------------------------------------
 
-    def tails(self, limit: float) -> Iterator[int]:
-        """Ends of kept windows with none below that are worth less than ``limit``, the least
-        first; the one above follows when the last one below it is gone. Those that are on the
-        device too are the matter of ``_drop_duplicates``."""
-        table, kept = self._table, self._kept
-        rows = np.flatnonzero(kept.ends & (kept.below == 1))
-        heap = list(zip(table.worth(rows).tolist(), rows.tolist(), strict=True))
-        heapq.heapify(heap)
-        while heap and heap[0][0] < limit:
-            _, end = heapq.heappop(heap)
-            window = kept.windows(np.array([end]))
-            if self._in_use(window)[0] or self._on_device(window)[0]:
-                continue
+    def next_tail(self, limit: float, spared: list[int]) -> int | None:
+        """The end of a kept window with none below that is worth least, if less than ``limit``;
+        the one above is such a window when the last one below it is gone. Those that are on the
+        device too are the matter of ``_drop_duplicates``.
+
+        Args:
+            spared: this adds those that cannot go now; to be put back.
+        """
+        table = self._table
+        while (end := self._candidates.look_at_tails().take(limit)) is not None:
             path = table.path(end)
-            if table.host.locks[self._led_to(path, last=1)].any():
-                continue  # somebody is about to go on from what would be lost
-            above = kept.above(end)
-            yield end
-            if above is not None and kept.below[above] == 1:
-                heapq.heappush(heap, (float(table.worth(np.array([above]))[0]), above))
+            window = self._residency.window_of(path)
+            stays = table.swa_host.locks[window].any() or table.swa_device.ready[window].all()
+            # or somebody is about to go on from what would be lost
+            stays = stays or table.host.locks[self._led_to(path, last=1)].any()
+            if not stays:
+                return end
+            spared.append(end)
+        return None
 
     def drop_tail(self, end: int | None) -> bool:
         """Drop the last kept window of a prefix, and the pages on the host alone that led to

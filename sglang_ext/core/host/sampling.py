@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.storage.attachment import Attachment
-from sglang_ext.core.table.columns import SlotColumn
+from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.table import PageTable
 
 ONE_IN = 8
@@ -52,11 +52,11 @@ class Sampling:
         self.lost = 0
 
 
-def passed_over(table: PageTable) -> NDArray[np.bool_]:
-    """Mask (table rows,) of pages that are not copied while only a sample is.
+def passed_over(table: PageTable, rows: Rows) -> NDArray[np.bool_]:
+    """Which pages are not copied while only a sample is.
 
     The pages that one request alone has used were last used in one tick: they are in the
     sample together, or none is.
     """
-    spread = table.last_use().astype(np.uint64) * _ODD
-    return (table.hits <= 1) & (spread >= np.uint64(2**64 // ONE_IN))
+    spread = table.last_use(rows).astype(np.uint64) * _ODD
+    return (table.hits[rows] <= 1) & (spread >= np.uint64(2**64 // ONE_IN))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sglang_ext.core.host.compaction import Compaction
 from sglang_ext.core.ports import HostPool
 from sglang_ext.core.table.columns import Rows, SlotColumn, Slots
 
@@ -35,10 +36,14 @@ class HostSpace:
         detached: pages whose slots are taken and not in the table: abandoned backups still
             write them, prefetches fill them, or they have left the table while storage reads
             them.
+        compaction: None where the other component has a memory of its own.
     """
 
-    def __init__(self, column: SlotColumn, pool: HostPool) -> None:
+    def __init__(
+        self, column: SlotColumn, pool: HostPool, compaction: Compaction | None = None
+    ) -> None:
         self.column = column
+        self.compaction = compaction
         self.detached = 0
         self._pool = pool
         # first slots of pages that storage reads; True: the page has left the table since
@@ -68,6 +73,12 @@ class HostSpace:
         per_page = self.column.slots.shape[1]
         # below ABSENT, and distinct for each row
         return (-2 - (rows[:, None] * per_page + np.arange(per_page))).astype(np.int32), False
+
+    def put(self, rows: Rows, slots: Slots, *, ready: bool) -> None:
+        """Rows have copies now, in slots that were reserved or taken."""
+        self.column.put(rows, slots, ready=ready)
+        if self.compaction is not None:
+            self.compaction.note(rows, slots)
 
     def release(self, slots: Slots) -> None:
         """Give slots back; placeholders are not the pool's."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sglang_ext.core.device.demotion import paths_of_pages, worth_a_copy
+from sglang_ext.core.device.demotion import worth_a_copy
 from sglang_ext.core.device.look_ahead import STEPS_AFTER_A_FAILURE, LookAhead
 from sglang_ext.core.host.room import NEEDED_NOW, Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
@@ -115,8 +115,8 @@ class Backups:
         found = self._ahead.next(free, free_windows, self.pins)
         if found is None:
             return []
-        pages, table = found.full, self._table
-        begun = self._begin_some(paths_of_pages(table, pages.dirty, pages.soon, found.window_end))
+        table = self._table
+        begun = self._begin_some(self._ahead.paths(found))
         ends = dict.fromkeys(found.window_end[found.window.dirty].tolist())
         begun += self._begin_some((table.path(end), _NO_ROWS) for end in ends)
         self._ahead.note_begun(found)
@@ -151,8 +151,8 @@ class Backups:
         table = self._table
         if self._attachment.is_suspended:
             return []
-        worth = table.resume & worth_a_copy(table, self._policy.write)
-        ends = np.flatnonzero(worth & (table.window_stored != STORED))
+        ends = np.flatnonzero(table.resume & table.device.ready & (table.window_stored != STORED))
+        ends = ends[worth_a_copy(table, self._policy.write, ends)]
         begun: list[Transfer] = []
         for end in ends[np.argsort(-table.age[ends])].tolist():
             if len(begun) == _SAVED_AT_ONCE:
@@ -209,13 +209,13 @@ class Backups:
         pages = pages[~table.host.present[pages]]
         stops = self._stops(rows)
         pages = self._leading_somewhere(rows, pages, stops)
-        missing = self._missing_windows(rows, stops)
-        if len(pages) == 0 and not any(len(window) for window in missing):
+        if len(pages) == 0 and not any(len(w) for w in self._missing_windows(rows, stops)):
             if stops:
                 self._keep_windows(rows, stops)
                 self._persists.queue(rows)
             return None
-        if not self._backlog_allows(len(pages), len(missing[0]) if missing else 0):
+        deepest = next(self._missing_windows(rows, stops), _NO_ROWS)
+        if not self._backlog_allows(len(pages), len(deepest)):
             return self._counters.decline(DeclineReason.BACKLOG)
         if make_room and claim is None:
             claim = Claim.of(table, rows, pages)
@@ -296,15 +296,13 @@ class Backups:
         most = self._host_window.free_for_copies(needed_now=False) // self._window_pages
         return ends[max(0, len(ends) - most) :]
 
-    def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> list[Rows]:
+    def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> Iterator[Rows]:
         """For each resume point the pages of its window to copy that no deeper one copies."""
-        present = self._table.swa_host.present[rows].copy()
-        missing = []
+        present = self._table.swa_host.present[rows]
         for stop in stops:
             first = max(0, stop - self._window_pages)
-            missing.append(rows[first:stop][~present[first:stop]])
+            yield rows[first:stop][~present[first:stop]]
             present[first:stop] = True
-        return missing
 
     def _reserve_on_host(
         self, rows: Rows, full: Rows, stops: tuple[int, ...], claim: Claim | None
@@ -397,7 +395,7 @@ class Backups:
         if len(rows) == 0:
             return True
         slots, done = space.reserve(rows)
-        space.column.put(rows, slots, ready=False)
+        space.put(rows, slots, ready=False)
         return done
 
     def _backlog_allows(self, pages: int, window_pages: int) -> bool:

@@ -4,6 +4,7 @@ from collections import deque
 
 import numpy as np
 
+from sglang_ext.core.candidates import Kind
 from sglang_ext.core.plan import DeclineReason
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.storage.attachment import Attachment
@@ -32,6 +33,7 @@ class Persists:
         self._residency = residency
         self._table = residency.table
         self._kept = residency.checkpoints
+        self._candidates = residency.candidates
         self._counters = residency.counters
         self._attachment = attachment
         self.writing: dict[int, Persist] = {}
@@ -67,9 +69,12 @@ class Persists:
 
     def queue_all(self) -> None:
         """All that the host has is to be written."""
-        kept = self._kept
-        for end in np.flatnonzero(kept.ends & (kept.below == 1)).tolist():
-            self.queue(self._table.path(end))
+        ends = np.sort(np.array(list(self._candidates.look_at_tails().places), dtype=np.int64))
+        forgotten = max(0, len(self._waiting) + len(ends) - _MOST_WAITING)
+        self._counters.declined[DeclineReason.STORAGE_BACKLOG] += forgotten
+        generations = self._table.generation[ends].tolist()
+        waiting = [*self._waiting, *zip(ends.tolist(), generations, strict=True)]
+        self._waiting = deque(waiting[forgotten:])
 
     def forget_waiting(self) -> None:
         """Write nothing of what waits."""
@@ -77,8 +82,10 @@ class Persists:
 
     def forget_stored(self) -> None:
         """Storage was emptied: all that is on the host has to be written again."""
+        # of a byte for each row, so many at a time that looking at all of them takes no time
         for state in (self._table.stored, self._table.window_stored):
-            state[state == STORED] = 0
+            np.bitwise_and(state, STORING, out=state)
+        self._candidates.note(self._candidates.all(Kind.STORED_DUPLICATES))
 
     # ---- begin ---------------------------------------------------------------
 
@@ -139,6 +146,7 @@ class Persists:
             window_rows=self._note(window),
         )
         table.stored[full] = STORING
+        self._candidates.note(full)
         table.window_stored[window] = STORING
         # eviction looks elsewhere; and if the rows go all the same, their slots stay
         table.host.lock(full)
@@ -217,6 +225,7 @@ class Persists:
         table.swa_host.unlock(window)
         table.stored[full] = 0
         table.window_stored[window] = 0
+        self._candidates.note(full)
         self._residency.drop_unneeded(window)
         full_ok = min(pages, len(persist.full))
         window_ok = pages - full_ok
@@ -239,6 +248,7 @@ class Persists:
         """Pages of a path are in storage; they count up to the first one that is not."""
         table = self._table
         table.stored[full] = STORED
+        self._candidates.note(full)
         whole = table.stored[path] == STORED
         reach = len(path) if whole.all() else int(whole.argmin())
         table.stored[full[table.depth[full] >= reach]] = 0

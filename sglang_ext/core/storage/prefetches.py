@@ -278,7 +278,7 @@ class Prefetches:
         self._host.attach(len(stage.full))
         if len(added):
             new = stage.full.slots[len(stage.full) - len(added) :]
-            table.host.put(added, new, ready=True)
+            self._host.put(added, new, ready=True)
         self._host.release(stage.full.slots[: len(stage.full) - len(added)])
         self._note_found(path, prefetch.first)
         self._publish_window(path, stage)
@@ -295,6 +295,7 @@ class Prefetches:
         there[first:] |= states[first:] == 0
         reach = len(path) if there.all() else int(there.argmin())
         self._table.stored[path[:reach]] = STORED
+        self._residency.candidates.note(path)
 
     def _window_is_torn(self, rows: Rows, stop: int, brought: int) -> bool:
         """Whether the window before ``stop`` cannot be whole with what was brought."""
@@ -312,6 +313,6 @@ class Prefetches:
         there = column.present[window]
         if there.any():
             self._host_window.release(stage.window.slots[there])
-        column.put(window[~there], stage.window.slots[~there], ready=True)
+        self._host_window.put(window[~there], stage.window.slots[~there], ready=True)
         table.window_stored[window[~there]] = STORED
         self._counters.prefetched_window_pages += len(stage.window)

@@ -1,5 +1,6 @@
 """One column of slots: the copies of one component in one tier."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -47,9 +48,7 @@ class SlotColumn:
         self.loops, self._loops = loops, loops.slots
         self._counts = np.zeros(2, dtype=np.int64)
         self._state = (self.present, self.ready, self.locks, self.slots, self._counts)
-        self._offered: list[Rows] | None = []
-        self._offered_rows = 0
-        self._most_offers = max(1024, capacity // 16)
+        self._changed: Callable[[Rows], None] = lambda rows: None
 
     @property
     def n_present(self) -> int:
@@ -70,44 +69,43 @@ class SlotColumn:
         """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer. Rows whose slots are
         ABSENT get none."""
         self._loops.put(*self._state, rows, np.ascontiguousarray(slots), ready)
-        self.offer(rows)
+        self._changed(rows)
 
     def make_ready(self, rows: Rows) -> None:
         """RESERVED to READY: the transfer that wrote the copies is committed."""
         self.ready[rows] = True
+        self._changed(rows)
 
     def take(self, rows: Rows) -> Slots:
         """Remove copies and return their slots (n, slots_per_page)."""
         slots = np.empty((len(rows), self.slots.shape[1]), dtype=np.int32)
         self._loops.take(*self._state, rows, slots)
+        self._changed(rows)
         return slots
 
     def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
-        self._loops.lock(self.present, self.locks, self._counts, rows)
+        changed = np.empty(len(rows), dtype=np.int64)
+        count = self._loops.lock(self.present, self.locks, self._counts, rows, changed)
+        if count:
+            self._changed(changed[:count])
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
-        held = self._loops.unlock(self.present, self.locks, self._counts, rows)
-        assert held, "unlock without a lock"
-        self.offer(rows)
+        changed = np.empty(len(rows), dtype=np.int64)
+        count = self._loops.unlock(self.present, self.locks, self._counts, rows, changed)
+        assert count >= 0, "unlock without a lock"
+        if count:
+            self._changed(changed[:count])
 
     def break_locks(self, rows: Rows) -> None:
         """Drop all holders of rows that leave the table."""
-        self._counts[1] -= np.count_nonzero(self.present[rows] & (self.locks[rows] > 0))
-        self.locks[rows] = 0
+        held = rows[self.locks[rows] > 0]
+        if len(held):
+            self._counts[1] -= np.count_nonzero(self.present[held])
+            self.locks[held] = 0
+            self._changed(held)
 
-    def offer(self, rows: Rows) -> None:
-        """Note rows that may have become victims of eviction."""
-        if self._offered is None or len(rows) == 0:
-            return
-        self._offered.append(rows)
-        self._offered_rows += len(rows)
-        if self._offered_rows > self._most_offers:
-            self._offered = None  # a pass over all rows is cheaper, and nothing is kept alive
-
-    def take_offers(self) -> list[Rows] | None:
-        """Rows offered since the last call, some more than once; None if there were too many."""
-        offered, self._offered = self._offered, []
-        self._offered_rows = 0
-        return offered
+    def tell(self, changed: Callable[[Rows], None]) -> None:
+        """Call somebody with the rows whose copies or locks have changed."""
+        self._changed = changed

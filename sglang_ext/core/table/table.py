@@ -26,15 +26,15 @@ from sglang_ext.core.compiled.constants import (
     UNUSED_BAND,
 )
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
-from sglang_ext.core.device.victims import VictimQueue
 from sglang_ext.core.eviction_policy import MOST_USES, EvictionPolicy, expected_uses
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.storage.keys import Key, as_array, chain, namespace_seed
-from sglang_ext.core.table.columns import Rows, SlotColumn, resident_zeros
+from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages, namespace_digest, page_weights
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import Page
 from sglang_ext.core.table.priority_ranks import PriorityRanks
+from sglang_ext.core.table.row_memory import RowMemory
 
 _FIRST_ROOT = -2
 """Parent of a first page is ``_FIRST_ROOT - namespace id``."""
@@ -100,6 +100,9 @@ class PageTable:
         tick: logical clock; goes on for ever, ages count from a later start now and then.
         when_renumbered: called when ages have changed without a use.
         loops: compiled or interpreted.
+
+    Args:
+        memory: of a table before, which nobody uses any more.
     """
 
     def __init__(
@@ -109,26 +112,29 @@ class PageTable:
         policy: EvictionPolicy = EvictionPolicy.LRU,
         limits: AgeLimits = NO_LESS,
         loops: Loops = COMPILED,
+        memory: RowMemory | None = None,
     ) -> None:
         assert 2 * capacity < limits.ticks, f"ages cannot order {capacity} rows"
         self.geometry = geometry
         self.capacity = capacity
+        self._memory = memory = memory or RowMemory()
+        zeros = memory.zeros
         self.parent: NDArray[np.int32] = np.full(capacity, FREE, dtype=np.int32)
-        self.depth = resident_zeros(capacity, np.int32)
-        self.digest = resident_zeros(capacity, np.uint64)
-        self.tokens: Pages = resident_zeros((capacity, geometry.page_tokens), np.int64)
-        self.children = resident_zeros(capacity, np.int32)
-        self.generation = resident_zeros(capacity, np.int32)
-        self.age = resident_zeros(capacity, np.int64)
-        self.swa_age = resident_zeros(capacity, np.int64)
-        self.hits = resident_zeros(capacity, np.int32)
-        self.forks = resident_zeros(capacity, np.int32)
-        self.priority = resident_zeros(capacity, np.int32)
-        self.resume = resident_zeros(capacity, np.bool_)
-        self.resume_if_room = resident_zeros(capacity, np.bool_)
-        self.stored = resident_zeros(capacity, np.int8)
-        self.window_stored = resident_zeros(capacity, np.int8)
-        self.keyed = resident_zeros(capacity, np.bool_)
+        self.depth = zeros("depth", capacity, np.int32)
+        self.digest = zeros("digest", capacity, np.uint64)
+        self.tokens: Pages = zeros("tokens", (capacity, geometry.page_tokens), np.int64)
+        self.children = zeros("children", capacity, np.int32)
+        self.generation = zeros("generation", capacity, np.int32)
+        self.age = zeros("age", capacity, np.int64)
+        self.swa_age = zeros("swa_age", capacity, np.int64)
+        self.hits = zeros("hits", capacity, np.int32)
+        self.forks = zeros("forks", capacity, np.int32)
+        self.priority = zeros("priority", capacity, np.int32)
+        self.resume = zeros("resume", capacity, np.bool_)
+        self.resume_if_room = zeros("resume_if_room", capacity, np.bool_)
+        self.stored = zeros("stored", capacity, np.int8)
+        self.window_stored = zeros("window_stored", capacity, np.int8)
+        self.keyed = zeros("keyed", capacity, np.bool_)
         self.keys = np.zeros((0, geometry.slots_per_page, 32), dtype=np.uint8)
         self._key_seed: Callable[[Hashable], Key] = namespace_seed
         slots = geometry.slots_per_page
@@ -151,17 +157,18 @@ class PageTable:
         self._root_rows: dict[int, int] = {}
         self._next_root = 0
         self._cursor = 0
-        self._mark = resident_zeros(capacity, np.bool_)
         # what loops get as a table; nobody replaces one of these arrays
         self._columns = self._all_columns()
+        memory.begin()
         self._addresses = addresses(self._columns)
         self._arrays = loops.table(self._columns, self._addresses)
 
     def _all_columns(self) -> Any:
+        zeros = self._memory.zeros
         buckets = 1 << max(1, (_BUCKETS_PER_ROW * self.capacity - 1).bit_length())
         links = self.capacity + 1 if self.geometry.resumes_inside else 1
         of_others = {
-            "last_request": resident_zeros(self.capacity, np.int64),
+            "last_request": zeros("last_request", self.capacity, np.int64),
             "device": self.device.present,
             "swa_device": self.swa_device.present,
             "swa_locks": self.swa_device.locks,
@@ -340,9 +347,12 @@ class PageTable:
         pages = pages[: self._limits.pages - depth]
         parent, digest = self._end_of(above, root)
         rows = np.empty(len(pages), dtype=np.int64)
+        first = self._cursor
         count, self._cursor = self._paths.append(
             self._arrays, pages, parent, digest, depth, self.now, self._cursor, rows
         )
+        if count:
+            self._memory.note(first, self._cursor, self.capacity)
         self.n_rows += int(count)
         if count == 0:
             self._drop_empty_root(namespace)
@@ -362,24 +372,6 @@ class PageTable:
         self.n_rows -= len(rows)
         for root in roots[roots < 0].tolist():
             self._leave_root(root)
-
-    def subtree(self, rows: Rows) -> Rows:
-        """``rows`` and all their descendants."""
-        if self._paths.is_closed(self._arrays, rows, self._mark):
-            return rows
-        inside = self._mark
-        inside[rows] = True
-        rows = self._close_downwards(inside)
-        inside[rows] = False
-        return rows
-
-    def _close_downwards(self, inside: NDArray[np.bool_]) -> Rows:
-        while True:
-            outside = np.flatnonzero((self.parent >= 0) & ~inside)
-            below = outside[inside[self.parent[outside]]]
-            if len(below) == 0:
-                return np.flatnonzero(inside)
-            inside[below] = True
 
     # ---- namespaces ----------------------------------------------------------
 
@@ -495,12 +487,6 @@ class PageTable:
         """
         rank = self.priority_rank(requested)
         return bool(self._paths.count_request(self._arrays, rows, request, rank))
-
-    def victims(self, column: SlotColumn, age: NDArray[np.int64]) -> VictimQueue:
-        """What eviction from a column takes, by an age."""
-        queue = VictimQueue(column, age)
-        self.when_renumbered.append(queue.restart)
-        return queue
 
     def priority_rank(self, requested: int) -> int:
         """Rank of the priority of a request; 0 if the eviction policy does not look at it."""

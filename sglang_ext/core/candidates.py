@@ -1,0 +1,203 @@
+"""What eviction, room on the host and copies ahead of eviction take from, kept in order.
+
+None of them looks at every row. Whoever changes a page notes it, and whoever asks has what was
+noted looked at first: which of the sets a page belongs to follows from its columns alone.
+"""
+
+import enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.compiled import candidates as loops
+from sglang_ext.core.compiled.candidates import N_SETS
+from sglang_ext.core.compiled.constants import FREE
+from sglang_ext.core.compiled.ordered import BLOCK, most_blocks
+from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.tails import Tails
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.table import PageTable
+
+_NO_AGE = -(1 << 63)
+_MOST_NOTED = 1 << 14
+"""So many rows are noted before they are looked at, whether somebody asks or not."""
+
+
+class Kind(enum.IntEnum):
+    """Sets of pages, and in which order they are.
+
+    A page is *needed* if something below it is on the host alone: if the device evicts it and
+    it has no copy, that is lost with it.
+    """
+
+    VICTIMS = loops.VICTIMS
+    """On the device and not locked; by age."""
+    WINDOW_VICTIMS = loops.WINDOW_VICTIMS
+    """The same for sliding-window copies; by their age."""
+    DUPLICATES = loops.DUPLICATES
+    """READY on the device and on the host, not locked there, not needed, not in storage; the most
+    recently used first, and of one tick the deepest, so a path loses its end first."""
+    STORED_DUPLICATES = loops.STORED_DUPLICATES
+    """The same in storage."""
+    NEEDED_DUPLICATES = loops.NEEDED_DUPLICATES
+    """The same needed, in storage or not."""
+    USELESS = loops.USELESS
+    """Such pages of whatever kind that lead to no window on the host; by row."""
+    WINDOW_DUPLICATES = loops.WINDOW_DUPLICATES
+    """Ends of kept windows whose last page has its window on the device too; as ``DUPLICATES``."""
+    SUPERSEDED = loops.SUPERSEDED
+    """Ends of kept windows that are no longer worth it and have others below them; by the age of
+    the window."""
+    UNSAVED = loops.UNSAVED
+    """On the device, with a window that is worth keeping and not kept on the host; by row."""
+
+
+YOUNGEST_FIRST = (Kind.DUPLICATES, Kind.STORED_DUPLICATES, Kind.NEEDED_DUPLICATES)
+
+
+class Candidates:
+    """Sets of pages in order, of one table; see ``Kind``.
+
+    Attributes:
+        tails: the last kept windows of prefixes; ``look_at_tails`` has them up to date.
+    """
+
+    def __init__(self, table: PageTable, kept: Checkpoints) -> None:
+        rows = table.capacity
+        self._table = table
+        self.tails = Tails(table)
+        most = most_blocks(rows)
+        stock = np.arange(N_SETS * most, -1, -1, dtype=np.int32)
+        stock[0] = N_SETS * most
+        self._sizes = np.zeros(N_SETS, dtype=np.int64)
+        self._sets: dict[str, NDArray[Any]] = {
+            "members": np.zeros(rows, dtype=np.uint16),
+            "key": np.empty((rows, N_SETS), dtype=np.int64),
+            "sizes": self._sizes,
+            "lengths": np.zeros(N_SETS, dtype=np.int64),
+            "blocks": np.empty((N_SETS, most), dtype=np.int32),
+            "fill": np.empty(N_SETS * most, dtype=np.int32),
+            "rows": np.empty((N_SETS * most, BLOCK), dtype=np.int32),
+            "keys": np.empty((N_SETS * most, BLOCK), dtype=np.int64),
+            "stock": stock,
+        }
+        columns = {
+            name: getattr(table, name) for name in ("device", "host", "swa_device", "swa_host")
+        }
+        numbers = ("off", "off_at", "off_first", "off_next", "off_before")
+        self.arrays: dict[str, NDArray[Any]] = {
+            **{
+                name: getattr(table, name)
+                for name in (
+                    "parent",
+                    "age",
+                    "swa_age",
+                    "resume",
+                    "resume_if_room",
+                    "stored",
+                    "forks",
+                )
+            },
+            **{name: column.present for name, column in columns.items()},
+            **{f"{name}_ready": column.ready for name, column in columns.items()},
+            **{f"{name}_locks": column.locks for name, column in columns.items()},
+            "ends": kept.ends,
+            "below": kept.below,
+            "bits": np.zeros(rows, dtype=np.uint8),
+            **{name: np.zeros(rows, dtype=np.int32) for name in numbers},
+            "todo": np.empty(rows, dtype=np.int32),
+            "found": np.empty(rows, dtype=np.int64),
+            "counts": np.zeros(2, dtype=np.int64),
+            "tail_ages": np.zeros(rows, dtype=np.int64),
+            "tail_forks": np.zeros(rows, dtype=np.int32),
+        }
+        self._addresses = loops.state_of(self.arrays, self._sets)
+        self._state = int(self._addresses.ctypes.data)
+        self._noted: list[Rows] = []
+        self._n_noted = 0
+        for column in columns.values():
+            column.tell(self.note)
+        kept.tell(self.note)
+        table.when_renumbered.append(self._note_all)
+
+    # ---- what changes ----------------------------------------------------------
+
+    def note(self, rows: Rows) -> None:
+        """Pages may belong elsewhere now: their copies, locks or ages have changed, or what
+        is kept or stored of them."""
+        self._noted.append(rows)
+        self._n_noted += len(rows)
+
+    def look_if_many(self) -> None:
+        """Look at what was noted, if that is much; while no operation is half done."""
+        if self._n_noted > _MOST_NOTED:
+            self._look()
+
+    def _note_all(self) -> None:
+        """Ages have changed. O(rows)."""
+        self.arrays["tail_ages"][:] = _NO_AGE
+        self.note(np.flatnonzero(self._table.parent != FREE))
+
+    def _look(self) -> None:
+        noted = self._noted
+        if not noted:
+            return
+        rows = np.concatenate(noted) if len(noted) > 1 else np.ascontiguousarray(noted[0])
+        self._noted, self._n_noted = [], 0
+        if tails := loops.settle(self._state, rows):
+            self.tails.look(self.arrays["found"][:tails], self.arrays["ends"], self.arrays["below"])
+
+    # ---- what there is -----------------------------------------------------------
+
+    def size(self, kind: Kind) -> int:
+        """Pages of a kind."""
+        self._look()
+        return int(self._sizes[kind])
+
+    def first(self, kind: Kind, count: int) -> Rows:
+        """The first pages of a kind, in order; fewer if there are not so many."""
+        count = min(count, self.size(kind))
+        rows = np.empty(max(0, count), dtype=np.int64)
+        if count > 0:
+            loops.first_of(self._state, int(kind), rows)
+        return rows
+
+    def all(self, kind: Kind) -> Rows:
+        """All pages of a kind, in order."""
+        return self.first(kind, self._table.capacity)
+
+    def youngest(self, kinds: tuple[Kind, ...], count: int, younger_than: int) -> Rows:
+        """Up to ``count`` pages of kinds that have the most recently used first, of those whose
+        age is more than a given one."""
+        self._look()
+        count = min(count, sum(int(self._sizes[kind]) for kind in kinds))
+        rows = np.empty(max(0, count), dtype=np.int64)
+        if count > 0:
+            chosen = sum(1 << int(kind) for kind in kinds)
+            rows = rows[: loops.first(self._state, chosen, younger_than, rows)]
+        return rows
+
+    def on_both_tiers(self) -> int:
+        """Copies on the host of what is on the device too, of both components."""
+        self._look()
+        return int(self.arrays["counts"].sum())
+
+    def with_descendants(self, rows: Rows) -> Rows:
+        """Rows that leave the device and the table, and all below them: nothing below them is on
+        the device but what is among them."""
+        self._look()
+        below = self.arrays["found"][: loops.off_below(self._state, np.ascontiguousarray(rows))]
+        return np.sort(np.concatenate((rows, below))) if len(below) else rows
+
+    def look_at_tails(self) -> Tails:
+        """The tails as they are now."""
+        self._look()
+        return self.tails
+
+    def children_off(self) -> NDArray[np.int32]:
+        """(rows,) int32, children that are not on the device or have such a child. O(rows); for
+        the invariants."""
+        self._look()
+        children: NDArray[np.int32] = self.arrays["off"].copy()
+        return children

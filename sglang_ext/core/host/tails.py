@@ -1,0 +1,116 @@
+"""The last kept windows of prefixes, those that are worth least first."""
+
+import heapq
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.compiled.constants import RANK_SHIFT
+from sglang_ext.core.eviction_policy import MOST_USES
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.table import PageTable
+
+_Place = tuple[int, int, int]
+"""(rank, uses, tick of the last one)"""
+_FEW = 64
+
+
+class Tails:
+    """Ends of kept windows with no other below them.
+
+    What they are worth falls with time, see ``eviction_policy.expected_uses``, and by how much
+    depends on how often they were used. So those used equally often, of one rank, are a class in
+    which the order stays; of all classes, the first ones are compared.
+    """
+
+    def __init__(self, table: PageTable) -> None:
+        self._table = table
+        self.places: dict[int, _Place] = {}
+        # by rank and uses, heaps of (last use, row); what is not in ``places`` is out of date
+        self._classes: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        self._entries = 0
+
+    def look(self, rows: Rows, ends: NDArray[np.bool_], below: NDArray[np.int32]) -> None:
+        """Some rows have changed.
+
+        Args:
+            ends, below: see ``Checkpoints``.
+        """
+        for row, is_tail, place in zip(
+            rows.tolist(),
+            (ends[rows] & (below[rows] == 1)).tolist(),
+            self.places_of(rows),
+            strict=True,
+        ):
+            if not is_tail:
+                self.places.pop(row, None)
+            elif self.places.get(row) != place:
+                self._put(row, place)
+        if self._entries > 2 * len(self.places) + _FEW:
+            self._forget_what_is_out_of_date()
+
+    def places_of(self, rows: Rows) -> list[_Place]:
+        """Where rows belong."""
+        table = self._table
+        ranks = (table.age[rows] >> RANK_SHIFT).tolist()
+        uses = np.minimum(table.forks[rows].astype(np.int64) + 1, int(MOST_USES) - 1).tolist()
+        return list(zip(ranks, uses, table.last_use(rows).tolist(), strict=True))
+
+    def _put(self, row: int, place: _Place) -> None:
+        self.places[row] = place
+        rank, uses, last = place
+        heapq.heappush(self._classes.setdefault(rank, {}).setdefault(uses, []), (last, row))
+        self._entries += 1
+
+    def _forget_what_is_out_of_date(self) -> None:
+        places, self._classes, self._entries = self.places, {}, 0
+        for row, place in places.items():
+            self._put(row, place)
+
+    def take(self, limit: float) -> int | None:
+        """The end that is worth least, if less than ``limit``; it has to be put back unless it is
+        a tail no longer."""
+        while self._classes:
+            rank = min(self._classes)
+            best: tuple[float, int, int] | None = None
+            for uses, last, row in list(self._first_ones(rank)):
+                worth = rank * MOST_USES + uses / (self._table.tick - last + 1.0)
+                if best is None or (worth, row) < best[:2]:
+                    best = (worth, row, uses)
+            if best is None:
+                del self._classes[rank]
+                continue
+            if best[0] >= limit:
+                return None
+            heapq.heappop(self._classes[rank][best[2]])
+            self._entries -= 1
+            return best[1]
+        return None
+
+    def _first_ones(self, rank: int) -> Iterator[tuple[int, int, int]]:
+        """(uses, last use, row) of the first one of each class of a rank."""
+        for uses, heap in list(self._classes[rank].items()):
+            while heap and self.places.get(heap[0][1]) != (rank, uses, heap[0][0]):
+                heapq.heappop(heap)
+                self._entries -= 1
+            if heap:
+                yield uses, *heap[0]
+            else:
+                del self._classes[rank][uses]
+
+    def waiting(self) -> list[int]:
+        """All of them, in no order."""
+        return [
+            row
+            for rank, classes in self._classes.items()
+            for uses, heap in classes.items()
+            for last, row in set(heap)
+            if self.places.get(row) == (rank, uses, last)
+        ]
+
+    def put_back(self, rows: list[int]) -> None:
+        """Rows that were taken, and are tails as they were before."""
+        for row in rows:
+            if (place := self.places.get(row)) is not None:
+                self._put(row, place)
