@@ -17,7 +17,8 @@ others call its methods. A flush replaces all of them but the two at the end.
 ``host.room.HostRoom``            what gives way on the host
 ``host.sampling.Sampling``        whether the host is read, or only a sample is copied
 ``device.look_ahead.LookAhead``   when to look at what eviction takes next
-``device.eviction.DeviceEviction``  frees device pages, in the order of ``device.victims``
+``candidates.Candidates``            what may be evicted, dropped or copied next, in order
+``device.eviction.DeviceEviction``  frees device pages, in the order of ``candidates``
 ``moves.backups.Backups``         device to host
 ``moves.loads.Loads``             host to device
 ``inserts.Inserts``               what requests have computed goes to the table

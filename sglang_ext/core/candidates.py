@@ -19,6 +19,7 @@ from sglang_ext.core.host.tails import Tails
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import PageTable
 
+_NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NO_AGE = -(1 << 63)
 _MOST_NOTED = 1 << 14
 """So many rows are noted before they are looked at, whether somebody asks or not."""
@@ -158,9 +159,10 @@ class Candidates:
     def first(self, kind: Kind, count: int) -> Rows:
         """The first pages of a kind, in order; fewer if there are not so many."""
         count = min(count, self.size(kind))
-        rows = np.empty(max(0, count), dtype=np.int64)
-        if count > 0:
-            loops.first_of(self._state, int(kind), rows)
+        if count <= 0:
+            return _NO_ROWS
+        rows = np.empty(count, dtype=np.int64)
+        loops.first_of(self._state, int(kind), rows)
         return rows
 
     def all(self, kind: Kind) -> Rows:
@@ -172,11 +174,11 @@ class Candidates:
         age is more than a given one."""
         self._look()
         count = min(count, sum(int(self._sizes[kind]) for kind in kinds))
-        rows = np.empty(max(0, count), dtype=np.int64)
-        if count > 0:
-            chosen = sum(1 << int(kind) for kind in kinds)
-            rows = rows[: loops.first(self._state, chosen, younger_than, rows)]
-        return rows
+        if count <= 0:
+            return _NO_ROWS
+        rows = np.empty(count, dtype=np.int64)
+        chosen = sum(1 << int(kind) for kind in kinds)
+        return rows[: loops.first(self._state, chosen, younger_than, rows)]
 
     def on_both_tiers(self) -> int:
         """Copies on the host of what is on the device too, of both components."""

@@ -143,9 +143,9 @@ class Residency:
         table = self.table
         rows = self.candidates.with_descendants(rows)
         assert not table.device.locks[rows].any(), "removed a locked page"
-        device = rows[table.device.present[rows]]
-        windows = self.drop_device_windows(rows[table.swa_device.present[rows]])
+        device, windows = rows[table.device.present[rows]], 0
         if len(device):
+            windows = self.drop_device_windows(device[table.swa_device.present[device]])
             self.device_pool.release(table.device.take(device))
         if self.tier is not None:
             self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))

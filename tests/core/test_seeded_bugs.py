@@ -353,8 +353,10 @@ def pages_stay_that_lead_nowhere(patch: Patch) -> None:
 
 
 def a_younger_prefix_gives_way(patch: Patch) -> None:
-    original = HostRoom.tails
-    patch.setattr(HostRoom, "tails", lambda self, limit: original(self, np.inf))
+    original = HostRoom.next_tail
+    patch.setattr(
+        HostRoom, "next_tail", lambda self, limit, spared: original(self, float("inf"), spared)
+    )
 
 
 def a_flush_forgets_what_is_in_flight(patch: Patch) -> None:

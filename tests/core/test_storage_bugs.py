@@ -13,7 +13,7 @@ from sglang_ext.core.storage.persists import Persists
 from sglang_ext.core.storage.plan import Prefetch, Stage
 from sglang_ext.core.storage.prefetches import Prefetches
 from sglang_ext.core.table.columns import SlotColumn
-from sglang_ext.core.table.table import PageTable
+from sglang_ext.core.table.table import STORED, PageTable
 from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
@@ -210,19 +210,16 @@ def test_storage_with_faults_is_never_wrong_and_nobody_waits_for_ever() -> None:
     assert wanted <= reached, f"never reached: {wanted - reached}"
 
 
-def what_is_stored_is_not_told(patch: Patch) -> None:
-    original = Persists._note_stored
+def what_storage_has_lost_still_counts(patch: Patch) -> None:
+    def forget_stored(self: Persists) -> None:
+        for state in (self._table.stored, self._table.window_stored):
+            state[state == STORED] = 0
 
-    def note_stored(self: Persists, path: Any, full: Any, window: Any) -> None:
-        noted, self._candidates._noted = self._candidates._noted, []
-        original(self, path, full, window)
-        self._candidates._noted = noted
-
-    patch.setattr(Persists, "_note_stored", note_stored)
+    patch.setattr(Persists, "forget_stored", forget_stored)
 
 
 BUGS: list[Callable[[Patch], None]] = [
-    what_is_stored_is_not_told,
+    what_storage_has_lost_still_counts,
     storage_reads_slots_that_are_free,
     a_pinned_slot_is_lost_when_its_page_goes,
     rows_that_leave_keep_their_locks,

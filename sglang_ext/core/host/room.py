@@ -185,6 +185,8 @@ class HostRoom:
         """Drop some windows that are kept because there was room: those first that were not
         used for longest. Looks at no others."""
         table, kept = self._table, self._kept
+        if not kept.beyond:
+            return 0
         ends = kept.spare()
         if len(ends) == 0:
             kept.beyond.clear()  # the rest is worth it by now
@@ -208,6 +210,8 @@ class HostRoom:
             column, device = self._table.host, self._table.device
             useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
             rows = rows[useless & (self._kept.below[rows] == 0)]
+        if len(rows) == 0:
+            return 0
         self._host.drop(rows)
         self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
@@ -260,6 +264,8 @@ class HostRoom:
         while True:
             ends = self._candidates.youngest((Kind.WINDOW_DUPLICATES,), count, younger_than)
             is_all = len(ends) < count
+            if len(ends) == 0:
+                return
             ends = ends[[end not in seen for end in ends.tolist()]]
             seen.update(ends.tolist())
             windows = kept.windows(ends)
@@ -309,6 +315,8 @@ class HostRoom:
         kept, looked_at = self._kept, _SUPERSEDED_AT_ONCE
         while True:
             ends = self._candidates.first(Kind.SUPERSEDED, looked_at)
+            if len(ends) == 0:
+                return ends, ends
             is_all = len(ends) < looked_at
             ends.sort()
             windows = kept.windows(ends)
