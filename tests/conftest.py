@@ -50,6 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kits-out", type=Path, help="JSON file that gets the results")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the loops compiled before there are workers, each of which would do it at once."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        loops = "import sglang_ext.core.cache, sglang_ext.core.retention.retention"
+        subprocess.run([sys.executable, "-W", "ignore", "-c", loops], cwd=ROOT, check=True)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is marked as full, unless it is asked for; longest files first."""
     if not config.getoption("--full"):

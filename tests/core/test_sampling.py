@@ -138,5 +138,5 @@ def test_the_sample_is_one_in_eight_however_many_ticks_a_request_takes() -> None
         for request in range(400):
             table.tick = 7 + stride * request
             table.use(np.array([row]))
-            over.append(bool(passed_over(table)[row]))
+            over.append(bool(passed_over(table, np.array([row]))[0]))
         assert abs(over.count(False) - 400 / ONE_IN) <= 15, stride

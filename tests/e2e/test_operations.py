@@ -19,7 +19,7 @@ from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_storage import TIERS, cached, stored_in
 
 PAGE = 16
-LONG = 400
+LONG = 250
 """Tokens of an answer that has not ended when the next call arrives."""
 SEEDS = range(1, 5)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launch.server import Server, free_port, wait_until_healthy
 from tests.conftest import ROOT
+from tests.fixtures.zygote import Zygote
 
 SECTION = "## A host hit on your own prompt"
 
@@ -25,12 +26,12 @@ def module(words: list[str], *more: str) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", *words, *more]
 
 
-def test_a_prompt_of_a_reader_comes_back_from_the_host(tmp_path: Path) -> None:
+def test_a_prompt_of_a_reader_comes_back_from_the_host(zygote: Zygote, tmp_path: Path) -> None:
     model, serve, hit = (
         [word.replace(".models/text", str(tmp_path / "model")) for word in words]
         for words in commands()
     )
-    subprocess.run(module(model), cwd=ROOT, check=True, timeout=300)
+    zygote.lines(*model)
     port, log = free_port(), tmp_path / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """Options that change how requests are batched, ordered, preempted or chunked, many on one server:
 every token is that of a server without a cache."""
 
-import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from tests.e2e.conversations import Answer, differences, rounds
 from tests.e2e.test_storage import stored_in
 from tests.e2e.test_token_exact import SHORT
 
-# the first rounds of conversations whose answers without a cache are known already
-TRAFFIC = dataclasses.replace(SHORT, rounds=3)
 HOST = (*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "3")
 SERVERS = {
     "mixed chunks": (
@@ -79,7 +76,7 @@ def test_every_token_is_right_with(name: str, serve, reference, tmp_path: Path) 
     if name == "delays":
         options = (*stored_in(tmp_path), *options)
     with serve(128, *options, tokens=2048) as server:
-        answers = all_at_once(server, TRAFFIC, name)
+        answers = all_at_once(server, SHORT, name)
         if name == "mixed chunks":
             with pytest.raises(httpx.HTTPStatusError):
                 generate(server, [5, 6, 7], 1, priority=3)

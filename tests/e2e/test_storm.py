@@ -8,7 +8,7 @@ from tests.soak.storm import LATE, OPTIONS, passed, storm
 from tests.soak.traffic import SOAK, ask
 
 
-@pytest.mark.parametrize("minutes", [0.35, pytest.param(1.5, marks=pytest.mark.full)])
+@pytest.mark.parametrize("minutes", [0.25, pytest.param(1.5, marks=pytest.mark.full)])
 def test_a_storm_of_calls_costs_no_token_and_no_server(serve, minutes: float) -> None:  # noqa: ANN001
     # conversations of fewer tokens than the device has
     traffic = dataclasses.replace(SOAK, conversations=8, rounds=3, parallel=8)

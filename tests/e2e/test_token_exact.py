@@ -55,7 +55,7 @@ MATRIX = [
     )
 ]
 PAIRWISE = cover(MATRIX)
-SHORT = Traffic(conversations=6, rounds=4)
+SHORT = Traffic(conversations=6, rounds=3)
 
 
 @pytest.mark.parametrize("cell", PAIRWISE, ids=lambda cell: "-".join(map(str, filter(None, cell))))
@@ -71,8 +71,9 @@ def test_host_tier_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) 
         time.sleep(0.5)  # the idle checks run in the scheduler's idle loop
         assert_idle_and_alive(server)
     assert not differences([*answers, *last], expected)
-    # what a device alone still holds of a conversation depends on who else runs just then
-    assert hit_rates(answers)["hit_rate"] >= (0.05 if cell.tier == "device" else 0.2)
+    # what is still held where not everything is copied depends on who else runs just then
+    copied_late = cell.tier == "device" or cell.policy == "write_through_selective"
+    assert hit_rates(answers)["hit_rate"] >= (0.05 if copied_late else 0.2)
     # what a second request must have used is copied late or never
     if cell.tier != "device" and cell.policy != "write_through_selective":
         assert sum(a.host_tokens for a in answers) > 0
