@@ -117,8 +117,8 @@ class Candidates:
         self._state = int(self._addresses.ctypes.data)
         self._noted: list[Rows] = []
         self._n_noted = 0
-        for column in columns.values():
-            column.tell(self.note)
+        for name, column in columns.items():
+            column.tell(self.note, of_locks=name.endswith("host"))
         kept.tell(self.note)
         table.when_renumbered.append(self._note_all)
 
@@ -154,6 +154,10 @@ class Candidates:
     def size(self, kind: Kind) -> int:
         """Pages of a kind."""
         self._look()
+        if kind is Kind.VICTIMS:
+            return self._table.device.n_evictable
+        if kind is Kind.WINDOW_VICTIMS:
+            return self._table.swa_device.n_evictable
         return int(self._sizes[kind])
 
     def first(self, kind: Kind, count: int) -> Rows:
@@ -162,7 +166,8 @@ class Candidates:
         if count <= 0:
             return _NO_ROWS
         rows = np.empty(count, dtype=np.int64)
-        loops.first_of(self._state, int(kind), rows)
+        found = loops.first_of(self._state, int(kind), rows)
+        assert found == count, "fewer pages than counted"
         return rows
 
     def all(self, kind: Kind) -> Rows:

@@ -191,6 +191,8 @@ def _check_candidates(index: CacheIndex) -> None:
         (Kind.SUPERSEDED, kept.ends & ~table.resume & (kept.below > 1), table.swa_age),
         (Kind.UNSAVED, marked & ~kept.ends & device.ready, rows),
     ):
+        if kind is Kind.UNSAVED and index.host_tier is None:
+            continue  # nobody saves them
         there = np.flatnonzero(members)
         there = there[np.lexsort((there, key[there]))]
         known = candidates.all(kind)

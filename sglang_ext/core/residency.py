@@ -69,7 +69,8 @@ class Residency:
 
     def used(self, rows: Rows) -> None:
         """The table has recorded that a path is used."""
-        self.candidates.note(rows)
+        if self.tier is not None:  # else there are victims alone, and they are looked at late
+            self.candidates.note(rows)
         self.candidates.look_if_many()
 
     def window_of(self, rows: Rows) -> Rows:

@@ -295,9 +295,27 @@ def _key_of(c, number, row):
     return youngest(c.age[row])
 
 
+@compiled(boolean(FIELDS_TYPE, int64, int64), inline=True)
+def _has_copy(c, number, row):
+    """Whether a row has the copy that a set of victims is about."""
+    return c.device[row] if number == VICTIMS else c.swa_device[row]
+
+
+@compiled(boolean(FIELDS_TYPE, int64, int64), inline=True)
+def _may_go(c, number, row):
+    """Whether a row belongs to a set of victims."""
+    if number == VICTIMS:
+        return c.device[row] and c.device_locks[row] == 0
+    return c.swa_device[row] and c.swa_device_locks[row] == 0
+
+
 @compiled(void(FIELDS_TYPE, ORDERED, int64), inline=True)
 def _classify(c, s, row):
-    """Have a row in those sets that it belongs to."""
+    """Have a row in those sets that it belongs to.
+
+    A victim that is locked or used stays where it is until it is one of the first: most are
+    released, and used again, long before, and paths are long.
+    """
     was, now = int64(s.members[row]), _sets_with(c, row)
     number, left = int64(0), was | now
     while left:
@@ -307,8 +325,11 @@ def _classify(c, s, row):
             if not was >> number & 1:
                 put(s, number, row, key)
             elif not is_in:
-                take(s, number, row)
-            elif s.key[row, number] != key:
+                if number > WINDOW_VICTIMS or not _has_copy(c, number, row):
+                    take(s, number, row)
+            elif key < s.key[row, number] or (
+                number > WINDOW_VICTIMS and s.key[row, number] != key
+            ):
                 take(s, number, row)
                 put(s, number, row, key)
         number += 1
@@ -380,17 +401,35 @@ def first(state, sets, younger_than, out):
     return count
 
 
-@compiled(void(STATE, int64, _LONGS))
+@compiled(int64(STATE, int64, _LONGS))
 def first_of(state, number, out):
-    """Write the first rows of a set to ``out``, which is not larger."""
-    s = sets_of(state)
-    count, block = 0, 0
-    while count < out.size:
-        at = s.blocks[number, block]
-        for i in range(min(int64(s.fill[at]), out.size - count)):
-            out[count] = s.rows[at, i]
-            count += 1
-        block += 1
+    """Write the first rows of a set to ``out``, as many as it has room for; how many they are."""
+    c, s = fields(state), sets_of(state)
+    while True:
+        count, block, late = 0, 0, 0
+        while count < out.size and block < s.lengths[number]:
+            at = s.blocks[number, block]
+            for i in range(s.fill[at]):
+                row = int64(s.rows[at, i])
+                if number <= WINDOW_VICTIMS and (
+                    not _may_go(c, number, row) or s.keys[at, i] != _key_of(c, number, row)
+                ):
+                    c.found[late] = row
+                    late += 1
+                elif count < out.size:
+                    out[count] = row
+                    count += 1
+                else:
+                    break
+            block += 1
+        if late == 0:
+            return count
+        # see ``_classify``: it is time to have them where they belong
+        for i in range(late):
+            row = c.found[i]
+            take(s, number, row)
+            if _may_go(c, number, row):
+                put(s, number, row, _key_of(c, number, row))
 
 
 # ---- paths and windows ------------------------------------------------------------------

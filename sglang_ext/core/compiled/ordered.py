@@ -7,7 +7,7 @@ stock. Of equal keys the smallest row comes first, so the order is the same howe
 
 from collections import namedtuple
 
-from numba.core.types import Array, NamedTuple, int32, int64, uint16, void
+from numba.core.types import Array, NamedTuple, int32, int64, uint16, uint64, void
 
 from sglang_ext.core.compiled.build import compiled
 
@@ -109,6 +109,13 @@ def put(s, number, row, key):
     s.sizes[number] += 1
     if s.lengths[number] == 0:
         _new_block(s, number, 0)
+    last = int64(s.blocks[number, s.lengths[number] - 1])
+    fill = int64(s.fill[last])
+    if 0 < fill < BLOCK and s.keys[last, fill - 1] < key:
+        # most come behind all others
+        s.keys[last, fill], s.rows[last, fill] = key, row
+        s.fill[last] = fill + 1
+        return
     at = _block_of(s, number, key, row)
     block = int64(s.blocks[number, at])
     if s.fill[block] == BLOCK:
@@ -119,9 +126,17 @@ def put(s, number, row, key):
         if is_last or s.keys[new, 0] < key or (s.keys[new, 0] == key and s.rows[new, 0] < row):
             block = new
     place = _place_in(s, block, key, row)
-    for i in range(s.fill[block], place, -1):
-        s.keys[block, i], s.rows[block, i] = s.keys[block, i - 1], s.rows[block, i - 1]
-    s.keys[block, place], s.rows[block, place] = key, row
+    keys, rows = s.keys[block], s.rows[block]
+    # a place is never counted from the end, and known not to be: two copies of many rows at once
+    i = uint64(s.fill[block])
+    while i > uint64(place):
+        keys[i] = keys[i - uint64(1)]
+        i -= uint64(1)
+    i = uint64(s.fill[block])
+    while i > uint64(place):
+        rows[i] = rows[i - uint64(1)]
+        i -= uint64(1)
+    keys[place], rows[place] = key, row
     s.fill[block] += 1
 
 
@@ -135,8 +150,11 @@ def take(s, number, row):
     block = int64(s.blocks[number, at])
     place, left = _place_in(s, block, key, row), int64(s.fill[block]) - 1
     s.fill[block] = left
-    for i in range(place, left):
-        s.keys[block, i], s.rows[block, i] = s.keys[block, i + 1], s.rows[block, i + 1]
+    keys, rows = s.keys[block], s.rows[block]
+    for i in range(uint64(place), uint64(left)):
+        keys[i] = keys[i + uint64(1)]
+    for i in range(uint64(place), uint64(left)):
+        rows[i] = rows[i + uint64(1)]
     if left == 0:
         _give_back(s, number, at)
         return

@@ -49,6 +49,7 @@ class SlotColumn:
         self._counts = np.zeros(2, dtype=np.int64)
         self._state = (self.present, self.ready, self.locks, self.slots, self._counts)
         self._changed: Callable[[Rows], None] = lambda rows: None
+        self._tells_locks = False
 
     @property
     def n_present(self) -> int:
@@ -87,7 +88,7 @@ class SlotColumn:
         """Add one holder to each row; rows are distinct."""
         changed = np.empty(len(rows), dtype=np.int64)
         count = self._loops.lock(self.present, self.locks, self._counts, rows, changed)
-        if count:
+        if count and self._tells_locks:
             self._changed(changed[:count])
 
     def unlock(self, rows: Rows) -> None:
@@ -106,6 +107,11 @@ class SlotColumn:
             self.locks[held] = 0
             self._changed(held)
 
-    def tell(self, changed: Callable[[Rows], None]) -> None:
-        """Call somebody with the rows whose copies or locks have changed."""
-        self._changed = changed
+    def tell(self, changed: Callable[[Rows], None], *, of_locks: bool) -> None:
+        """Call somebody with the rows whose copies have changed, or that have lost their last
+        lock.
+
+        Args:
+            of_locks: and with those that have got their first one.
+        """
+        self._changed, self._tells_locks = changed, of_locks
