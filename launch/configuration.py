@@ -72,6 +72,8 @@ def default(variable: Variable) -> str:
     if variable.unset:
         return variable.unset
     value = field.default
+    if isinstance(value, str):
+        return f"`{value}`"
     return f"`{int(value) if isinstance(value, bool) else format(value, 'g')}`"
 
 

@@ -16,6 +16,7 @@ BACKEND = "swa_hicache"
 TOGGLE = "SGLANG_EXT_SWA_HICACHE"
 CHECKPOINT_TOKENS = "SGLANG_EXT_CHECKPOINT_TOKENS"
 COPIES = "SGLANG_EXT_COPIES"
+RETENTION = "SGLANG_EXT_RETENTION"
 REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
 SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
 STEP_TRACE = "SGLANG_EXT_TEST_STEP_TRACE"
@@ -29,6 +30,7 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     selected: bool = False
     checkpoint_tokens: int | None = None
     copies: str | None = None
+    retention: str = "lru"
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
     step_trace: str | None = None
@@ -77,6 +79,15 @@ VARIABLES = (
         "engine or kernels",
         "Who copies between device and host: SGLang, or the kernels of this project.",
         "`engine` on CUDA, `kernels` on a CPU",
+    ),
+    Variable(
+        RETENTION,
+        "retention",
+        Literal["learned", "lru"],
+        "learned or lru",
+        "What `--radix-eviction-policy lru` means: what is not expected back goes first, as far as "
+        "that finds more, or always what was least recently used. `learned` is new, and is to "
+        "become the default.",
     ),
     Variable(
         REPORT_DELAY,

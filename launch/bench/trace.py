@@ -26,6 +26,7 @@ from tqdm import tqdm
 from launch.bench.machine import facts
 from launch.server import CPU, inherited
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
+from sglang_ext.config import RETENTION
 from sglang_ext.sizing import traces
 from sglang_ext.sizing.bounds import Bounds
 from sglang_ext.sizing.model import PRESETS
@@ -86,6 +87,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--core", choices=("rust", "python"), default="rust", help="of stock's cache"
     )
+    parser.add_argument("--retention", choices=("learned", "lru"), default="lru", help="of ours")
     parser.add_argument(
         "--verify", action="store_true", help="KV names its tokens, which are compared"
     )
@@ -194,6 +196,7 @@ def run(argv: Sequence[str], args: argparse.Namespace, cell: Cell) -> dict[str, 
             **CPU,
             "OMP_NUM_THREADS": "1",
             "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": args.core,
+            RETENTION: args.retention,
         },
         stdout=subprocess.PIPE,
         text=True,

@@ -32,7 +32,7 @@ from sglang_ext.adapter.window_only import (
 from sglang_ext.config import BACKEND, COPIES, REPORT_DELAY, SLOWDOWN, from_environment
 from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.device.victims import Spare
-from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.eviction_policy import EVERY, POLICIES, EvictionPolicy
 from sglang_ext.core.host.arena import Arena, ArenaPool
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.moves.policy import BackupPolicy
@@ -74,7 +74,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         device_page=params.page_size, window=params.sliding_window_size, whole_pages=window_only
     )
     allocator = params.token_to_kv_pool_allocator
-    eviction = POLICIES[get_memory().radix_eviction_policy]
+    eviction = _eviction(get_memory().radix_eviction_policy, window_only=window_only)
     window_pages = allocator.size_swa // geometry.page_tokens
     device_pages = allocator.size_full // geometry.page_tokens
     spare = Spare.for_device(device_pages, window_pages)
@@ -138,6 +138,15 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     return cache
 
 
+def _eviction(policy: str, *, window_only: bool) -> EvictionPolicy:
+    """What evicts, by the engine's name of the policy."""
+    eviction = POLICIES[policy]
+    # without full attention pages are numbers: which windows there is room for is not learned
+    if eviction is EvictionPolicy.LRU and not window_only:
+        return EVERY[from_environment().retention]
+    return eviction
+
+
 def start_plan(
     ctx: "TreeCacheBuildContext", cache: SwaHiCache, memory: ArenaMemory | None
 ) -> StartPlan:
@@ -158,7 +167,7 @@ def start_plan(
     return StartPlan(
         host=host,
         ranks=ctx.tp_size,
-        policies=(options.hicache_write_policy, options.radix_eviction_policy),
+        policies=(options.hicache_write_policy, index.eviction_policy.name.lower()),
         copies=who + by,
         storage=cache.storage.setup.opened if cache.storage.setup is not None else None,
     )

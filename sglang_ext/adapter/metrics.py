@@ -54,6 +54,18 @@ class IndexMetrics:
             names,
             multiprocess_mode="mostrecent",
         )
+        self._learned = Gauge(
+            "sglang_ext:retention_learned",
+            "1 while what is expected back decides who stays, 0 while recency does.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
+        self._price = Gauge(
+            "sglang_ext:retention_price",
+            "What pages were worth that had to go: uses in 1,000 requests.",
+            names,
+            multiprocess_mode="mostrecent",
+        )
         self._recompute = Gauge(
             "sglang_ext:largest_recompute_tokens",
             "Most cached tokens of a prompt that had to be computed again for want of a window.",
@@ -91,6 +103,8 @@ class IndexMetrics:
                 self._published[f"file {event}"] = total
         self._recompute.labels(**self._labels).set(self._largest)
         self._sampling.labels(**self._labels).set(self._index.sampling.is_on)
+        self._learned.labels(**self._labels).set(self._index.expiry.is_learned)
+        self._price.labels(**self._labels).set(self._index.expiry.uses_per_1000)
         table = self._index.table
         for component, where, column in (
             ("full", "device", table.device),

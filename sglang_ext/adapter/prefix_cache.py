@@ -247,9 +247,11 @@ class SwaHiCache(BasePrefixCache):
             rows = req.last_node.rows
             if self.index.count_request(rows, number, priority):
                 self._queue_backup(rows)
+            self._note_end(req, rows)
             return
         taken = self._handovers.take(req, owned, number, priority)
         if taken is None:
+            self._note_end(req, req.last_node.rows)
             return
         rows, tokens = taken
         node = self.keys.prefix(rows, len(rows) * self._page_tokens - tokens)
@@ -259,6 +261,12 @@ class SwaHiCache(BasePrefixCache):
         req.kv.cache_protected_len = tokens
         req.kv.cache_inserted_len = max(req.kv.cache_inserted_len, tokens)
         self._queue_backup(rows)
+        self._note_end(req, rows)
+
+    def _note_end(self, req: "Req", rows: Rows) -> None:
+        """A request of which the cache has a path has ended, if it has."""
+        if req.finished():
+            self.index.end_request(rows, len(req.origin_input_ids) // self._page_tokens)
 
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:

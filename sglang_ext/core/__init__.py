@@ -28,9 +28,11 @@ others call its methods. A flush replaces all of them but the two at the end.
 ``storage.attachment.Attachment``   whether there is storage; outlives a flush
 ================================  ================================================================
 
-``retention.retention.Retention`` (not asked yet) learns which pages are expected back. It owns the
-history (``Returns``), the table of what pages are worth (``Estimate``), and for each tier a
-``Duel`` of the learned rule with least recently used. ``retention.order.Order`` finds who goes.
+``retention.expiry.Expiry``, one for all tables, tells a table with the learned policy when pages
+expire, what the host goes by, and what is worth a copy there. It asks a
+``retention.retention.Retention``, which owns the history (``Returns``), the table of what pages are
+worth (``Estimate``), and a ``Duel`` of the learned rule with least recently used.
+``retention.order.Order`` is for that duel alone.
 
 ``moves.ledger.Ledger`` and ``storage.ledger.StorageLedger`` belong to the adapter's controller and
 storage tier. They turn what one rank has seen into a report, and the minimum of all reports into

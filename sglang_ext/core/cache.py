@@ -27,6 +27,8 @@ from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.ports import DevicePool
 from sglang_ext.core.residency import Residency
+from sglang_ext.core.retention.expiry import Expiry, NoExpiry
+from sglang_ext.core.retention.retention import Retention
 from sglang_ext.core.storage.attachment import Attachment
 from sglang_ext.core.storage.keys import Key
 from sglang_ext.core.storage.persists import Persists
@@ -49,15 +51,17 @@ class CacheIndex:
         device_pool: device slots.
         host_tier: None without a host.
         policy: what is backed up when.
+        eviction_policy: what is evicted first.
         counters: what has happened.
         attachment: the storage tier.
         log: transfers in flight.
+        expiry: when pages expire, if the eviction policy is learned.
         table, checkpoints, host, host_window: see Residency.
         residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
             prefetches: the objects that decide; others after each flush.
 
     Args:
-        limits, loops: what only tests choose.
+        limits, loops, retention: what only tests choose.
     """
 
     def __init__(  # noqa: PLR0913
@@ -72,6 +76,7 @@ class CacheIndex:
         *,
         limits: AgeLimits = NO_LESS,
         loops: Loops = COMPILED,
+        retention: Retention | None = None,
     ) -> None:
         self.geometry = geometry
         self.device_pool = device
@@ -83,9 +88,12 @@ class CacheIndex:
         self.attachment = Attachment()
         self.log = TransferLog()
         self._capacity = capacity
-        self._eviction, self._limits, self._spare = eviction, limits, spare
+        self.eviction_policy, self._limits, self._spare = eviction, limits, spare
         self._loops = loops
         self._memory = RowMemory()
+        self.expiry: Expiry | NoExpiry = NoExpiry()
+        if eviction is EvictionPolicy.LEARNED:
+            self.expiry = Expiry(retention or Retention([capacity]))
         self.reset()
 
     def reset(self) -> None:
@@ -96,7 +104,7 @@ class CacheIndex:
         table = PageTable(
             self.geometry,
             self._capacity,
-            self._eviction,
+            self.eviction_policy,
             self._limits,
             self._loops,
             self._memory,
@@ -111,15 +119,23 @@ class CacheIndex:
         self.host_window: HostSpace = residency.host_window
         self.residency = residency
         self.sampling = Sampling(table.host if self.host_tier else None, attachment)
-        self.room = HostRoom(residency, self.sampling)
+        self.expiry.watch(residency, attachment)
+        self.room = HostRoom(residency, self.sampling, self.expiry)
         demotion = Demotion(table, residency.candidates)
-        self.ahead = LookAhead(residency, log, self.sampling, policy, demotion)
+        self.ahead = LookAhead(residency, log, self.sampling, policy, demotion, self.expiry)
         self.persists = Persists(residency, attachment)
         self.backups = Backups(
             residency, self.room, self.ahead, log, attachment, self.persists, policy
         )
         self.eviction = DeviceEviction(
-            residency, self.backups, self.ahead, log, self.sampling, policy.write, self._spare
+            residency,
+            self.backups,
+            self.ahead,
+            log,
+            self.sampling,
+            policy.write,
+            self._spare,
+            self.expiry,
         )
         self.loads = Loads(residency, self.eviction, self.ahead, log, self.sampling)
         self.inserts = Inserts(residency, self.eviction, self.ahead, policy.checkpoint_pages)
@@ -175,6 +191,10 @@ class CacheIndex:
     def note_prompt_end(self, rows: Rows, pages: int) -> None:
         """See ``Inserts.note_prompt_end``."""
         self.inserts.note_prompt_end(rows, pages)
+
+    def end_request(self, rows: Rows, prompt: int) -> None:
+        """See ``Expiry.ended``."""
+        self.expiry.ended(rows, prompt)
 
     # ---- device and host -----------------------------------------------------
 
@@ -260,4 +280,5 @@ class CacheIndex:
             *(space.detached for space in spaces),
             *(attachment.next_persist, attachment.next_prefetch, attachment.paused_until),
             *(self.prefetches.pages, self.persists.pages, self.persists.n_waiting),
+            *self.expiry.private_state(),
         ]

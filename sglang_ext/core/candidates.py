@@ -120,7 +120,7 @@ class Candidates:
         for name, column in columns.items():
             column.tell(self.note, of_locks=name.endswith("host"))
         kept.tell(self.note)
-        table.when_renumbered.append(self._note_all)
+        table.when_renumbered.append(self.note_all)
 
     # ---- what changes ----------------------------------------------------------
 
@@ -135,8 +135,13 @@ class Candidates:
         if self._n_noted > _MOST_NOTED:
             self._look()
 
-    def _note_all(self) -> None:
-        """Ages have changed. O(rows)."""
+    def note_use(self, rows: Rows) -> None:
+        """Pages have been used, whether their ages have changed or not."""
+        self.arrays["tail_ages"][rows] = _NO_AGE
+        self.note(rows)
+
+    def note_all(self) -> None:
+        """Ages have changed, or what all prefixes are worth. O(rows)."""
         self.arrays["tail_ages"][:] = _NO_AGE
         self.note(np.flatnonzero(self._table.parent != FREE))
 
@@ -189,6 +194,12 @@ class Candidates:
         """Copies on the host of what is on the device too, of both components."""
         self._look()
         return int(self.arrays["counts"].sum())
+
+    def are_needed(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which pages are needed, see ``Kind``."""
+        self._look()
+        needed: NDArray[np.bool_] = self.arrays["off"][rows] > 0
+        return needed
 
     def with_descendants(self, rows: Rows) -> Rows:
         """Rows that leave the device and the table, and all below them: nothing below them is on

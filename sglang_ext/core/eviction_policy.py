@@ -27,6 +27,8 @@ class EvictionPolicy(enum.IntEnum):
     """Used by one request."""
     PRIORITY = constants.PRIORITY
     """Of requests of the lowest priority."""
+    LEARNED = constants.LEARNED
+    """What is not expected back, see ``retention.expiry``."""
 
 
 MOST_USES = 256.0
@@ -46,5 +48,6 @@ def expected_uses(forks: Numbers, idle: NDArray[np.int64]) -> NDArray[np.float64
     return uses
 
 
-POLICIES = {policy.name.lower(): policy for policy in EvictionPolicy}
-"""By the engine's names."""
+EVERY = {policy.name.lower(): policy for policy in EvictionPolicy}
+POLICIES = {name: policy for name, policy in EVERY.items() if policy is not EvictionPolicy.LEARNED}
+"""Those that the engine has names for."""

@@ -34,6 +34,9 @@ def fingerprint(index: CacheIndex) -> int:
         state.update(array.tobytes())
     for flags in (table.stored, table.window_stored):
         state.update(flags.tobytes())
+    if table.is_learned:
+        for array in (table.kind, table.used, table.stay):
+            state.update(array.tobytes())
     kept = index.checkpoints
     beyond = np.array(sorted(kept.beyond), dtype=np.int64)
     for array in (kept.ends, kept.uses, kept.below, beyond):

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from sglang_ext.core.compiled.constants import PAD
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.retention.expiry import UNKNOWN, Expiry
+from sglang_ext.core.retention.retention import ENOUGH
 from sglang_ext.core.table.table import PageTable
 
 Look = tuple[list[int], list[int], int, int]
@@ -49,6 +54,41 @@ def resume_points(
             keep.add(point)
             last = point
     return [i + 1 in keep for i in range(len(complete))]
+
+
+def expiry(tick: int, stays: Sequence[int], before: Sequence[int]) -> list[int]:
+    """When the pages of a path expire that is used.
+
+    Args:
+        stays: ticks that each page stays.
+        before: when they would have expired.
+    """
+    last = [tick + max(stays[i:]) for i in range(len(stays))]
+    return [max(ticks) for ticks in zip(last, before, strict=True)]
+
+
+def admitted(table: PageTable, expiry: Expiry) -> NDArray[np.bool_]:
+    """(rows,) what learned retention lets go to the host: what is likely enough to be used before
+    it expires, and what is above something that the device has not."""
+    if not expiry.is_learned:
+        return np.ones(table.capacity, dtype=bool)
+    admitted = np.zeros(table.capacity, dtype=bool)
+    rows = np.flatnonzero(table.parent != FREE)
+    for row in rows.tolist():
+        kind, age = int(table.kind[row]), expiry.tick - int(table.used[row])
+        chance = expiry.estimate.returns_while_worth(kind, age, expiry.price)
+        admitted[row] = kind == UNKNOWN or chance >= ENOUGH
+    for row in rows[~table.device.present[rows]].tolist():
+        admitted[table.path(row)[:-1]] = True
+    return admitted
+
+
+def worth(table: PageTable, expiry: Expiry, row: int, forks: int) -> tuple[int, float]:
+    """What the host goes by with learned retention."""
+    kind, age = int(table.kind[row]), expiry.tick - int(table.used[row])
+    if not expiry.is_learned:
+        return 0, min(1 + forks, 255) / (age + 1)
+    return expiry.estimate.value(kind, age), 1 / (age + 1)
 
 
 def look_ahead(evictable: Sequence[int], dirty: set[int], safe: int, low: int) -> Look:

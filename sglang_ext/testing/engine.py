@@ -18,7 +18,7 @@ from sglang_ext.core import invariants
 from sglang_ext.core.cache import CacheIndex
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
-from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.eviction_policy import EVERY
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.host.room import Claim
 from sglang_ext.core.host.tier import HostTier, SharedMemory
@@ -89,10 +89,11 @@ class SimEngine:
             self.device,
             tier,
             sizes.policy(),
-            eviction=POLICIES[sizes.eviction],
+            eviction=EVERY[sizes.eviction],
             spare=sizes.spare,
             limits=sizes.limits(capacity),
             loops=loops,
+            retention=sizes.retention(capacity),
         )
         self.ledger = Ledger(self.index)
         self.lanes = {
@@ -249,6 +250,7 @@ class SimEngine:
     def finish(self, request: SimRequest) -> None:
         """Keep what was computed and free the rest."""
         self._checkpoint(request, finished=True)
+        self.index.end_request(request.path, request.prompt // self.geometry.page_tokens)
         self.abort(request)
 
     def abort(self, request: SimRequest) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.device.victims import Spare
-from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.eviction_policy import EVERY
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
@@ -83,7 +83,8 @@ class IndexMachine(RuleBasedStateMachine):
             low_share=data.draw(st.sampled_from([1, 1, 2, 4, 100])),
             write=data.draw(st.sampled_from(self.policies)),
             extent_pages=data.draw(st.sampled_from([0, 0, 2, 3])),
-            eviction=data.draw(st.sampled_from(["lru", "lru", *POLICIES])),
+            eviction=data.draw(st.sampled_from(["learned", "learned", "lru", *EVERY])),
+            rebuild=2 + pages % 3,
             more_ticks=(0, 1, 9)[pages % 3],
             dense_pages=(0, 1, 3)[pages % 5 % 3],
             spare=Spare(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))),

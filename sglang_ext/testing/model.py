@@ -22,6 +22,7 @@ from sglang_ext.core.device.look_ahead import Found
 from sglang_ext.core.host.sampling import passed_over
 from sglang_ext.core.inserts import Own, Tail
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
+from sglang_ext.core.retention.expiry import Expiry
 from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import Page, filled_up
@@ -159,17 +160,21 @@ class ModelledIndex(CacheIndex):
 
     def _use(self, rows: Rows) -> None:
         self._clock += 1
-        size, policy = self.geometry.window_pages, self._eviction.name.lower()
+        size, policy = self.geometry.window_pages, self.eviction_policy.name.lower()
         keys = [self._key(row) for row in rows.tolist()]
         path = [self.pages[key] for key in keys]
-        for page in path:
-            page.used, page.rank = self._clock, page.ranked(policy)
+        used = [self._clock] * len(path)
+        if self.table.is_learned:
+            stays = self.table.stay[self.table.kind[rows]].tolist()
+            used = definitions.expiry(self._clock, stays, [page.used for page in path])
+        for page, tick in zip(path, used, strict=True):
+            page.used, page.rank = tick, page.ranked(policy)
         path[-1].resume = True
         children = Counter(page.parent for page in self.pages.values())
         for end, key in enumerate(keys, start=1):
             if end == len(keys) or children[key] > 1:
                 for page in path[max(0, end - size) : end]:
-                    page.use_window(self._clock)
+                    page.use_window(page.used if self.table.is_learned else self._clock)
 
     def _move_together(self) -> None:
         """Ages have bits for so many ticks. Those of long ago, which is before the last
@@ -213,6 +218,8 @@ class ModelledIndex(CacheIndex):
             before[key] = page.states
         if len(rows):
             self._use(rows)
+        else:
+            self._clock += 1
         self._expect(before, "insert")
         self._mark_resume_points(keys[: len(rows)])
         self._check_ages()
@@ -264,8 +271,11 @@ class ModelledIndex(CacheIndex):
             ("swa_age", table.swa_age, window_order),
         ):
             in_order = [order(pages[row]) for row in rows[np.argsort(age[rows])].tolist()]
-            rises = all(one < other for one, other in itertools.pairwise(in_order))
+            rises = all(one <= other for one, other in itertools.pairwise(in_order))
             _require(rises, f"{name} is not the order of eviction")
+            different = len(set(in_order)) == len(in_order)
+            # pages of different paths may expire at once
+            _require(different or table.is_learned, f"{name} does not tell pages apart")
         marked = {row for row, page in pages.items() if page.resume}
         _require(
             set(rows[table.resume[rows]].tolist()) == marked, "other windows are worth keeping"
@@ -338,7 +348,7 @@ class ModelledIndex(CacheIndex):
         left = [page_order(self.pages[k]) for k, s in after.items() if s[0] and k not in locked]
         if lost and left:
             youngest = max(page_order(self.pages[key]) for key in lost)
-            _require(youngest < min(left), "evict took a page before an older one")
+            _require(youngest <= min(left), "evict took a page before an older one")
         self._accept(after)
         self._check_ages()
         return freed
@@ -369,6 +379,8 @@ class ModelledIndex(CacheIndex):
         worth = worth_keeping(policy.write, table.hits) & table.device.ready
         if self.sampling.is_on:
             worth &= ~passed_over(table, np.arange(table.capacity))
+        if isinstance(self.expiry, Expiry) and not self.attachment.is_there:
+            worth &= definitions.admitted(table, self.expiry)
         marked = table.resume.copy()
         if self.host_window.free_for_copies(needed_now=False) >= self.geometry.window_pages:
             marked |= table.resume_if_room
@@ -383,27 +395,11 @@ class ModelledIndex(CacheIndex):
         in_window = {row: end for row, end in enumerate(found.window_end.tolist()) if end >= 0}
         _require(in_window == ends, "other windows are to be saved")
         _require(set(np.flatnonzero(found.with_window).tolist()) == lost, "other windows are lost")
-        for ahead, device, host, order, held, n_free, low, losses in (
-            (
-                found.full,
-                table.device,
-                table.host,
-                page_order,
-                pins,
-                free,
-                self.ahead.low_pages(),
-                dirty,
-            ),
-            (
-                found.window,
-                on_device,
-                on_host,
-                window_order,
-                1,
-                free_windows,
-                policy.low_window_pages,
-                lost,
-            ),
+        pages = found.full, table.device, table.host, page_order, pins
+        windows = found.window, on_device, on_host, window_order, 1
+        for (ahead, device, host, order, held), n_free, low, losses in (
+            (pages, free, self.ahead.low_pages(), dirty),
+            (windows, free_windows, policy.low_window_pages, lost),
         ):
             copying = device.present & host.present & ~host.ready & (device.locks == held)
             safe = n_free + int(np.count_nonzero(copying))
@@ -424,8 +420,7 @@ class ModelledIndex(CacheIndex):
         duplicates = self._duplicates(before, path, youngest) if youngest else set()
         alone = self._ends_on_the_host_alone()
         first = min((page.depth for page in missing), default=len(rows) - 1)
-        lower_part = [self.pages[self._key(row)] for row in rows[first:].tolist()]
-        most = max(page.worth(self._clock) for page in lower_part)
+        most = max(self._worth(row) for row in rows[first:].tolist())
         plan = begin(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
@@ -449,8 +444,14 @@ class ModelledIndex(CacheIndex):
     def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
         """Where prefixes can be resumed that are not on the device, with their worth."""
         rows = np.flatnonzero(self.checkpoints.ends & ~self.table.device.present)
-        keys = [self._key(row) for row in rows.tolist()]
-        return {key: self.pages[key].worth(self._clock) for key in keys}
+        return {self._key(row): self._worth(row) for row in rows.tolist()}
+
+    def _worth(self, row: int) -> tuple[int, float]:
+        """What the host goes by."""
+        page = self.pages[self._key(row)]
+        if isinstance(self.expiry, Expiry):
+            return definitions.worth(self.table, self.expiry, row, page.forks)
+        return page.worth(self._clock)
 
     def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> set[Key]:
         """Host copies that a backup of ``path`` should have taken first."""

@@ -44,7 +44,7 @@ class ModelPage:
 
     def use_window(self, clock: int) -> None:
         """A request may resume after the page, or so soon after it that it reads its window."""
-        self.band, self.window_used = USED, clock
+        self.band, self.window_used = USED, max(self.window_used, clock)
 
     def worth(self, clock: int) -> tuple[int, float]:
         """What the host goes by: by policy, then uses for the time since the last one."""
@@ -62,6 +62,7 @@ class ModelPage:
         """What a policy thinks of the page now, by its definition."""
         return {
             "lru": 0,
+            "learned": 0,
             "lfu": min(2047, len(self.requests)),
             "slru": int(len(self.requests) >= 2),
             "priority": self.priority,

@@ -8,6 +8,7 @@ python -m sglang_ext.testing.simulation --seed 7 --steps 20000 --ranks 4
 """
 
 import argparse
+import dataclasses
 import multiprocessing
 import random
 from collections import Counter
@@ -47,6 +48,7 @@ class Simulation:
     Args:
         modelled: run the first rank beside the model; slower.
         storage: there is a storage tier, with faults.
+        learned: what is learned decides what is evicted.
         loops: what ranks run, in turns: they agree only if what is compiled does the same.
     """
 
@@ -57,6 +59,7 @@ class Simulation:
         *,
         modelled: bool = False,
         storage: bool = False,
+        learned: bool = False,
         loops: Sequence[Loops] = (COMPILED, INTERPRETED),
     ) -> None:
         self.rng = rng = random.Random(seed)
@@ -88,6 +91,8 @@ class Simulation:
             dense_pages=(0, 1, 3)[seed // 4 % 3],
             storage_dense=(0, 2, 5)[seed // 12 % 3],
         )
+        if learned:
+            sizes = dataclasses.replace(sizes, eviction="learned", rebuild=2 + seed % 7)
         layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])
         pace = Pace(layer=layer, fails=rng.choice([0.0, 0.05]))
         self.allocation_fails = rng.choice([0.0, 0.03])
@@ -289,13 +294,13 @@ def _minimum(reports: list[list[int]]) -> list[int]:
     return [min(values) for values in zip(*reports, strict=True)]
 
 
-def _run_seed(job: tuple[int, int, int, bool]) -> tuple[set[str], Counter[str]]:
-    seed, steps, ranks, storage = job
-    simulation = Simulation(seed, ranks, storage=storage)
+def _run_seed(job: tuple[int, int, int, bool, bool]) -> tuple[set[str], Counter[str]]:
+    seed, steps, ranks, storage, learned = job
+    simulation = Simulation(seed, ranks, storage=storage, learned=learned)
     try:
         simulation.run(steps)
     except Exception as error:
-        option = " --storage" if storage else ""
+        option = " --storage" * storage + " --learned" * learned
         error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}{option}")
         raise
     return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
@@ -310,6 +315,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=whole(1), default=1)
     parser.add_argument("--processes", type=whole(1), default=1)
     parser.add_argument("--storage", action="store_true", help="with a storage tier")
+    parser.add_argument("--learned", action="store_true", help="with learned retention")
     return parser.parse_args(argv)
 
 
@@ -317,7 +323,7 @@ def main() -> None:
     """Run one seed, or many."""
     args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
-    jobs = [(seed, args.steps, args.ranks, args.storage) for seed in seeds]
+    jobs = [(seed, args.steps, args.ranks, args.storage, args.learned) for seed in seeds]
     seen: set[str] = set()
     counted: Counter[str] = Counter()
     with multiprocessing.Pool(args.processes) as pool:

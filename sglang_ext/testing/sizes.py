@@ -4,6 +4,7 @@ import dataclasses
 
 from sglang_ext.core.device.victims import NO_SPARE, Spare
 from sglang_ext.core.moves.policy import BackupPolicy
+from sglang_ext.core.retention.retention import Retention
 from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.core.table.table import NO_LESS, AgeLimits
 from sglang_ext.core.write_policy import WritePolicy
@@ -16,12 +17,22 @@ PRIORITIES = (
 """Low, middle and high ones, of the ends of what a request may have and of narrower types."""
 
 
+class InTurns(Retention):
+    """Learned retention decides most of the time, whatever it finds."""
+
+    def learned(self, tier: int) -> bool:
+        """See Retention; it is least recently used after every fourth rebuild."""
+        return self.tick // self.rebuild % 4 < 3
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sizes:
     """What an engine is built with; pages are table pages.
 
     Attributes:
-        eviction: the engine's name of the policy.
+        eviction: name of the policy.
+        rebuild: requests after which what is learned changes; 0 for a server's, and for who
+            decides what a server goes by.
         storage_threshold: fewest pages worth a prefetch; 0 for no storage.
         storage_stop, storage_dense: see StorageLimits.
         low_pages, low_window_pages: see BackupPolicy; None for what ``low_share`` makes of it.
@@ -43,6 +54,7 @@ class Sizes:
     write: WritePolicy = WritePolicy.WRITE_THROUGH
     extent_pages: int = 0
     eviction: str = "lru"
+    rebuild: int = 0
     spare: Spare = NO_SPARE
     storage_threshold: int = 0
     storage_stop: int = 1
@@ -57,6 +69,10 @@ class Sizes:
     def limits(self, rows: int) -> AgeLimits:
         """What ages of a table with so many rows have bits for."""
         return AgeLimits(ticks=2 * rows + self.more_ticks) if self.more_ticks else NO_LESS
+
+    def retention(self, rows: int) -> Retention | None:
+        """What learns for a table with so many rows; None for a server's."""
+        return InTurns([rows], rebuild=self.rebuild) if self.rebuild else None
 
     def storage_limits(self, rows: int) -> StorageLimits:
         """Limits of a storage tier behind a host with so many pages."""

@@ -118,7 +118,7 @@ class Component:
     def compact(self) -> bool:
         """Set an extent free; whether that was possible."""
         arena = self.memory.arena
-        chosen = arena.to_vacate(self.number, np.array(sorted(self.held), dtype=np.int64))
+        chosen = arena.to_vacate(self.number, lambda pages: self.held.keys() >= set(pages.tolist()))
         if len(chosen) == 0:
             return False
         places = arena.move(self.number, chosen)

@@ -60,7 +60,7 @@ def ages_forget_the_depth(patch: Patch) -> None:
 
 
 def victims_are_known_by_ages_from_before(patch: Patch) -> None:
-    patch.setattr(Candidates, "_note_all", lambda self: None)
+    patch.setattr(Candidates, "note_all", lambda self: None)
 
 
 def who_is_used_keeps_its_place(patch: Patch) -> None:

@@ -42,9 +42,14 @@ class Cell(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of the server: half of them make the engine's copies, its default on GPUs."""
-        copies = "engine" if self.policy in LATER else "kernels"
-        return {"SGLANG_EXT_COPIES": copies, **(RANKS if self.ranks > 1 else {})}
+        """Variables of the server: half of them make the engine's copies, its default on GPUs,
+        and the others learn who comes back."""
+        later = self.policy in LATER
+        return {
+            "SGLANG_EXT_COPIES": "engine" if later else "kernels",
+            "SGLANG_EXT_RETENTION": "lru" if later else "learned",
+            **(RANKS if self.ranks > 1 else {}),
+        }
 
 
 TIERS = [("device", ""), *itertools.product(("host", "storage"), POLICIES)]

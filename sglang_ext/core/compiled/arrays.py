@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.memory import pointer
+from sglang_ext.core.compiled.returns import CLASSES
 
 FLAGS = Array(boolean, 1, "C")
 BYTES = Array(int8, 1, "C")
@@ -38,6 +39,9 @@ FIELDS = {
     "window_stored": BYTES,
     "keyed": FLAGS,
     "last_request": LONGS,
+    "kind": BYTES,
+    "used": LONGS,
+    "stay": LONGS,
     "device": FLAGS,
     "swa_device": FLAGS,
     "swa_locks": INTS,
@@ -54,6 +58,7 @@ _SHAPES = {
     "tokens": "(rows, width)",
     "buckets": "n_buckets",
     "weights": "width",
+    "stay": str(CLASSES),
     "links": "(n_links, 3)",
 }
 Columns: Any = namedtuple("Columns", (*FIELDS, "device_page"))

@@ -27,6 +27,7 @@ from sglang_ext.core.compiled.constants import (
     DIGEST_BASE,
     FREE,
     INSIDE_BAND,
+    LEARNED,
     LEFT_THE_PATH,
     LFU,
     MAX_COUNT,
@@ -181,20 +182,40 @@ def rank_of(c, row, policy):
     return int64(0)
 
 
+@compiled(void(COLUMNS, LONGS, int64))
+def _expire_later(c, rows, tick):
+    """Pages of a path expire when their classes do: no sooner than before, and none before a page
+    below it."""
+    expires = int64(tick)
+    for i in range(rows.size - 1, -1, -1):
+        row = rows[i]
+        expires = max(expires, tick + c.stay[c.kind[row]])
+        c.age[row] = max(c.age[row], age_of(c, row, expires))
+
+
+@compiled(int64(COLUMNS, int64, int64, int64))
+def _window_age(c, row, tick, policy):
+    """Age of a window page that is used: where pages expire, it does with its page."""
+    return c.age[row] if policy == LEARNED else age_of(c, row, tick)
+
+
 @compiled(void(COLUMNS, LONGS, int64, int64, int64))
 def _use(c, rows, tick, policy, window):
     n = rows.size
-    for i in range(n):
-        row = rows[i]
-        c.age[row] = (rank_of(c, row, policy) << RANK_SHIFT) + age_of(c, row, tick)
+    if policy == LEARNED:
+        _expire_later(c, rows, tick)
+    else:
+        for i in range(n):
+            row = rows[i]
+            c.age[row] = (rank_of(c, row, policy) << RANK_SHIFT) + age_of(c, row, tick)
     for i in range(max(0, n - window), n):
-        c.swa_age[rows[i]] = age_of(c, rows[i], tick)
+        c.swa_age[rows[i]] = _window_age(c, rows[i], tick, policy)
     c.resume[rows[n - 1]] = True
     # who shares a prefix comes back to where it branches off when its own pages are gone
     for i in range(n):
         if c.children[rows[i]] > 1:
             for j in range(max(0, i + 1 - window), i + 1):
-                c.swa_age[rows[j]] = age_of(c, rows[j], tick)
+                c.swa_age[rows[j]] = _window_age(c, rows[j], tick, policy)
 
 
 @compiled(void(TABLE, LONGS, int64, int64, int64))
@@ -208,7 +229,7 @@ def use_window(table, rows, tick):
     """See ``PageTable.use_window``."""
     c = columns(table)
     for i in range(rows.size):
-        c.swa_age[rows[i]] = age_of(c, rows[i], tick)
+        c.swa_age[rows[i]] = max(c.swa_age[rows[i]], age_of(c, rows[i], tick))
 
 
 @compiled(FOUND(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
@@ -341,6 +362,9 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         c.window_stored[row] = 0
         c.keyed[row] = False
         c.last_request[row] = NO_REQUEST
+        c.age[row] = 0
+        c.kind[row] = 0
+        c.used[row] = 0
     if c.links.shape[0] > 1:
         for i in range(count):
             c.links[out[i], TOP] = out[i + 1] if i + 1 < count else -1

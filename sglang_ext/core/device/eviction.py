@@ -14,6 +14,7 @@ from sglang_ext.core.moves.backups import Backups
 from sglang_ext.core.moves.log import TransferLog
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.residency import Residency
+from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
@@ -36,6 +37,7 @@ class DeviceEviction:
         sampling: Sampling,
         write: WritePolicy,
         spare: Spare,
+        expiry: Expiry | NoExpiry,
     ) -> None:
         table = residency.table
         self._residency = residency
@@ -48,6 +50,7 @@ class DeviceEviction:
         self._sampling = sampling
         self._write = write
         self._spare = spare
+        self._expiry = expiry
         self._candidates = residency.candidates
 
     def evict(
@@ -97,7 +100,7 @@ class DeviceEviction:
         nowhere else: with a host tier it may still be copied there."""
         if self._residency.tier is None or len(rows) == wanted:
             return rows
-        lost = loses(rows[wanted:])
+        lost = loses(rows[wanted:]) & self._expiry.admits(rows[wanted:])
         return rows[: wanted + int(lost.argmax())] if lost.any() else rows
 
     def _loses_page(self, rows: Rows) -> Flags:
@@ -114,19 +117,24 @@ class DeviceEviction:
     def _note_lost(self, rows: Rows) -> None:
         """Pages leave the device before they have been copied. If they were worth it, and the
         host did not just refuse, copies have to begin sooner for a while."""
-        refused = self._ahead.is_paused or self._sampling.is_on
-        if not refused and worth_keeping(self._write, self._table.hits[rows]).any():
+        if self._ahead.is_paused or self._sampling.is_on:
+            return
+        worth = worth_keeping(self._write, self._table.hits[rows])
+        if worth.any() and (worth & self._expiry.admits(rows)).any():
             self._ahead.take_care()
 
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self._table
+        on_host = table.host.present[rows]
+        if self._residency.tier is None:
+            self._expiry.note_lost(rows)
+        else:
+            self._note_lost(rows[~on_host])
         windows = self._residency.drop_device_windows(rows[table.swa_device.present[rows]])
         self._residency.device_pool.release(table.device.take(rows))
         if self._residency.tier is None:
             extra, extra_windows = self._residency.remove(rows)
             return len(rows) + extra, windows + extra_windows
-        on_host = table.host.present[rows]
-        self._note_lost(rows[~on_host])
         self._counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
         extra, extra_windows = self._residency.remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there

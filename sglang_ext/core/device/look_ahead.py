@@ -14,6 +14,7 @@ from sglang_ext.core.moves.log import TransferLog
 from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.residency import Residency
+from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.table.columns import Rows
 
 STEPS_KEPT = 1024
@@ -57,12 +58,14 @@ class LookAhead:
         sampling: Sampling,
         policy: BackupPolicy,
         demotion: Demotion,
+        expiry: Expiry | NoExpiry,
     ) -> None:
         self._residency = residency
         self._log = log
         self._sampling = sampling
         self._policy = policy
         self._demotion = demotion
+        self._expiry = expiry
         self.looks = 0
         # room before the next look, as of the last one, and what has happened to it since
         self._is_due = True
@@ -206,7 +209,7 @@ class LookAhead:
         worth = worth_a_copy(table, self._policy.write, rows)
         if self._sampling.is_on:
             worth &= ~passed_over(table, rows)
-        return worth
+        return worth & self._expiry.admits(rows)
 
     def _copying(self, pins: NDArray[np.int16]) -> tuple[int, int]:
         """Pages, and windows, that pending backups copy and nobody else holds."""

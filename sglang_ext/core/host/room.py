@@ -13,6 +13,7 @@ from sglang_ext.core.device.victims import cheapest_first
 from sglang_ext.core.host.sampling import Sampling
 from sglang_ext.core.host.space import SPARE, HostSpace
 from sglang_ext.core.residency import Residency
+from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import STORED, PageTable
 
@@ -31,7 +32,7 @@ class Claim:
 
     Attributes:
         age: of the youngest page.
-        worth: of the prefixes that need it, the largest; see ``PageTable.worth``.
+        worth: of the prefixes that need it, the largest; see ``Prospects``.
     """
 
     age: int
@@ -45,7 +46,7 @@ class Claim:
         return cls(
             age=int(table.age[pages].max()),
             # who resumes below them needs them too
-            worth=float(table.worth(path[int(table.depth[pages[0]]) :]).max()),
+            worth=float(table.prospects.worth(path[int(table.depth[pages[0]]) :]).max()),
         )
 
 
@@ -75,7 +76,7 @@ _ENOUGH = Freed(is_enough=True)
 class HostRoom:
     """Frees host pages: decides what gives way."""
 
-    def __init__(self, residency: Residency, sampling: Sampling) -> None:
+    def __init__(self, residency: Residency, sampling: Sampling, expiry: Expiry | NoExpiry) -> None:
         self._residency = residency
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
@@ -83,6 +84,7 @@ class HostRoom:
         self._candidates = residency.candidates
         self._counters = residency.counters
         self._sampling = sampling
+        self._expiry = expiry
 
     def make(self, space: HostSpace, pages: int, claim: Claim) -> Freed:
         """Free host pages of a component until there are ``pages``, as far as possible.
@@ -360,6 +362,7 @@ class HostRoom:
         if len(lost):
             self._counters.evicted_host_pages += len(lost)
             self._sampling.note_lost(len(lost))
+            self._expiry.note_lost(lost)
             self._residency.remove(lost)
         return True
 

@@ -58,5 +58,6 @@ def passed_over(table: PageTable, rows: Rows) -> NDArray[np.bool_]:
     The pages that one request alone has used were last used in one tick: they are in the
     sample together, or none is.
     """
-    spread = table.last_use(rows).astype(np.uint64) * _ODD
+    last = table.used[rows] if table.is_learned else table.last_use(rows)
+    spread = last.astype(np.uint64) * _ODD
     return (table.hits[rows] <= 1) & (spread >= np.uint64(2**64 // ONE_IN))

@@ -6,27 +6,24 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled.constants import RANK_SHIFT
-from sglang_ext.core.eviction_policy import MOST_USES
 from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.prospects import Place
 from sglang_ext.core.table.table import PageTable
 
-_Place = tuple[int, int, int]
-"""(rank, uses, tick of the last one)"""
 _FEW = 64
 
 
 class Tails:
     """Ends of kept windows with no other below them.
 
-    What they are worth falls with time, see ``eviction_policy.expected_uses``, and by how much
-    depends on how often they were used. So those used equally often, of one rank, are a class in
-    which the order stays; of all classes, the first ones are compared.
+    What they are worth falls with time, see ``Prospects``, and by how much depends on how often
+    they were used, or on what else. So those of which that is the same, of one rank, are a class
+    in which the order stays; of all classes, the first ones are compared.
     """
 
     def __init__(self, table: PageTable) -> None:
         self._table = table
-        self.places: dict[int, _Place] = {}
+        self.places: dict[int, Place] = {}
         # by rank and uses, heaps of (last use, row); what is not in ``places`` is out of date
         self._classes: dict[int, dict[int, list[tuple[int, int]]]] = {}
         self._entries = 0
@@ -50,14 +47,11 @@ class Tails:
         if self._entries > 2 * len(self.places) + _FEW:
             self._forget_what_is_out_of_date()
 
-    def places_of(self, rows: Rows) -> list[_Place]:
+    def places_of(self, rows: Rows) -> list[Place]:
         """Where rows belong."""
-        table = self._table
-        ranks = (table.age[rows] >> RANK_SHIFT).tolist()
-        uses = np.minimum(table.forks[rows].astype(np.int64) + 1, int(MOST_USES) - 1).tolist()
-        return list(zip(ranks, uses, table.last_use(rows).tolist(), strict=True))
+        return self._table.prospects.places_of(rows)
 
-    def _put(self, row: int, place: _Place) -> None:
+    def _put(self, row: int, place: Place) -> None:
         self.places[row] = place
         rank, uses, last = place
         heapq.heappush(self._classes.setdefault(rank, {}).setdefault(uses, []), (last, row))
@@ -75,7 +69,7 @@ class Tails:
             rank = min(self._classes)
             best: tuple[float, int, int] | None = None
             for uses, last, row in list(self._first_ones(rank)):
-                worth = rank * MOST_USES + uses / (self._table.tick - last + 1.0)
+                worth = self._table.prospects.worth_of((rank, uses, last))
                 if best is None or (worth, row) < best[:2]:
                     best = (worth, row, uses)
             if best is None:

@@ -7,7 +7,7 @@ from sglang_ext.core.compiled.marks import sampled
 from sglang_ext.core.retention.estimate import Estimate
 from sglang_ext.core.retention.ghost import Ghost
 
-_SAMPLE = 8192
+_SAMPLE = 1024
 """Pages of a ghost, at most."""
 _EDGE = 64
 """The learned rule takes over when it finds more by one part in so many."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from sglang_ext.core.retention.duel import Duel
 from sglang_ext.core.retention.estimate import no_estimate
 from sglang_ext.core.retention.order import Order, Rows
@@ -21,13 +23,15 @@ class Retention:
     Args:
         tiers: pages of each; of a tier below another one, those of both.
         depth_cost: see ``Estimate.of``.
+        rebuild: requests between two tables.
 
     Attributes:
-        estimate: the table that holds now. It changes every REBUILD requests.
+        estimate: the table that holds now. It changes every ``rebuild`` requests.
         tick: requests so far.
     """
 
-    def __init__(self, tiers: Sequence[int], depth_cost: int = 0) -> None:
+    def __init__(self, tiers: Sequence[int], depth_cost: int = 0, rebuild: int = REBUILD) -> None:
+        self.rebuild = rebuild
         self._returns = Returns(max(tiers))
         self._duels = [Duel(pages) for pages in tiers]
         self._depth_cost = depth_cost
@@ -43,16 +47,23 @@ class Retention:
         """(least recently used, learned): what each rule would have found of late."""
         return self._duels[tier].found
 
-    def request(self, digests: Digests) -> Kinds:
+    def request(self, digests: Digests, prompt: int | None = None) -> Kinds:
         """A request has used a path; the classes of its pages, see ``Returns.observe``.
+
+        Args:
+            digests: (n,) of its pages, for the whole prefix each; at least one.
+            prompt: pages that it has asked for, at least 1; all unless told. Those behind are
+                not part of the history: of an answer often nothing comes back, or not as it was.
 
         Mutates: the next tick begins.
         """
         self.tick += 1
-        kinds = self._returns.observe(digests, self.tick)
+        asked = self._returns.observe(digests[:prompt], self.tick)
+        kinds = np.full(len(digests), asked[-1], dtype=np.int16)
+        kinds[: len(asked)] = asked
         for duel in self._duels:
             duel.request(digests, kinds, self.tick, self.estimate)
-        if self.tick % REBUILD == 0:
+        if self.tick % self.rebuild == 0:
             self.estimate = self._returns.estimate(self.tick, self._depth_cost)
             for duel in self._duels:
                 duel.settle()

@@ -26,7 +26,8 @@ from sglang_ext.core.compiled.constants import (
     UNUSED_BAND,
 )
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
-from sglang_ext.core.eviction_policy import MOST_USES, EvictionPolicy, expected_uses
+from sglang_ext.core.compiled.returns import CLASSES
+from sglang_ext.core.eviction_policy import EvictionPolicy
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.storage.keys import Key, as_array, chain, namespace_seed
 from sglang_ext.core.table.columns import Rows, SlotColumn
@@ -34,6 +35,7 @@ from sglang_ext.core.table.digest import Pages, namespace_digest, page_weights
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import Page
 from sglang_ext.core.table.priority_ranks import PriorityRanks
+from sglang_ext.core.table.prospects import PastUses, Prospects
 from sglang_ext.core.table.row_memory import RowMemory
 
 _FIRST_ROOT = -2
@@ -41,6 +43,8 @@ _FIRST_ROOT = -2
 STORING, STORED = 1, 2
 _ALL = slice(None)
 _BUCKETS_PER_ROW = 2
+_STAY_SHARE = 8
+"""Of the ticks of ages one in so many may lie ahead."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NOTHING = PrefixMatch(_NO_ROWS, 0, 0)
 
@@ -83,13 +87,17 @@ class PageTable:
         children: (rows,) int32, rows whose parent this is.
         age: (rows,) int64, orders full-attention eviction: smaller goes first.
             Later access is larger, if the policy does not rank it lower, and on one
-            path deeper is smaller, so a selection by age is leaf-first.
+            path deeper is smaller, so a selection by age is leaf-first. With the learned
+            policy its tick is not that of the last use, but when the page expires.
         swa_age: (rows,) int64, the same for sliding-window copies.
         hits: (rows,) int32, requests that have used the page; MAX_COUNT for more.
         forks: (rows,) int32, how often a request went on from here for itself after another
             had gone on from here: what a prefix that many share has, and the end of a
             conversation has not.
         priority: (rows,) int32, rank of the largest priority among them, see ``PriorityRanks``.
+        kind: (rows,) int8, class of the page; UNKNOWN until a request has ended that used it.
+        used: (rows,) int64, the last such request, in requests; 0 for none.
+        stay: (classes,) int64, ticks from its use until a page of that class expires.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
         resume_if_room: (rows,) bool, it is worth a copy as long as that takes nothing away.
         stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
@@ -98,6 +106,7 @@ class PageTable:
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
         tick: logical clock; goes on for ever, ages count from a later start now and then.
+        prospects: what prefixes are worth to the host.
         when_renumbered: called when ages have changed without a use.
         loops: compiled or interpreted.
 
@@ -130,6 +139,9 @@ class PageTable:
         self.hits = zeros("hits", capacity, np.int32)
         self.forks = zeros("forks", capacity, np.int32)
         self.priority = zeros("priority", capacity, np.int32)
+        self.kind = zeros("kind", capacity, np.int8)
+        self.used = zeros("used", capacity, np.int64)
+        self.stay = np.zeros(CLASSES, dtype=np.int64)
         self.resume = zeros("resume", capacity, np.bool_)
         self.resume_if_room = zeros("resume_if_room", capacity, np.bool_)
         self.stored = zeros("stored", capacity, np.int8)
@@ -143,11 +155,12 @@ class PageTable:
         self.host = SlotColumn(capacity, slots, loops)
         self.swa_device = SlotColumn(capacity, slots, loops)
         self.swa_host = SlotColumn(capacity, slots, loops)
-        self.n_rows = 0
+        self.n_rows = self._next_root = self._cursor = 0
         self.tick = self._first_tick = 0
         self.when_renumbered: list[Callable[[], None]] = []
         self._by_priority = policy is EvictionPolicy.PRIORITY
         self._policy = int(policy)
+        self.prospects: Prospects = PastUses(self)
         self._window = geometry.window_pages
         self._limits = limits
         self._priorities = PriorityRanks(limits.ranks)
@@ -155,8 +168,6 @@ class PageTable:
         self._namespaces: dict[int, Hashable] = {}
         self._seeds: dict[int, int] = {}
         self._root_rows: dict[int, int] = {}
-        self._next_root = 0
-        self._cursor = 0
         # what loops get as a table; nobody replaces one of these arrays
         self._columns = self._all_columns()
         memory.begin()
@@ -404,6 +415,16 @@ class PageTable:
 
     # ---- recency -------------------------------------------------------------
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether pages expire: ``kind``, ``used`` and ``stay`` count."""
+        return self._policy == EvictionPolicy.LEARNED
+
+    @property
+    def longest_stay(self) -> int:
+        """Ticks from a use until a page expires, at most."""
+        return self._limits.ticks // _STAY_SHARE if self.is_learned else 0
+
     def advance(self) -> int:
         """Next tick of the logical clock."""
         self._set_tick(self.tick + 1)
@@ -411,7 +432,7 @@ class PageTable:
 
     def _set_tick(self, tick: int) -> None:
         self.tick = tick
-        if tick - self._first_tick >= self._limits.ticks:
+        if tick - self._first_tick >= self._limits.ticks - self.longest_stay:
             self.renumber()
 
     @property
@@ -499,18 +520,17 @@ class PageTable:
             rank = ranks.of(requested)
         return ranks.share(requested) if rank is None else rank
 
-    def worth(self, rows: Rows) -> NDArray[np.float64]:
-        """What the prefixes that end with these pages are worth, see ``expected_uses``: larger
-        is more, first of all by the rank of the eviction policy."""
-        rank = self.age[rows] >> RANK_SHIFT
-        return rank * MOST_USES + expected_uses(self.forks[rows], self.tick - self.last_use(rows))
+    def go_by(self, prospects: Prospects) -> None:
+        """Somebody else tells what prefixes are worth."""
+        self.prospects = prospects
 
     def last_use(self, rows: Rows | slice = _ALL) -> NDArray[np.int64]:
-        """Ticks in which pages were last used; of all rows unless told."""
+        """Ticks in which pages were last used, or in which they expire; of all rows unless told."""
         within = self.age[rows] & ((1 << RANK_SHIFT) - 1)
         return self._first_tick + (within >> TICK_SHIFT)
 
     def window_idle(self, rows: Rows) -> NDArray[np.int64]:
-        """Ticks since the windows that end with these pages were used; far more than any for
-        those in the lower bands."""
-        return self.now - (self.swa_age[rows] >> TICK_SHIFT)
+        """Ticks since the windows that end with these pages were used, or have expired, at least
+        0; far more than any for those in the lower bands."""
+        idle: NDArray[np.int64] = np.maximum(0, self.now - (self.swa_age[rows] >> TICK_SHIFT))
+        return idle

@@ -1,0 +1,231 @@
+"""When pages expire: what is learned of their classes, as one number that ages have room for."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.compiled.bins import BINS, EDGES
+from sglang_ext.core.compiled.returns import CLASSES, UNIT
+from sglang_ext.core.eviction_policy import expected_uses
+from sglang_ext.core.residency import Residency
+from sglang_ext.core.retention.estimate import Estimate, Table, class_name
+from sglang_ext.core.retention.retention import ENOUGH, Retention
+from sglang_ext.core.storage.attachment import Attachment
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.prospects import Place, uses_of
+
+UNKNOWN = 0
+"""Class of a page that no request has ended with: a prompt has at least one page."""
+Flags = NDArray[np.bool_]
+
+
+class NoExpiry:
+    """Of a policy that learns nothing."""
+
+    is_learned = False
+    uses_per_1000 = 0.0
+
+    def watch(self, residency: Residency, attachment: Attachment) -> None:
+        """See Expiry."""
+
+    def ended(self, rows: Rows, prompt: int) -> None:
+        """See Expiry."""
+
+    def note_lost(self, rows: Rows) -> None:
+        """See Expiry."""
+
+    def admits(self, rows: Rows) -> Flags:
+        """See Expiry."""
+        return np.ones(len(rows), dtype=np.bool_)
+
+    def private_state(self) -> list[int]:
+        """See Expiry."""
+        return []
+
+
+class Expiry:
+    """Tells the table how long pages of each class stay, and what is worth a copy on the host.
+
+    A page expires when it is worth no more than what is lost for good to make room, its *price*.
+    What expires first goes first. Where least recently used is found to be better, all pages
+    expire at once, and then it is that.
+
+    What was learned of the traffic outlives a flush.
+
+    Args:
+        retention: for the last tier: all pages that can be found count.
+
+    Attributes:
+        price: see above; in 2**-30 uses a request.
+    """
+
+    def __init__(self, retention: Retention) -> None:
+        self._retention = retention
+        self.price = 0
+        self._lost_value = self._lost_pages = 0
+        self._was_learned = False
+        self._admitted = np.ones((CLASSES, BINS), dtype=np.bool_)
+        # ticks of the table in a number of requests, as of the last while
+        self._ticks = self._requests = 1
+
+    def watch(self, residency: Residency, attachment: Attachment) -> None:
+        """There is another table, with nothing in it."""
+        self._residency, self._table = residency, residency.table
+        self._table.go_by(self)
+        self._attachment = attachment
+        self._since = self._table.tick, self._retention.tick
+        self._tell()
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether what is learned decides, or least recently used."""
+        return self._retention.learned(0)
+
+    @property
+    def uses_per_1000(self) -> float:
+        """The price in uses in 1,000 requests."""
+        return 1000 * self.price / (1 << UNIT)
+
+    @property
+    def estimate(self) -> Estimate:
+        """What pages are worth."""
+        return self._retention.estimate
+
+    @property
+    def tick(self) -> int:
+        """Requests so far."""
+        return self._retention.tick
+
+    def ended(self, rows: Rows, prompt: int) -> None:
+        """A request has ended; to be told once for each.
+
+        Args:
+            rows: its path.
+            prompt: the whole pages of its prompt among them.
+
+        Mutates: classes and ages of the path.
+        """
+        prompt = min(prompt, len(rows))
+        if prompt < 1:
+            return
+        table, retention = self._table, self._retention
+        table.kind[rows] = retention.request(table.digest[rows], prompt)
+        table.used[rows] = retention.tick
+        if retention.tick % retention.rebuild == 0:
+            self._learn()
+        self._residency.candidates.note_use(rows)
+        self._residency.use(rows)
+
+    def note_lost(self, rows: Rows) -> None:
+        """Pages go of which no copy is left: what they were worth is the price of room."""
+        rows = rows[self._table.kind[rows] != UNKNOWN]
+        self._lost_value += int(self._values(rows).sum())
+        self._lost_pages += len(rows)
+
+    def admits(self, rows: Rows) -> Flags:
+        """Which pages are worth a copy on the host: those that are likely enough to be used before
+        they expire, and those above something that is on the host alone, which is nothing without
+        them. In storage a page may be found by others too."""
+        if self._attachment.is_there:
+            return np.ones(len(rows), dtype=np.bool_)
+        admitted: Flags = self._admitted[self._table.kind[rows], self._bins(rows)]
+        return admitted | self._residency.candidates.are_needed(rows)
+
+    # ---- on the host -----------------------------------------------------------
+
+    def worth(self, rows: Rows) -> NDArray[np.float64]:
+        """See Prospects: what is learned, and of one class and age by the last use; where that
+        does not decide, by ``expected_uses`` for a request."""
+        ages = self._ages(rows)
+        if self.is_learned:
+            return self._values(rows) + 1.0 / (ages + 1)
+        return expected_uses(self._table.forks[rows], ages)
+
+    def places_of(self, rows: Rows) -> list[Place]:
+        """See Prospects."""
+        table = self._table
+        kinds = table.kind[rows].tolist() if self.is_learned else uses_of(table.forks[rows])
+        return list(zip(itertools.repeat(0), kinds, table.used[rows].tolist(), strict=False))
+
+    def worth_of(self, place: Place) -> float:
+        """See Prospects."""
+        _, kind, last = place
+        age = self._retention.tick - last
+        if self.is_learned:
+            return self._retention.estimate.value(kind, age) + 1.0 / (age + 1)
+        return kind / (age + 1.0)
+
+    # ---- what is learned -------------------------------------------------------
+
+    def _ages(self, rows: Rows) -> NDArray[np.int64]:
+        return self._retention.tick - self._table.used[rows]
+
+    def _bins(self, rows: Rows) -> NDArray[np.int64]:
+        return np.minimum(np.searchsorted(EDGES, self._ages(rows), side="right") - 1, BINS - 1)
+
+    def _values(self, rows: Rows) -> NDArray[np.int64]:
+        values: NDArray[np.int64] = self._retention.estimate.values[
+            self._table.kind[rows], self._bins(rows)
+        ]
+        return values
+
+    def _learn(self) -> None:
+        table, retention = self._table, self._retention
+        if self._lost_pages:
+            self.price = self._lost_value // self._lost_pages
+        self._lost_value = self._lost_pages = 0
+        if self.is_learned != self._was_learned:
+            # classes are others now
+            self._residency.candidates.note_all()
+        tick, requests = self._since
+        self._ticks, self._requests = table.tick - tick, retention.tick - requests
+        self._since = table.tick, retention.tick
+        self._tell()
+
+    def _tell(self) -> None:
+        """What holds until the next table."""
+        table, estimate = self._table, self._retention.estimate
+        self._was_learned = self.is_learned
+        self._admitted[:] = True
+        table.stay[:] = 0
+        if not self.is_learned:
+            return
+        expired = estimate.values <= self.price
+        bins = np.where(expired.any(axis=1), expired.argmax(axis=1), BINS)
+        ticks = EDGES[bins] * self._ticks // self._requests
+        table.stay[:] = np.minimum(ticks, table.longest_stay)
+        table.stay[UNKNOWN] = 0
+        self._admitted[:] = _returns(estimate.chances, expired) >= ENOUGH
+        self._admitted[UNKNOWN] = True
+
+    def explain(self) -> dict[str, Any]:
+        """Who decides, the price in uses in 1,000 requests, and how long classes stay, in ticks of
+        the table."""
+        found = self._retention.found(0)
+        return {
+            "learned": self.is_learned,
+            "price": round(self.uses_per_1000, 3),
+            "found": dict(zip(("lru", "learned"), found, strict=True)),
+            "stay": {class_name(kind): int(self._table.stay[kind]) for kind in range(1, CLASSES)},
+        }
+
+    def private_state(self) -> list[int]:
+        """Numbers that decisions depend on; for ``fingerprint``."""
+        found = self._retention.found(0)
+        lost = self._lost_value, self._lost_pages
+        ticks = self._ticks, self._requests, *self._since
+        return [self._retention.tick, self.is_learned, self.price, *found, *lost, *ticks]
+
+
+def _returns(chances: Table, expired: Flags) -> Table:
+    """(classes, bins) chance in 2**-30 that a page is used before it expires; the same as
+    ``Estimate.returns_while_worth`` for all at once, but for what that rounds."""
+    one = 1 << UNIT
+    left, stays_away = np.full(CLASSES, one, dtype=np.int64), np.empty_like(chances)
+    for b in range(BINS - 1, -1, -1):
+        left -= (left * chances[:, b]) >> UNIT
+        left[expired[:, b]] = one
+        stays_away[:, b] = left
+    return one - stays_away

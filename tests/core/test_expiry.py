@@ -1,0 +1,335 @@
+"""When pages expire, who decides that, and what is copied to the host then."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.compiled.bins import BINS, EDGES
+from sglang_ext.core.compiled.constants import TICK_SHIFT
+from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
+from sglang_ext.core.compiled.returns import CLASSES, LENGTHS, UNIT
+from sglang_ext.core.eviction_policy import EvictionPolicy
+from sglang_ext.core.retention import expiry as expiry_module
+from sglang_ext.core.retention.estimate import Estimate
+from sglang_ext.core.retention.expiry import UNKNOWN, Expiry
+from sglang_ext.core.retention.retention import Retention
+from sglang_ext.core.retention.returns import Digests, Kinds
+from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.table import AgeLimits, PageTable
+from sglang_ext.testing import definitions
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.interpreted import INTERPRETED
+from sglang_ext.testing.simulation import Simulation
+from sglang_ext.testing.sizes import Sizes
+from tests.failures.scenarios import PAGE, find, prompt
+
+SEEDS, STEPS = 40, 400
+CLASS = 3
+BOTH = pytest.mark.parametrize("loops", [COMPILED, INTERPRETED], ids=["compiled", "interpreted"])
+Patch = pytest.MonkeyPatch
+
+
+class Told(Retention):
+    """What is learned is given, and holds from the first request on.
+
+    Args:
+        chances: of all pages to be used again before they are older than a bin, in 2**-30.
+        values: of all pages, by bin.
+    """
+
+    def __init__(self, chances: int, values: list[int], *, learned: bool = True) -> None:
+        super().__init__([64], rebuild=1)
+        self.told = learned
+        all_chances = np.full((CLASSES, BINS), chances, dtype=np.int64)
+        of = Estimate.of(all_chances, np.zeros(CLASSES, dtype=np.int64))
+        rows = np.zeros((CLASSES, BINS), dtype=np.int64)
+        rows[:, : len(values)] = values
+        self.estimate = Estimate(of.chances, rows, of.cells, of.ranks)
+
+    def learned(self, tier: int) -> bool:
+        return self.told
+
+    def request(self, digests: Digests, prompt: int | None = None) -> Kinds:
+        self.tick += 1
+        return np.full(len(digests), CLASS, dtype=np.int16)
+
+
+def engine_that_is_told(retention: Retention, **sizes: Any) -> SimEngine:
+    def index(*args: Any, **options: Any) -> CacheIndex:
+        return CacheIndex(*args, **{**options, "retention": retention})
+
+    made: Any = index
+    return SimEngine(
+        Geometry(PAGE, PAGE), Sizes(16, 16, eviction="learned", **sizes), index_type=made
+    )
+
+
+def serve(engine: SimEngine, seed: int, pages: int = 4) -> None:
+    request = engine.start(prompt(pages, seed))
+    engine.compute(request, pages * PAGE)
+    engine.finish(request)
+
+
+def stay_of(engine: SimEngine, kind: int = CLASS) -> int:
+    return int(engine.index.table.stay[kind])
+
+
+# ---- ages -------------------------------------------------------------------------------
+
+
+def table_of(loops: Loops, policy: EvictionPolicy, ticks: int) -> PageTable:
+    return PageTable(Geometry(PAGE, PAGE), 10, policy, AgeLimits(ticks=ticks), loops)
+
+
+@BOTH
+@given(
+    kinds=st.lists(st.integers(0, 5), min_size=10, max_size=10),
+    uses=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(1, 5), st.lists(st.integers(0, 9), max_size=5)),
+        max_size=60,
+    ),
+)
+def test_pages_expire_as_their_classes_do(
+    loops: Loops, kinds: list[int], uses: list[tuple[int, int, list[int]]]
+) -> None:
+    """Two prompts of five pages; each use may change how long classes stay."""
+    table = table_of(loops, EvictionPolicy.LEARNED, 1000)
+    paths = [table.add_rows(np.empty(0, np.int64), np.full((5, PAGE), bit), None) for bit in (0, 1)]
+    table.kind[np.concatenate(paths)] = kinds
+    expires = np.zeros(10, dtype=np.int64)
+    for which, count, stays in uses:
+        table.stay[: len(stays)] = stays
+        tick, rows = table.advance(), paths[which][:count]
+        before = table.age.copy()
+        table.use(rows)
+        stay = table.stay[table.kind[rows]].tolist()
+        expires[rows] = definitions.expiry(tick, stay, expires[rows].tolist())
+        np.testing.assert_array_equal(table.age[rows] >> TICK_SHIFT, expires[rows])
+        assert (table.age >= before).all()
+        assert all((np.diff(table.age[path[table.age[path] > 0]]) < 0).all() for path in paths)
+
+
+@BOTH
+@given(uses=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5)), max_size=80))
+def test_where_nothing_stays_it_is_least_recently_used(
+    loops: Loops, uses: list[tuple[int, int]]
+) -> None:
+    tables = [table_of(loops, EvictionPolicy[name], 400) for name in ("LRU", "LEARNED")]
+    for table in tables:
+        for bit in (0, 1):
+            table.add_rows(np.empty(0, np.int64), np.full((5, PAGE), bit), None)
+        for which, count in uses:
+            table.advance()
+            table.use(np.arange(5 * which, 5 * which + count))
+    np.testing.assert_array_equal(tables[0].age, tables[1].age)
+
+
+@BOTH
+def test_there_are_bits_for_what_expires_last(loops: Loops) -> None:
+    """Ages have bits for 60 ticks: they are numbered anew while pages stay as long as they may."""
+    table = table_of(loops, EvictionPolicy.LEARNED, 60)
+    rows = [
+        int(table.add_rows(np.empty(0, np.int64), np.full((1, PAGE), n), None)[0]) for n in (0, 1)
+    ]
+    table.kind[rows[1]] = 1
+    table.stay[1] = table.longest_stay
+    assert table.longest_stay == 7
+    for _ in range(300):
+        table.advance()
+        table.use(np.array(rows[1:]))
+        table.advance()
+        table.use(np.array(rows[:1]))
+        assert table.last_use(np.array(rows)).tolist() == [table.tick, table.tick - 1 + 7]
+        assert (table.age >> TICK_SHIFT).max() < 60
+
+
+# ---- what is learned ----------------------------------------------------------------------
+
+
+def test_a_page_stays_until_it_is_worth_what_others_were_that_went() -> None:
+    """Room for four prompts. Those that go are seven requests old, worth 90 and later 80; a page
+    expires in the first bin in which it is worth no more."""
+    values = [100, 99, 98, 97, 90, 90, 85, 80, 70, 60]
+    retention = Told(0, values)
+    engine = engine_that_is_told(retention)
+    serve(engine, 0)
+    assert engine.index.expiry.price == 0  # nothing went: whatever is worth something stays
+    bins = len(values)
+    assert stay_of(engine) == EDGES[bins]  # one tick so far, for one request
+    for seed in range(1, 12):
+        serve(engine, seed)
+    price = engine.index.expiry.price
+    assert price in values
+    ages = [age for age in range(int(EDGES[bins])) if retention.estimate.value(CLASS, age) <= price]
+    # a prompt takes two ticks of the table: it is computed, and ends
+    assert stay_of(engine) == 2 * ages[0]
+    assert stay_of(engine, UNKNOWN) == 0
+
+
+def test_nothing_stays_while_least_recently_used_finds_more() -> None:
+    retention = Told(1 << UNIT - 1, [100] * BINS)
+    engine = engine_that_is_told(retention)
+    serve(engine, 0)
+    assert stay_of(engine) > 0
+    retention.told = False
+    serve(engine, 1)
+    assert not engine.index.table.stay.any()
+    assert engine.index.expiry.admits(np.arange(16)).all()
+
+
+def test_a_flush_forgets_pages_and_not_the_traffic() -> None:
+    engine = engine_that_is_told(Told(0, [100] * 5))
+    for seed in range(3):
+        serve(engine, seed)
+    before = engine.index.table.stay.copy()
+    engine.reset()
+    np.testing.assert_array_equal(engine.index.table.stay, before)
+    assert before[CLASS] > 0 and not engine.index.table.kind.any()
+
+
+def test_pages_of_an_answer_are_of_the_class_of_the_prompt_and_not_asked_for() -> None:
+    retention = Retention([64])
+    first = np.arange(1, 9, dtype=np.uint64)
+    assert retention.request(first, 4).tolist() == [3] * 8  # a first turn of four pages
+    # the next turn goes on after the prompt: with another answer than that
+    again = np.concatenate((first[:4], np.arange(20, 26, dtype=np.uint64)))
+    assert retention.request(again, 8).tolist() == [LENGTHS] * 10  # the second turn
+
+
+def test_a_tail_has_the_class_of_the_page_before() -> None:
+    """And a prompt of less than a page is none that could come back."""
+    engine = SimEngine(Geometry(1, 16), Sizes(16, 16, eviction="learned"))
+    for length in (5 * PAGE // 2, PAGE // 2):
+        request = engine.start(prompt(3, length)[:length])
+        engine.compute(request, length)
+        engine.finish(request)
+    table = engine.index.table
+    rows = np.flatnonzero(table.used)
+    assert sorted(table.depth[rows].tolist()) == [0, 1, 2]
+    assert len(set(table.kind[rows].tolist())) == 1
+    assert engine.index.expiry.private_state()[0] == 1
+
+
+# ---- admission ------------------------------------------------------------------------------
+
+
+def copied(chance: int) -> int:
+    """Pages that are copied of prompts that leave the device, of as many as it has room for."""
+    engine = engine_that_is_told(
+        Told(chance, [100] * BINS), host_pages=32, host_window_pages=32, low_pages=8
+    )
+    # a request ends before anybody is asked, so nothing is copied at once
+    engine.index.begin_backup = lambda rows: None  # type: ignore[method-assign]
+    for seed in range(6):
+        serve(engine, seed)
+        engine.demote()
+        engine.settle()
+    return engine.index.counters.backed_up_pages
+
+
+def test_what_is_not_expected_back_is_not_copied() -> None:
+    assert copied(0) == 0
+    assert copied(1 << (UNIT - 2)) > 0
+
+
+def test_what_leads_to_something_on_the_host_is_copied_too() -> None:
+    retention = Told(1 << (UNIT - 2), [100] * BINS)
+    engine = engine_that_is_told(retention, host_pages=32, host_window_pages=32)
+    serve(engine, 0)
+    engine.settle()
+    path = find(engine, prompt(4, 0)).rows
+    engine.index.evict_device(1, 0)
+    retention.estimate.chances[:] = 0
+    serve(engine, 1)
+    assert not engine.index.table.device.present[path[-1]]
+    assert engine.index.expiry.admits(path).tolist() == [True, True, True, False]
+    other = find(engine, prompt(4, 1)).rows
+    assert not engine.index.expiry.admits(other).any()
+
+
+# ---- all of it --------------------------------------------------------------------------------
+
+
+def run_all_seeds(seeds: int = SEEDS) -> set[str]:
+    seen: set[str] = set()
+    for seed in range(seeds):
+        simulation = Simulation(
+            seed,
+            ranks=1 + seed % 2,
+            learned=True,
+            modelled=seed % 3 != 0,
+            storage=seed % 3 == 0,
+            loops=(INTERPRETED, COMPILED),
+        )
+        simulation.run(STEPS)
+        index = simulation.engine.index
+        seen |= {name for name, count in index.counters.as_dict().items() if count}
+        seen |= {"stays"} if index.table.stay.any() else set()
+        price = isinstance(index.expiry, Expiry) and index.expiry.price
+        seen |= {"price"} if price else set()
+    return seen
+
+
+def test_ranks_agree_and_the_model_too() -> None:
+    wanted = {"stays", "price", "evicted_host_pages", "loaded_pages", "demoted_pages"}
+    assert wanted <= run_all_seeds()
+
+
+def a_use_may_bring_the_end_nearer(patch: Patch) -> None:
+    original = INTERPRETED.paths._expire_later
+
+    def later(c: Any, rows: Any, tick: int) -> None:
+        c.age[rows] = 0
+        original(c, rows, tick)
+
+    patch.setattr(INTERPRETED.paths, "_expire_later", later)
+
+
+def pages_expire_before_those_below_them(patch: Patch) -> None:
+    def later(c: Any, rows: Any, tick: int) -> None:
+        for row in rows:
+            age = INTERPRETED.paths.age_of(c, row, tick + c.stay[c.kind[row]])
+            c.age[row] = max(c.age[row], age)
+
+    patch.setattr(INTERPRETED.paths, "_expire_later", later)
+
+
+def what_goes_has_no_price(patch: Patch) -> None:
+    patch.setattr(Expiry, "note_lost", lambda self, rows: None)
+
+
+def what_is_expected_back_is_not_copied(patch: Patch) -> None:
+    original = Expiry.admits
+    patch.setattr(Expiry, "admits", lambda self, rows: ~original(self, rows))
+
+
+def a_rank_learns_for_itself(patch: Patch) -> None:
+    original = expiry_module.Expiry._learn
+    turns = iter(range(1 << 30))
+
+    def learn(self: Expiry) -> None:
+        original(self)
+        self.price += next(turns) % 2
+
+    patch.setattr(Expiry, "_learn", learn)
+
+
+BUGS: list[Callable[[Patch], None]] = [
+    a_use_may_bring_the_end_nearer,
+    pages_expire_before_those_below_them,
+    what_goes_has_no_price,
+    what_is_expected_back_is_not_copied,
+    a_rank_learns_for_itself,
+]
+
+
+@pytest.mark.parametrize("seed_bug", BUGS, ids=lambda bug: bug.__name__)
+def test_a_bug_is_found(seed_bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    seed_bug(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert "price" in run_all_seeds()
