@@ -254,8 +254,9 @@ def test_a_prompt_that_gives_way_keeps_its_beginning(serve, tmp_path: Path) -> N
         flush(server)
         again = generate(server, long, 8)
         assert again["output_ids"] == first["output_ids"]
-        # of a thousand KB the short prompt takes a third, and storage has a window inside the long
-        assert cached(again)["storage"] >= 1000
+        # of a thousand KB the short prompt takes a third, and storage has windows inside the long
+        # one; which of these is the last depends on how many files were removed at a time
+        assert cached(again)["storage"] >= 512
         assert_idle_and_alive(server)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 1000_000
 
