@@ -69,8 +69,9 @@ class Residency:
 
     def used(self, rows: Rows) -> None:
         """The table has recorded that a path is used."""
-        if self.tier is not None:  # else there are victims alone, and they are looked at late
-            self.candidates.note(rows)
+        if self.tier is None:
+            return  # there are victims alone, and they are looked at late
+        self.candidates.note(rows)
         self.candidates.look_if_many()
 
     def window_of(self, rows: Rows) -> Rows:

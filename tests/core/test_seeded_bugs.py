@@ -69,8 +69,7 @@ def who_is_used_keeps_its_place(patch: Patch) -> None:
 
 def locks_are_not_told(patch: Patch) -> None:
     def lock(self: SlotColumn, rows: Any) -> None:
-        changed = np.empty(len(rows), np.int64)
-        self.loops.slots.lock(self.present, self.locks, self._counts, rows, changed)
+        self.loops.slots.lock(self.present, self.locks, self._counts, rows)
 
     patch.setattr(SlotColumn, "lock", lock)
 

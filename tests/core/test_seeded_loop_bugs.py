@@ -108,7 +108,7 @@ def test_the_model_finds_the_bug(
 
 def a_compiled_lock_leaves_out_the_last_page(patch: Patch) -> None:
     original = slots.lock
-    patch.setattr(slots, "lock", lambda *state: original(*state[:3], state[3][:-1], state[4]))
+    patch.setattr(slots, "lock", lambda *state: original(*state[:3], state[3][:-1]))
 
 
 def a_compiled_copy_is_not_counted(patch: Patch) -> None:

@@ -3,7 +3,7 @@
 ``counts`` are rows with a copy, and those of them that are locked.
 """
 
-from numba.core.types import boolean, int64, uint64, void
+from numba.core.types import boolean, uint64, void
 
 from sglang_ext.core.compiled.arrays import FLAGS, INTS, LONGS, SLOTS
 from sglang_ext.core.compiled.build import compiled
@@ -44,34 +44,26 @@ def take(present, ready, locks, slots, counts, rows, out):
     counts[1] -= locked
 
 
-@compiled(int64(FLAGS, INTS, LONGS, LONGS, LONGS))
-def lock(present, locks, counts, rows, changed):
-    """See ``SlotColumn.lock``; writes those that nobody held to ``changed``; how many they are."""
-    locked = count = 0
+@compiled(void(FLAGS, INTS, LONGS, LONGS))
+def lock(present, locks, counts, rows):
+    """See ``SlotColumn.lock``."""
+    locked = 0
     for i in range(rows.size):
         row = uint64(rows[i])  # never counted from the end
-        if locks[row] == 0:
-            locked += present[row]
-            changed[count] = row
-            count += 1
+        locked += present[row] & (locks[row] == 0)
         locks[row] += 1
     counts[1] += locked
-    return count
 
 
-@compiled(int64(FLAGS, INTS, LONGS, LONGS, LONGS))
-def unlock(present, locks, counts, rows, changed):
-    """See ``SlotColumn.unlock``; writes those that nobody holds to ``changed``; how many they are,
-    -1 if a row was not locked."""
-    least = unlocked = count = 0
+@compiled(boolean(FLAGS, INTS, LONGS, LONGS))
+def unlock(present, locks, counts, rows):
+    """See ``SlotColumn.unlock``. False if a row was not locked."""
+    least = unlocked = 0
     for i in range(rows.size):
         row = uint64(rows[i])
         left = locks[row] - 1
         locks[row] = left
         least = min(least, left)
-        if left == 0:
-            unlocked += present[row]
-            changed[count] = row
-            count += 1
+        unlocked += present[row] & (left == 0)
     counts[1] -= unlocked
-    return count if least >= 0 else int64(-1)
+    return least >= 0

@@ -86,18 +86,15 @@ class SlotColumn:
 
     def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
-        changed = np.empty(len(rows), dtype=np.int64)
-        count = self._loops.lock(self.present, self.locks, self._counts, rows, changed)
-        if count and self._tells_locks:
-            self._changed(changed[:count])
+        self._loops.lock(self.present, self.locks, self._counts, rows)
+        if self._tells_locks:
+            self._changed(rows)
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
-        changed = np.empty(len(rows), dtype=np.int64)
-        count = self._loops.unlock(self.present, self.locks, self._counts, rows, changed)
-        assert count >= 0, "unlock without a lock"
-        if count:
-            self._changed(changed[:count])
+        held = self._loops.unlock(self.present, self.locks, self._counts, rows)
+        assert held, "unlock without a lock"
+        self._changed(rows)
 
     def break_locks(self, rows: Rows) -> None:
         """Drop all holders of rows that leave the table."""
@@ -108,10 +105,9 @@ class SlotColumn:
             self._changed(held)
 
     def tell(self, changed: Callable[[Rows], None], *, of_locks: bool) -> None:
-        """Call somebody with the rows whose copies have changed, or that have lost their last
-        lock.
+        """Call somebody with the rows whose copies have changed, or that have lost a lock.
 
         Args:
-            of_locks: and with those that have got their first one.
+            of_locks: and with those that have got one.
         """
         self._changed, self._tells_locks = changed, of_locks
