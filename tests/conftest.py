@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Zygote:
+def zygote() -> Iterator[Zygote]:
     """Forks servers from a process that has imported the engine."""
-    return Zygote()
+    process = Zygote()
+    yield process
+    process.close()
 
 
 def engine_child(module: str, *arguments: str) -> list[str]:

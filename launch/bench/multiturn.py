@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import httpx
 import numpy as np
 from tqdm import tqdm
 
+from launch.server import ONE_EACH
 from sglang_ext.arguments import Parser, number, output_file, port, whole
 from sglang_ext.sizing.traffic import Chat, Session, Turn
 
@@ -162,7 +163,7 @@ class ReadyQueue:
         return self._clients.popleft()
 
 
-async def generate(session: aiohttp.ClientSession, url: str, client: Client) -> Sample:
+async def generate(http: httpx.AsyncClient, client: Client) -> Sample:
     """Send one round of a client and measure it."""
     assert client.turn is not None
     body = {
@@ -178,14 +179,13 @@ async def generate(session: aiohttp.ClientSession, url: str, client: Client) -> 
     ttft = 0.0
     last: dict[str, Any] = {}
     output: list[int] = []
-    async with session.post(url, json=body) as response:
+    async with http.stream("POST", "/generate", json=body) as response:
         response.raise_for_status()
-        async for line in response.content:
-            text = line.decode().strip()
-            if not text.startswith("data:") or text.endswith("[DONE]"):
+        async for line in response.aiter_lines():
+            if not line.startswith("data:") or line.endswith("[DONE]"):
                 continue
             ttft = ttft or time.perf_counter() - start
-            last = json.loads(text[len("data:") :])
+            last = json.loads(line[len("data:") :])
             if "error" in last:
                 raise RuntimeError(last["error"])
             # chunks are cumulative or incremental, as the server was started
@@ -209,7 +209,7 @@ async def generate(session: aiohttp.ClientSession, url: str, client: Client) -> 
 
 async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample], float]:
     """All clients, all rounds, once. Returns the samples and the wall time in seconds."""
-    url = f"http://{args.host}:{args.port}/generate"
+    url = f"http://{args.host}:{args.port}"
     clients = make_clients(args)
     queue = ReadyQueue(args.ready_queue_policy, args.seed)
     pace = random.Random(args.seed)
@@ -230,22 +230,20 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
                 queue.put(ready)
             waiting.clear()
 
-    async def serve(session: aiohttp.ClientSession, client: Client, bar: tqdm) -> None:
+    async def serve(http: httpx.AsyncClient, client: Client, bar: tqdm) -> None:
         try:
-            samples.append(await generate(session, url, client))
+            samples.append(await generate(http, client))
         finally:
             slots.release()
         bar.update()
         next_round(client)
 
-    # everything else asks with httpx; here it took three times the CPU of a request, and its own
-    # waiting was several times the TTFT of a stand-in for the server
-    timeout = aiohttp.ClientTimeout(total=None)
-    connector = aiohttp.TCPConnector(limit=0)
     start = time.perf_counter()
     with tqdm(total=total, desc=args.tag or f"{rate:g} req/s", unit="req") as bar:
         async with (
-            aiohttp.ClientSession(timeout=timeout, connector=connector) as session,
+            httpx.AsyncClient(
+                base_url=url, timeout=None, limits=ONE_EACH, trust_env=False, verify=False
+            ) as http,
             # a failed request ends the run: it cancels this loop and the other requests
             asyncio.TaskGroup() as requests,
         ):
@@ -254,7 +252,7 @@ async def run_load(args: argparse.Namespace, rate: float) -> tuple[list[Sample],
             for _ in range(total):
                 client = await queue.get()
                 await slots.acquire()
-                requests.create_task(serve(session, client, bar))
+                requests.create_task(serve(http, client, bar))
                 poisson = args.distribution == "poisson"
                 await asyncio.sleep(pace.expovariate(rate) if poisson else 1.0 / rate)
     return samples, time.perf_counter() - start
@@ -337,7 +335,7 @@ def run_or_say_why(argv: Sequence[str] | None = None) -> int:
     args, status = parse_args(argv), 0
     try:
         main(argv)
-    except* (aiohttp.ClientError, OSError, RuntimeError, ValueError, KeyError) as group:
+    except* (httpx.HTTPError, OSError, RuntimeError, ValueError, KeyError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

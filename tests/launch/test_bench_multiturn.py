@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import aiohttp
+import httpx
 import pytest
 from aiohttp import web
 
@@ -124,7 +124,7 @@ def test_a_failing_server_ends_the_run(stub: Stub, tmp_path: Path) -> None:
     stub.fail = True
     with pytest.raises(ExceptionGroup) as caught:
         multiturn.main(flags(stub, tmp_path / "log"))
-    assert caught.group_contains(aiohttp.ClientResponseError, match="500")
+    assert caught.group_contains(httpx.HTTPStatusError, match="500")
 
 
 def test_as_a_command_it_says_what_the_server_did(

@@ -88,7 +88,12 @@ def test_a_zygote_hands_nothing_of_the_caller_on(monkeypatch: pytest.MonkeyPatch
     from tests.fixtures import zygote
 
     given: dict[str, str] = {}
-    monkeypatch.setattr(zygote.forkserver, "ensure_running", lambda: given.update(os.environ))
+
+    class Popen:
+        def __init__(self, *_: Any, env: dict[str, str], **__: Any) -> None:
+            given.update(env)
+
+    monkeypatch.setattr(zygote.subprocess, "Popen", Popen)
     zygote.Zygote()
     assert given["SOMETHING_ELSE"] == "kept"
     assert not given.keys() & EXPORTED.keys()

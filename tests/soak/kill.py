@@ -144,6 +144,7 @@ def main() -> int:
             print(error, flush=True)
         print(number + 1, dict(total), flush=True)
         args.out.write_text(json.dumps(report(args, total), indent=1) + "\n")
+    zygote.close()
     shutil.rmtree(folder)
     bad = total["different"] + total["did not start"] + total["failed before the kill"]
     return 1 if bad or not total["tokens from storage"] else 0
