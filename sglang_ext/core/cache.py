@@ -153,7 +153,8 @@ class CacheIndex:
     ) -> PrefixMatch:
         """The same for a request, which uses what is found."""
         match = self.table.match_and_use(pages, namespace, rest)
-        self.residency.used(match.rows)
+        if self.host_tier is not None:  # on a device alone, what is used is looked at late
+            self.residency.used(match.rows)
         return match
 
     def hold(self, rows: Rows) -> Hold:

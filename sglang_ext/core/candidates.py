@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled import candidates as loops
-from sglang_ext.core.compiled.candidates import N_SETS
 from sglang_ext.core.compiled.constants import FREE
-from sglang_ext.core.compiled.ordered import BLOCK, most_blocks
+from sglang_ext.core.compiled.ordered import BLOCK, N_SETS, most_blocks
 from sglang_ext.core.host.kept import Checkpoints
 from sglang_ext.core.host.tails import Tails
 from sglang_ext.core.table.columns import Rows
@@ -62,11 +61,15 @@ class Candidates:
 
     Attributes:
         tails: the last kept windows of prefixes; ``look_at_tails`` has them up to date.
+
+    Args:
+        has_host: whether there is anything beside victims; without a host there is not.
     """
 
-    def __init__(self, table: PageTable, kept: Checkpoints) -> None:
+    def __init__(self, table: PageTable, kept: Checkpoints, *, has_host: bool) -> None:
         rows = table.capacity
         self._table = table
+        self._has_host = has_host
         self.tails = Tails(table)
         most = most_blocks(rows)
         stock = np.arange(N_SETS * most, -1, -1, dtype=np.int32)
@@ -78,10 +81,12 @@ class Candidates:
             "sizes": self._sizes,
             "lengths": np.zeros(N_SETS, dtype=np.int64),
             "blocks": np.empty((N_SETS, most), dtype=np.int32),
-            "fill": np.empty(N_SETS * most, dtype=np.int32),
+            "begin": np.empty(N_SETS * most, dtype=np.int32),
+            "end": np.empty(N_SETS * most, dtype=np.int32),
             "rows": np.empty((N_SETS * most, BLOCK), dtype=np.int32),
             "keys": np.empty((N_SETS * most, BLOCK), dtype=np.int64),
             "stock": stock,
+            "last": np.zeros((N_SETS, 2), dtype=np.int64),
         }
         columns = {
             name: getattr(table, name) for name in ("device", "host", "swa_device", "swa_host")
@@ -151,7 +156,9 @@ class Candidates:
             return
         rows = np.concatenate(noted) if len(noted) > 1 else np.ascontiguousarray(noted[0])
         self._noted, self._n_noted = [], 0
-        if tails := loops.settle(self._state, rows):
+        if not self._has_host:
+            loops.settle_victims(self._state, rows)
+        elif tails := loops.settle(self._state, rows):
             self.tails.look(self.arrays["found"][:tails], self.arrays["ends"], self.arrays["below"])
 
     # ---- what there is -----------------------------------------------------------

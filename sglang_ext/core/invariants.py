@@ -192,7 +192,7 @@ def _check_candidates(index: CacheIndex) -> None:
         (Kind.UNSAVED, marked & ~kept.ends & device.ready, rows),
     ):
         if kind is Kind.UNSAVED and index.host_tier is None:
-            continue  # nobody saves them
+            members = np.zeros_like(members)  # nobody saves them
         there = np.flatnonzero(members)
         there = there[np.lexsort((there, key[there]))]
         known = candidates.all(kind)

@@ -54,7 +54,6 @@ class Hold:
     __slots__ = ("_parts",)
 
     def __init__(self, *parts: tuple[SlotColumn, Rows]) -> None:
-        parts = tuple(part for part in parts if len(part[1]))
         for column, rows in parts:
             column.lock(rows)
         self._parts: tuple[tuple[SlotColumn, Rows], ...] | None = parts

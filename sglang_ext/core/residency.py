@@ -39,7 +39,7 @@ class Residency:
         self.tier = tier
         self.counters = counters
         self.checkpoints = Checkpoints(table, table.geometry.window_pages)
-        self.candidates = Candidates(table, self.checkpoints)
+        self.candidates = Candidates(table, self.checkpoints, has_host=tier is not None)
         nowhere = NoHost()
         shared = tier.shared if tier else None
         self.host, self.host_window = (
@@ -88,6 +88,8 @@ class Residency:
     def hold(self, rows: Rows) -> Hold:
         """Lock a path: full attention to the root, sliding window for its end."""
         table = self.table
+        if len(rows) == 0:
+            return Hold()
         return Hold((table.device, rows), (table.swa_device, self.window_of(rows)))
 
     # ---- slots of a request go to the table ----------------------------------
@@ -128,8 +130,10 @@ class Residency:
         """Take the windows of pages from the device; returns how many."""
         table = self.table
         if len(rows):
-            on_host = int(np.count_nonzero(table.swa_host.present[rows]))
-            self.counters.dropped_window_pages += len(rows) - on_host
+            self.counters.dropped_window_pages += len(rows)
+            if self.tier is not None:
+                on_host = int(np.count_nonzero(table.swa_host.present[rows]))
+                self.counters.dropped_window_pages -= on_host
             swa = table.swa_device.take(rows)
             self.device_pool.release_window(table.device.slots[rows], swa)
         return len(rows)
@@ -143,7 +147,8 @@ class Residency:
         if len(rows) == 0:
             return 0, 0
         table = self.table
-        rows = self.candidates.with_descendants(rows)
+        if self.tier is not None:  # without a host all rows are on the device, and leaves go first
+            rows = self.candidates.with_descendants(rows)
         assert not table.device.locks[rows].any(), "removed a locked page"
         device, windows = rows[table.device.present[rows]], 0
         if len(device):
@@ -156,8 +161,8 @@ class Residency:
             table.swa_host.break_locks(rows)
             self.forget_windows(rows[self.checkpoints.ends[rows]])
             self.host.drop(rows[table.host.present[rows]])
+            self.candidates.note(rows)
         table.remove_rows(rows)
-        self.candidates.note(rows)
         self.counters.dropped_pages += len(rows)
         return len(device), windows
 

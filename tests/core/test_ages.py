@@ -77,7 +77,7 @@ def test_windows_stay_in_their_bands(loops: Loops) -> None:
 @BOTH
 def test_victims_are_in_order_of_the_ages_that_pages_have_now(loops: Loops) -> None:
     table = table_with(loops, AgeLimits(ticks=60))
-    candidates = Candidates(table, Checkpoints(table, 1))
+    candidates = Candidates(table, Checkpoints(table, 1), has_host=True)
     for number in range(8):
         row = add(table, number)
         table.device.put(row, np.array([[number]], dtype=np.int32), ready=True)

@@ -13,10 +13,11 @@ ROWS = 20 * BLOCK
 
 
 @pytest.mark.parametrize("largest_age", [3, 1 << 40], ids=["few ages", "many ages"])
-def test_victims_are_in_order_whatever_has_happened(largest_age: int) -> None:
+@pytest.mark.parametrize("has_host", [False, True], ids=["device", "host"])
+def test_victims_are_in_order_whatever_has_happened(largest_age: int, has_host: bool) -> None:
     random = np.random.default_rng(largest_age)
     table = PageTable(Geometry(16, 16), ROWS)
-    candidates = Candidates(table, Checkpoints(table, 1))
+    candidates = Candidates(table, Checkpoints(table, 1), has_host=has_host)
     slots = np.arange(ROWS, dtype=np.int32).reshape(ROWS, 1)
     column = table.device
     column.put(np.arange(ROWS), slots, ready=True)
@@ -43,9 +44,10 @@ def test_victims_are_in_order_whatever_has_happened(largest_age: int) -> None:
         column.lock(locked)
 
 
-def test_nothing_is_found_where_nothing_is() -> None:
+@pytest.mark.parametrize("has_host", [False, True], ids=["device", "host"])
+def test_nothing_is_found_where_nothing_is(has_host: bool) -> None:
     table = PageTable(Geometry(16, 16), 8)
-    candidates = Candidates(table, Checkpoints(table, 1))
+    candidates = Candidates(table, Checkpoints(table, 1), has_host=has_host)
     for kind in Kind:
         assert candidates.first(kind, 3).tolist() == []
     assert candidates.on_both_tiers() == 0

@@ -59,6 +59,11 @@ def what_is_noted_last_is_not_looked_at(patch: Patch) -> None:
     patch.setattr(candidates, "settle", lambda state, noted: original(state, noted[:-1]))
 
 
+def what_is_noted_first_is_no_victim_without_a_host(patch: Patch) -> None:
+    original = candidates.settle_victims
+    patch.setattr(candidates, "settle_victims", lambda state, noted: original(state, noted[1:]))
+
+
 def a_look_ends_a_page_too_early(patch: Patch) -> None:
     original = Demotion.look_ahead
     patch.setattr(
@@ -91,6 +96,7 @@ BUGS: list[Callable[[Patch], None]] = [
     windows_inside_a_prompt_stay_worthless,
     later_victims_are_in_no_order,
     what_is_noted_last_is_not_looked_at,
+    what_is_noted_first_is_no_victim_without_a_host,
     a_look_ends_a_page_too_early,
     half_a_window_is_worth_saving,
     siblings_on_the_device_are_not_preferred,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import TICK_SHIFT
 from sglang_ext.core.compiled.memory import pointer
-from sglang_ext.core.compiled.ordered import BLOCK, ORDERED, ORDERED_FIELDS, Ordered, put, take
+from sglang_ext.core.compiled.ordered import N_SETS, ORDERED_FIELDS, SETS, ordered, put, take
 
 _FLAGS = Array(boolean, 1, "C")
 _INTS = Array(int32, 1, "C")
@@ -31,8 +31,6 @@ _BITS = Array(uint8, 1, "C")
     SUPERSEDED,
     UNSAVED,
 ) = range(9)
-N_SETS = 9
-"""Sets of rows in order; see ``core.candidates``."""
 STORED = 2
 _WAITS, _IS_TAIL, _WAS_SEEN, _BOTH, _WINDOW_BOTH = 1, 2, 4, 8, 16
 _WITHIN = (1 << TICK_SHIFT) - 1
@@ -78,7 +76,6 @@ FIELDS_TYPE = NamedTuple(tuple(FIELDS.values()), Fields)
 STATE = int64
 """Address of what ``state_of`` gives: one number instead of many arrays."""
 _SETS_AT = 1 + len(FIELDS)
-_ENTRIES = _SETS_AT + 9
 
 
 def state_of(arrays: dict[str, NDArray[Any]], sets: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
@@ -93,13 +90,15 @@ def state_of(arrays: dict[str, NDArray[Any]], sets: dict[str, NDArray[Any]]) -> 
     for name, type_, array in ((n, t, a[n]) for types, a in both for n, t in types.items()):
         assert numba.typeof(array) == type_, f"{name} is not {type_}"
     addresses = [values[name].ctypes.data for types, values in both for name in types]
-    return np.array([len(arrays["parent"]), *addresses], dtype=np.int64)
+    rows = len(arrays["parent"])
+    own, others = addresses[: len(FIELDS)], addresses[len(FIELDS) :]
+    return np.array([rows, *own, rows, *others], dtype=np.int64)
 
 
 @compiled(FIELDS_TYPE(STATE))
 def fields(state):
     """The arrays without the sets."""
-    entries = carray(pointer(state), _ENTRIES, np.int64)
+    entries = carray(pointer(state), _SETS_AT, np.int64)
     rows, at = entries[0], entries[1:]
     return Fields(
         carray(pointer(at[0]), rows, np.int32),
@@ -135,23 +134,10 @@ def fields(state):
     )
 
 
-@compiled(ORDERED(STATE))
+@compiled(SETS(STATE), inline=True)
 def sets_of(state):
-    """The sets."""
-    entries = carray(pointer(state), _ENTRIES, np.int64)
-    rows, at = entries[0], entries[_SETS_AT:]
-    most = 4 * rows // BLOCK + 3
-    return Ordered(
-        carray(pointer(at[0]), rows, np.uint16),
-        carray(pointer(at[1]), (rows, N_SETS), np.int64),
-        carray(pointer(at[2]), N_SETS, np.int64),
-        carray(pointer(at[3]), N_SETS, np.int64),
-        carray(pointer(at[4]), (N_SETS, most), np.int32),
-        carray(pointer(at[5]), N_SETS * most, np.int32),
-        carray(pointer(at[6]), (N_SETS * most, BLOCK), np.int32),
-        carray(pointer(at[7]), (N_SETS * most, BLOCK), np.int64),
-        carray(pointer(at[8]), N_SETS * most + 1, np.int32),
-    )
+    """The sets, see ``ordered``."""
+    return state + 8 * _SETS_AT
 
 
 @compiled(int64(int64), inline=True)
@@ -212,19 +198,12 @@ def off_below(state, rows):
     """Write what is below ``rows`` and not on the device to ``found``, without these rows; how many
     there are. They are counted before: none is missing."""
     c = fields(state)
-    count, out = 0, c.found
-    for i in range(rows.size):
-        child = int64(c.off_first[rows[i]])
-        while child:
-            if not c.bits[child - 1] & uint8(_WAITS):
-                c.bits[child - 1] |= uint8(_WAITS)
-                out[count] = child - 1
-                count += 1
-            child = int64(c.off_next[child - 1])
-    done = 0
-    while done < count:
-        child = int64(c.off_first[out[done]])
-        done += 1
+    number, count, out = 0, 0, c.found
+    # the children of all that is given, then of all that is found
+    while number < rows.size + count:
+        above = rows[number] if number < rows.size else out[number - rows.size]
+        number += 1
+        child = int64(c.off_first[above])
         while child:
             if not c.bits[child - 1] & uint8(_WAITS):
                 c.bits[child - 1] |= uint8(_WAITS)
@@ -309,13 +288,14 @@ def _may_go(c, number, row):
     return c.swa_device[row] and c.swa_device_locks[row] == 0
 
 
-@compiled(void(FIELDS_TYPE, ORDERED, int64), inline=True)
-def _classify(c, s, row):
+@compiled(void(FIELDS_TYPE, SETS, int64), inline=True)
+def _classify(c, sets, row):
     """Have a row in those sets that it belongs to.
 
     A victim that is locked or used stays where it is until it is one of the first: most are
     released, and used again, long before, and paths are long.
     """
+    s = ordered(sets)
     was, now = int64(s.members[row]), _sets_with(c, row)
     number, left = int64(0), was | now
     while left:
@@ -323,26 +303,64 @@ def _classify(c, s, row):
             is_in = now >> number & 1
             key = _key_of(c, number, row) if is_in else int64(0)
             if not was >> number & 1:
-                put(s, number, row, key)
+                put(sets, number, row, key)
             elif not is_in:
                 if number > WINDOW_VICTIMS or not _has_copy(c, number, row):
-                    take(s, number, row)
+                    take(sets, number, row)
             elif key < s.key[row, number] or (
                 number > WINDOW_VICTIMS and s.key[row, number] != key
             ):
-                take(s, number, row)
-                put(s, number, row, key)
+                take(sets, number, row)
+                put(sets, number, row, key)
         number += 1
         left >>= 1
     _count_both(c, row, 0, _BOTH, c.device[row] and c.host[row])
     _count_both(c, row, 1, _WINDOW_BOTH, c.swa_device[row] and c.swa_host[row])
 
 
+@compiled(void(STATE, _LONGS))
+def settle_victims(state, noted):
+    """Look at rows that may have changed, where there is no host: as victims alone."""
+    c, sets = fields(state), sets_of(state)
+    s = ordered(sets)
+    count = 0
+    for i in range(noted.size):
+        row = noted[i]
+        for number in (VICTIMS, WINDOW_VICTIMS):
+            is_in = s.members[row] >> number & 1
+            if is_in and not _has_copy(c, number, row):
+                take(sets, number, row)
+            elif _may_go(c, number, row):
+                is_late = is_in and _key_of(c, number, row) < s.key[row, number]
+                if is_late:
+                    take(sets, number, row)
+                if (is_late or not is_in) and not c.bits[row] & uint8(_WAITS):
+                    c.bits[row] |= uint8(_WAITS)
+                    c.found[count] = row
+                    count += 1
+    # paths one after the other, each from its end on: so most are put behind all others
+    for number in (VICTIMS, WINDOW_VICTIMS):
+        begin = 0
+        while begin < count:
+            end = begin + 1
+            while end < count and _key_of(c, number, c.found[end]) < _key_of(
+                c, number, c.found[end - 1]
+            ):
+                end += 1
+            for i in range(end - 1, begin - 1, -1):
+                row = c.found[i]
+                if _may_go(c, number, row) and not s.members[row] >> number & 1:
+                    put(sets, number, row, _key_of(c, number, row))
+            begin = end
+    for i in range(count):
+        c.bits[c.found[i]] &= ~uint8(_WAITS)
+
+
 @compiled(int64(STATE, _LONGS))
 def settle(state, noted):
     """Look at rows that may have changed; writes tails that have to ``found``, and those that are
     none any more; how many."""
-    c, s = fields(state), sets_of(state)
+    c, sets = fields(state), sets_of(state)
     waiting, tails = 0, 0
     for i in range(noted.size):
         waiting = _wait(c, waiting, noted[i])
@@ -351,7 +369,7 @@ def settle(state, noted):
         row = int64(c.todo[waiting])
         c.bits[row] &= ~uint8(_WAITS)
         waiting = _count_off(c, row, waiting)
-        _classify(c, s, row)
+        _classify(c, sets, row)
         is_tail, was_tail = c.ends[row] and c.below[row] == 1, (c.bits[row] & uint8(_IS_TAIL)) != 0
         is_other = c.tail_ages[row] != c.age[row] or c.tail_forks[row] != c.forks[row]
         if is_tail != was_tail or (is_tail and is_other):
@@ -370,29 +388,31 @@ def settle(state, noted):
 
 
 @compiled(int64(STATE, int64, int64, _LONGS))
-def first(state, sets, younger_than, out):
+def first(state, kinds, younger_than, out):
     """Write the first rows of some sets to ``out``, as many as it has room for; how many they are.
 
     Args:
-        sets: a bit for each.
+        kinds: a bit for each set.
         younger_than: pages that are not are left out; ANY_AGE for all. The sets are in order
             of ``youngest`` then.
     """
-    c, s = fields(state), sets_of(state)
+    c, s = fields(state), ordered(sets_of(state))
     count, last = int64(0), youngest(younger_than) | _WITHIN
     block, place = np.zeros(N_SETS, dtype=np.int64), np.zeros(N_SETS, dtype=np.int64)
     while count < out.size:
         chosen, key, row = -1, int64(0), int64(0)
         for number in range(N_SETS):
-            if sets >> number & 1 and block[number] < s.lengths[number]:
+            if kinds >> number & 1 and block[number] < s.lengths[number]:
                 at = s.blocks[number, block[number]]
-                other, other_row = s.keys[at, place[number]], int64(s.rows[at, place[number]])
+                there = s.begin[at] + place[number]
+                other, other_row = s.keys[at, there], int64(s.rows[at, there])
                 if chosen < 0 or other < key or (other == key and other_row < row):
                     chosen, key, row = number, other, other_row
         if chosen < 0 or (younger_than != ANY_AGE and key > last):
             break
         place[chosen] += 1
-        if place[chosen] == s.fill[s.blocks[chosen, block[chosen]]]:
+        at = s.blocks[chosen, block[chosen]]
+        if place[chosen] == s.end[at] - s.begin[at]:
             block[chosen] += 1
             place[chosen] = 0
         if younger_than == ANY_AGE or c.age[row] > younger_than:
@@ -404,12 +424,13 @@ def first(state, sets, younger_than, out):
 @compiled(int64(STATE, int64, _LONGS))
 def first_of(state, number, out):
     """Write the first rows of a set to ``out``, as many as it has room for; how many they are."""
-    c, s = fields(state), sets_of(state)
+    c, sets = fields(state), sets_of(state)
+    s = ordered(sets)
     while True:
         count, block, late = 0, 0, 0
         while count < out.size and block < s.lengths[number]:
             at = s.blocks[number, block]
-            for i in range(s.fill[at]):
+            for i in range(s.begin[at], s.end[at]):
                 row = int64(s.rows[at, i])
                 if number <= WINDOW_VICTIMS and (
                     not _may_go(c, number, row) or s.keys[at, i] != _key_of(c, number, row)
@@ -427,9 +448,9 @@ def first_of(state, number, out):
         # see ``_classify``: it is time to have them where they belong
         for i in range(late):
             row = c.found[i]
-            take(s, number, row)
+            take(sets, number, row)
             if _may_go(c, number, row):
-                put(s, number, row, _key_of(c, number, row))
+                put(sets, number, row, _key_of(c, number, row))
 
 
 # ---- paths and windows ------------------------------------------------------------------

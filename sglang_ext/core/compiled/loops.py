@@ -61,7 +61,7 @@ def difference(c, row, pages, number):
     return differs
 
 
-@compiled(int64(COLUMNS, PAGES, int64, uint64, LONGS), wraps=True)
+@compiled(int64(COLUMNS, PAGES, int64, uint64, LONGS), wraps=True, inline=True)
 def _lookup(c, pages, root, seed, out):
     depth, parent, digest = 0, root, uint64(seed)
     while depth < pages.shape[0]:
@@ -111,7 +111,7 @@ def path(table, row, out):
         row = int64(c.parent[row])
 
 
-@compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, LONGS))
+@compiled(FOUND(COLUMNS, PAGES, int64, uint64, int64, LONGS), inline=True)
 def _match(c, pages, root, seed, window, out):
     known = _lookup(c, pages, root, seed, out)
     count, cut, total, width = known, int64(0), pages.shape[0], c.weights.size
@@ -163,13 +163,13 @@ def match(table, pages, root, seed, window, out):
     return _match(columns(table), pages, root, seed, window, out)
 
 
-@compiled(int64(COLUMNS, int64, int64))
+@compiled(int64(COLUMNS, int64, int64), inline=True)
 def age_of(c, row, tick):
     """Recency and depth of a page, see ``TICK_SHIFT``."""
     return (int64(tick) << TICK_SHIFT) + (MAX_DEPTH - int64(c.depth[row]))
 
 
-@compiled(int64(COLUMNS, int64, int64))
+@compiled(int64(COLUMNS, int64, int64), inline=True)
 def rank_of(c, row, policy):
     """What an eviction policy gives a page: from 0 to ``MAX_RANK``, never more than the one before
     it on its path."""
@@ -193,13 +193,13 @@ def _expire_later(c, rows, tick):
         c.age[row] = max(c.age[row], age_of(c, row, expires))
 
 
-@compiled(int64(COLUMNS, int64, int64, int64))
+@compiled(int64(COLUMNS, int64, int64, int64), inline=True)
 def _window_age(c, row, tick, policy):
     """Age of a window page that is used: where pages expire, it does with its page."""
     return c.age[row] if policy == LEARNED else age_of(c, row, tick)
 
 
-@compiled(void(COLUMNS, LONGS, int64, int64, int64))
+@compiled(void(COLUMNS, LONGS, int64, int64, int64), inline=True)
 def _use(c, rows, tick, policy, window):
     n = rows.size
     if policy == LEARNED:

@@ -125,16 +125,13 @@ class DeviceEviction:
 
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self._table
-        on_host = table.host.present[rows]
         if self._residency.tier is None:
             self._expiry.note_lost(rows)
-        else:
-            self._note_lost(rows[~on_host])
+            return self._residency.remove(rows)
+        on_host = table.host.present[rows]
+        self._note_lost(rows[~on_host])
         windows = self._residency.drop_device_windows(rows[table.swa_device.present[rows]])
         self._residency.device_pool.release(table.device.take(rows))
-        if self._residency.tier is None:
-            extra, extra_windows = self._residency.remove(rows)
-            return len(rows) + extra, windows + extra_windows
         self._counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
         extra, extra_windows = self._residency.remove(rows[~on_host])
         # what leads to no window on the host cannot be resumed from there

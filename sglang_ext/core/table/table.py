@@ -163,6 +163,7 @@ class PageTable:
         self.prospects: Prospects = PastUses(self)
         self._window = geometry.window_pages
         self._limits = limits
+        self._most_ticks = limits.ticks - self.longest_stay
         self._priorities = PriorityRanks(limits.ranks)
         self._roots: dict[Hashable, int] = {}
         self._namespaces: dict[int, Hashable] = {}
@@ -432,7 +433,7 @@ class PageTable:
 
     def _set_tick(self, tick: int) -> None:
         self.tick = tick
-        if tick - self._first_tick >= self._limits.ticks - self.longest_stay:
+        if tick - self._first_tick >= self._most_ticks:
             self.renumber()
 
     @property
