@@ -159,14 +159,14 @@ class Rig:
         from sglang_ext.adapter.device_pool import EngineDevicePool
         from sglang_ext.adapter.inside import InsidePages
         from sglang_ext.adapter.prefix_cache import SwaHiCache
-        from sglang_ext.core.cache import CacheIndex
+        from sglang_ext.core.cache import PrefixCache
         from sglang_ext.core.device.victims import Spare
         from sglang_ext.core.table.geometry import Geometry
 
         geometry = Geometry(params.page_size, WINDOW)
         pool = EngineDevicePool(self.allocator, geometry)
         rows = self.allocator.size_full // geometry.page_tokens
-        index = CacheIndex(geometry, rows, pool, spare=Spare.for_device(rows, rows))
+        index = PrefixCache(geometry, rows, pool, spare=Spare.for_device(rows, rows))
         admission = Admission(_UNLIMITED, geometry.retained_tokens, params.page_size, None)
         inside = InsidePages(index, pool, None) if geometry.resumes_inside else None
         self.cache = cache = SwaHiCache(params, index, pool, admission, inside=inside)

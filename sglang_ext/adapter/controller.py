@@ -8,7 +8,7 @@ import numpy as np
 
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.storage_tier import StorageTier
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.core.plan import Copies, Declined, Transfer, TransferKind
@@ -43,7 +43,7 @@ class HostTierController:
 
     def __init__(
         self,
-        index: CacheIndex,
+        index: PrefixCache,
         engine: TransferEngine,
         counter: LayerDoneCounter,
         agreement: RankAgreement,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
 
 if TYPE_CHECKING:
-    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.cache import PrefixCache
     from sglang_ext.core.table.columns import SlotColumn
 
 
@@ -16,7 +16,7 @@ class DeviceKv:
         windows_alone: the model has no full-attention KV: such pages are numbers without memory.
     """
 
-    def __init__(self, index: "CacheIndex", *, windows_alone: bool = False) -> None:
+    def __init__(self, index: "PrefixCache", *, windows_alone: bool = False) -> None:
         self._index = index
         self._page_tokens = index.geometry.page_tokens
         self._windows_alone = windows_alone

@@ -30,7 +30,7 @@ from sglang_ext.adapter.window_only import (
     numbers,
 )
 from sglang_ext.config import BACKEND, COPIES, REPORT_DELAY, SLOWDOWN, from_environment
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import EVERY, POLICIES, EvictionPolicy
 from sglang_ext.core.host.arena import Arena, ArenaPool
@@ -89,7 +89,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         device_pages *= ROWS_PER_WINDOW_PAGE
     device_pool = _device_pool(ctx, geometry, device_pages)
     if not ctx.enable_hierarchical_cache:
-        index = CacheIndex(geometry, device_pages, device_pool, eviction=eviction, spare=spare)
+        index = PrefixCache(geometry, device_pages, device_pool, eviction=eviction, spare=spare)
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
@@ -107,7 +107,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))
         else:
             tier = HostTier.on(arena, memory)
-        index = CacheIndex(
+        index = PrefixCache(
             geometry, device_pages + host_pages, device_pool, tier, policy, eviction, spare
         )
     admission = Admission(
@@ -184,7 +184,7 @@ def _device_pool(
 
 
 def _inside(
-    index: CacheIndex, device_pool: EngineDevicePool | WindowOnlyDevicePool, chunk: int | None
+    index: PrefixCache, device_pool: EngineDevicePool | WindowOnlyDevicePool, chunk: int | None
 ) -> InsidePages | None:
     if not index.geometry.resumes_inside or isinstance(device_pool, WindowOnlyDevicePool):
         return None
@@ -272,7 +272,7 @@ def _controller(
     ctx: "TreeCacheBuildContext",
     kv_pool: "SWAKVPool",
     group: "HostPoolGroup",
-    index: CacheIndex,
+    index: PrefixCache,
 ) -> HostTierController:
     from sglang.srt.environ import envs
     from sglang.srt.runtime_context import get_memory

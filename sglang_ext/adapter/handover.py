@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.keys import Keys
     from sglang_ext.adapter.locks import Locks
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
-    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.cache import PrefixCache
 
 
 class Owned(NamedTuple):
@@ -54,7 +54,7 @@ class Handovers:
 
     def __init__(
         self,
-        index: "CacheIndex",
+        index: "PrefixCache",
         device_pool: "EngineDevicePool | WindowOnlyDevicePool",
         rows: "ReqToTokenPool",
         keys: "Keys",
@@ -88,7 +88,7 @@ class Handovers:
         """Take over what a request owns.
 
         Args:
-            number, priority: see ``CacheIndex.insert``.
+            number, priority: see ``PrefixCache.insert``.
 
         Returns:
             The path of its prefix, and how many tokens of it the request has; None without room

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sglang_ext.core import invariants
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 
 if TYPE_CHECKING:
     from sglang_ext.adapter.host_arena import ArenaMemory
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class IdleCheck:
     """Runs all checks of a state once: the engine asks in every spin of its idle loop."""
 
-    def __init__(self, index: CacheIndex) -> None:
+    def __init__(self, index: PrefixCache) -> None:
         self._index = index
         self._checked: tuple[int, ...] | None = None
 

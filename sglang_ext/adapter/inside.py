@@ -12,7 +12,7 @@ from sglang_ext.core.table.paths import Page, filled_up
 
 if TYPE_CHECKING:
     from sglang_ext.adapter.device_pool import EngineDevicePool
-    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.cache import PrefixCache
 
 _TOKEN_BYTES = 8
 _NO_TOKENS: Page = np.empty(0, dtype=np.int64)
@@ -26,7 +26,7 @@ class InsidePages:
     """
 
     def __init__(
-        self, index: "CacheIndex", device_pool: "EngineDevicePool", chunk: int | None
+        self, index: "PrefixCache", device_pool: "EngineDevicePool", chunk: int | None
     ) -> None:
         self._index = index
         self._pool = device_pool
@@ -58,7 +58,7 @@ class InsidePages:
         return room * self._page >= (pages + 2) * self._page + self._chunk
 
     def own(self, path: Rows, used: int, hold: Hold, row: torch.Tensor) -> Own | None:
-        """See ``CacheIndex.own``.
+        """See ``PrefixCache.own``.
 
         Args:
             used: tokens of the last page of ``path`` that the request reads.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
     from sglang_ext.adapter.inside import InsidePages
-    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.cache import PrefixCache
 
 
 class Keys:
@@ -24,7 +24,7 @@ class Keys:
         root: handle of the empty prefix.
     """
 
-    def __init__(self, index: "CacheIndex", inside: "InsidePages | None") -> None:
+    def __init__(self, index: "PrefixCache", inside: "InsidePages | None") -> None:
         self.root = Prefix(np.empty(0, dtype=np.int64), 0)
         self._index = index
         self._inside = inside

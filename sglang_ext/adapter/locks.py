@@ -6,14 +6,14 @@ from sglang_ext.core.plan import Hold
 from sglang_ext.core.table.columns import Rows
 
 if TYPE_CHECKING:
-    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.cache import PrefixCache
 
 
 class Locks:
     """Locks by the number that is on their receipt: nothing is walked to find out what one
     covers."""
 
-    def __init__(self, index: "CacheIndex") -> None:
+    def __init__(self, index: "PrefixCache") -> None:
         self._index = index
         self._held: dict[int, Hold] = {}
         self._next = 0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.host.arena import Arena
 
 
@@ -24,7 +24,7 @@ class IndexMetrics:
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
     """
 
-    def __init__(self, index: CacheIndex, labels: dict[str, Any], arena: Arena | None) -> None:
+    def __init__(self, index: PrefixCache, labels: dict[str, Any], arena: Arena | None) -> None:
         from prometheus_client import Counter, Gauge
 
         self._index = index

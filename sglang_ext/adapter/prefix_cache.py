@@ -30,7 +30,7 @@ from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.keys import Keys
 from sglang_ext.adapter.locks import Locks
 from sglang_ext.adapter.storage_front import StorageFront
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.host.arena import ArenaPool
 from sglang_ext.core.plan import PrefixMatch, TransferKind
 from sglang_ext.core.table.columns import Rows
@@ -80,7 +80,7 @@ class SwaHiCache(BasePrefixCache):
     def __init__(
         self,
         params: "CacheInitParams",
-        index: CacheIndex,
+        index: PrefixCache,
         device_pool: "EngineDevicePool | WindowOnlyDevicePool",
         admission: Admission,
         *,

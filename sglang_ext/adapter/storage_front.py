@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.metrics import IndexMetrics
     from sglang_ext.adapter.served_weights import Source
     from sglang_ext.adapter.storage_setup import StorageSetup
-    from sglang_ext.core.cache import CacheIndex
+    from sglang_ext.core.cache import PrefixCache
     from sglang_ext.core.table.digest import Pages
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class StorageFront:
         holds_nothing: whether no page is in any tier but storage, and nothing is in flight.
     """
 
-    def __init__(self, index: "CacheIndex", holds_nothing: "Callable[[], bool]") -> None:
+    def __init__(self, index: "PrefixCache", holds_nothing: "Callable[[], bool]") -> None:
         self.tier: StorageTier | None = None
         self.setup: StorageSetup | None = None
         self._index = index

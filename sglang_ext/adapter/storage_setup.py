@@ -17,7 +17,7 @@ from sglang_ext.adapter.storage_backend import (
 from sglang_ext.adapter.storage_pools import pools_for_storage
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.config import BACKEND
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.core.table.window import stored_pages
 from sglang_ext.errors import StartupError
@@ -51,7 +51,7 @@ class StorageSetup:
 
     def __init__(
         self,
-        index: CacheIndex,
+        index: PrefixCache,
         kv_pool: "SWAKVPool",
         group: "HostPoolGroup",
         memory: "ArenaMemory",

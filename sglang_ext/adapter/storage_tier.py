@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.plan import DeclineReason
 from sglang_ext.core.storage.ledger import StorageLedger
 from sglang_ext.core.storage.plan import Prefetch, StorageLimits
@@ -59,7 +59,7 @@ class StorageTier:
 
     def __init__(
         self,
-        index: CacheIndex,
+        index: PrefixCache,
         storage: BackgroundStorage,
         limits: StorageLimits,
         patience: Patience,
@@ -198,7 +198,7 @@ class StorageTier:
         self._ledger.reset()
 
     def suspend(self) -> None:
-        """Let requests go on without storage; see ``CacheIndex.suspend_storage``."""
+        """Let requests go on without storage; see ``PrefixCache.suspend_storage``."""
         self._index.suspend_storage()
         self._probe = None
 

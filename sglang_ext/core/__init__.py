@@ -5,14 +5,14 @@ the calls made, so all ranks that get the same calls hold the same table.
 
 Who owns what
 -------------
-``cache.CacheIndex`` builds these objects and passes calls on. Each has its state for itself; the
+``cache.PrefixCache`` builds these objects and passes calls on. Each has its state for itself; the
 others call its methods. A flush replaces all of them but the two at the end.
 
 ================================  ================================================================
 ``table.table.PageTable``         rows, digests, ages, four columns of slots (``SlotColumn``); its
                                   loops are in ``compiled``
 ``residency.Residency``           where pages are: every change of slots goes through it
-``host.kept.Checkpoints``         the windows that the host keeps
+``host.kept.KeptWindows``         the windows that the host keeps
 ``host.space.HostSpace``          host slots of one component; ``host.arena.Arena`` has the extents
 ``host.room.HostRoom``            what gives way on the host
 ``host.sampling.Sampling``        whether the host is read, or only a sample is copied

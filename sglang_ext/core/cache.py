@@ -14,7 +14,7 @@ from sglang_ext.core.device.eviction import DeviceEviction
 from sglang_ext.core.device.look_ahead import LookAhead
 from sglang_ext.core.device.victims import NO_SPARE, Spare
 from sglang_ext.core.eviction_policy import EvictionPolicy
-from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.host.room import HostRoom
 from sglang_ext.core.host.sampling import Sampling
 from sglang_ext.core.host.space import HostSpace
@@ -43,7 +43,7 @@ from sglang_ext.core.table.table import NO_LESS, AgeLimits, PageTable
 from sglang_ext.core.write_policy import WritePolicy
 
 
-class CacheIndex:
+class PrefixCache:
     """The table, what is where, and all transfers.
 
     Attributes:
@@ -56,7 +56,7 @@ class CacheIndex:
         attachment: the storage tier.
         log: transfers in flight.
         expiry: when pages expire, if the eviction policy is learned.
-        table, checkpoints, host, host_window: see Residency.
+        table, kept, host, host_window: see Residency.
         residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
             prefetches: the objects that decide; others after each flush.
 
@@ -114,7 +114,7 @@ class CacheIndex:
         log.clear()
         residency = Residency(table, self.device_pool, self.host_tier, self.counters)
         self.table: PageTable = table
-        self.checkpoints: Checkpoints = residency.checkpoints
+        self.kept: KeptWindows = residency.kept
         self.host: HostSpace = residency.host
         self.host_window: HostSpace = residency.host_window
         self.residency = residency

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled import candidates as loops
 from sglang_ext.core.compiled.constants import FREE
 from sglang_ext.core.compiled.ordered import BLOCK, N_SETS, most_blocks
-from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.host.tails import Tails
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import PageTable
@@ -66,7 +66,7 @@ class Candidates:
         has_host: whether there is anything beside victims; without a host there is not.
     """
 
-    def __init__(self, table: PageTable, kept: Checkpoints, *, has_host: bool) -> None:
+    def __init__(self, table: PageTable, kept: KeptWindows, *, has_host: bool) -> None:
         rows = table.capacity
         self._table = table
         self._has_host = has_host
@@ -132,6 +132,8 @@ class Candidates:
     def note(self, rows: Rows) -> None:
         """Pages may belong elsewhere now: their copies, locks or ages have changed, or what
         is kept or stored of them."""
+        if self._noted and self._noted[-1] is rows:
+            return  # both copies of pages come and go together
         self._noted.append(rows)
         self._n_noted += len(rows)
 

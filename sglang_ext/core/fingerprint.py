@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.plan import TransferKind
 
 
-def fingerprint(index: CacheIndex) -> int:
+def fingerprint(index: PrefixCache) -> int:
     """Digest (62 bits) of what decisions depend on.
 
     Host slots are left out: their numbers may differ between ranks after one of them
@@ -37,7 +37,7 @@ def fingerprint(index: CacheIndex) -> int:
     if table.is_learned:
         for array in (table.kind, table.used, table.stay):
             state.update(array.tobytes())
-    kept = index.checkpoints
+    kept = index.kept
     beyond = np.array(sorted(kept.beyond), dtype=np.int64)
     for array in (kept.ends, kept.uses, kept.below, beyond):
         state.update(array.tobytes())

@@ -65,7 +65,7 @@ class Inserts:
         self._residency = residency
         self._table = residency.table
         self._pool = residency.device_pool
-        self._kept = residency.checkpoints
+        self._kept = residency.kept
         self._counters = residency.counters
         self._geometry = residency.table.geometry
         self._eviction = eviction

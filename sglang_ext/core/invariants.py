@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD, TICK_SHIFT
 from sglang_ext.core.plan import TransferKind
@@ -15,7 +15,7 @@ class InvariantError(AssertionError):
     """The table contradicts itself."""
 
 
-def check(index: CacheIndex) -> None:
+def check(index: PrefixCache) -> None:
     """Raise InvariantError with the first contradiction found."""
     table = index.table
     for name in ("device", "host", "swa_device", "swa_host"):
@@ -28,7 +28,7 @@ def check(index: CacheIndex) -> None:
     _check_candidates(index)
 
 
-def check_idle(index: CacheIndex) -> None:
+def check_idle(index: PrefixCache) -> None:
     """``check``, and that nothing holds a page: no request, no transfer."""
     check(index)
     table = index.table
@@ -102,8 +102,8 @@ def _check_copies(table: PageTable) -> None:
     )
 
 
-def _check_windows(index: CacheIndex) -> None:
-    table, kept = index.table, index.checkpoints
+def _check_windows(index: PrefixCache) -> None:
+    table, kept = index.table, index.kept
     ends = np.flatnonzero(kept.ends)
     uses, below = np.zeros_like(kept.uses), np.zeros_like(kept.below)
     for end in ends.tolist():
@@ -122,7 +122,7 @@ def _check_windows(index: CacheIndex) -> None:
     _require(not lost.any(), "a page on the host alone leads to no resume point")
 
 
-def _check_transfers(index: CacheIndex) -> None:
+def _check_transfers(index: PrefixCache) -> None:
     table = index.table
     loading = np.zeros(table.capacity, dtype=bool)
     loading_window = loading.copy()
@@ -149,7 +149,7 @@ def _check_transfers(index: CacheIndex) -> None:
         _require(not (reserved & (column.locks == 0)).any(), f"{name}: RESERVED and not held")
 
 
-def _check_storage(index: CacheIndex) -> None:
+def _check_storage(index: PrefixCache) -> None:
     table = index.table
     stored = np.flatnonzero((table.parent >= 0) & (table.stored == STORED))
     _require(
@@ -165,9 +165,9 @@ def _check_storage(index: CacheIndex) -> None:
         _require(bool(((states == STORING) == mask)[used].all()), "STORING without a persist")
 
 
-def _check_candidates(index: CacheIndex) -> None:
+def _check_candidates(index: PrefixCache) -> None:
     """What is kept up to date is what a look at every row would find, in the same order."""
-    table, kept, candidates = index.table, index.checkpoints, index.residency.candidates
+    table, kept, candidates = index.table, index.kept, index.residency.candidates
     device, host = table.device, table.host
     children = _children_off_device(table)
     _require(bool((children == candidates.children_off()).all()), "children off the device")

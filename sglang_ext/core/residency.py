@@ -5,7 +5,7 @@ import numpy as np
 from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.host.compaction import Compaction
-from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.host.space import HostSpace, NoHost
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.plan import Hold
@@ -22,7 +22,7 @@ class Residency:
         device_pool: device slots.
         tier: None without a host.
         host, host_window: host slots of each component; without a host there is no room.
-        checkpoints: windows that the host keeps.
+        kept: windows that the host keeps.
         candidates: what may be evicted, dropped or copied next.
         counters: of the cache.
     """
@@ -38,8 +38,8 @@ class Residency:
         self.device_pool = device
         self.tier = tier
         self.counters = counters
-        self.checkpoints = Checkpoints(table, table.geometry.window_pages)
-        self.candidates = Candidates(table, self.checkpoints, has_host=tier is not None)
+        self.kept = KeptWindows(table, table.geometry.window_pages)
+        self.candidates = Candidates(table, self.kept, has_host=tier is not None)
         nowhere = NoHost()
         shared = tier.shared if tier else None
         self.host, self.host_window = (
@@ -147,10 +147,11 @@ class Residency:
         if len(rows) == 0:
             return 0, 0
         table = self.table
+        device, windows = rows, 0
         if self.tier is not None:  # without a host all rows are on the device, and leaves go first
             rows = self.candidates.with_descendants(rows)
+            device = rows[table.device.present[rows]]
         assert not table.device.locks[rows].any(), "removed a locked page"
-        device, windows = rows[table.device.present[rows]], 0
         if len(device):
             windows = self.drop_device_windows(device[table.swa_device.present[device]])
             self.device_pool.release(table.device.take(device))
@@ -159,7 +160,7 @@ class Residency:
             # storage may still read them: it holds their slots, see ``HostSpace.pin``
             table.host.break_locks(rows)
             table.swa_host.break_locks(rows)
-            self.forget_windows(rows[self.checkpoints.ends[rows]])
+            self.forget_windows(rows[self.kept.ends[rows]])
             self.host.drop(rows[table.host.present[rows]])
             self.candidates.note(rows)
         table.remove_rows(rows)
@@ -170,7 +171,7 @@ class Residency:
         """Keep windows on the host no longer; returns how many of their pages are free."""
         freed = 0
         for end in ends.tolist():
-            freed += self.drop_unneeded(self.checkpoints.remove(end))
+            freed += self.drop_unneeded(self.kept.remove(end))
         return freed
 
     def drop_unneeded(self, rows: Rows) -> int:
@@ -178,7 +179,7 @@ class Residency:
         if len(rows) == 0:
             return 0
         column = self.table.swa_host
-        unneeded = column.ready[rows] & (self.checkpoints.uses[rows] == 0)
+        unneeded = column.ready[rows] & (self.kept.uses[rows] == 0)
         rows = rows[unneeded & (column.locks[rows] == 0)]
         self.host_window.drop(rows)
         return len(rows)

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.host.arena import Arena, shape_for
@@ -113,7 +113,7 @@ class Replay:
             shape.pages(0),
             dense_pages(self.geometry, page_bytes, interval),
         )
-        self.index = CacheIndex(
+        self.index = PrefixCache(
             self.geometry,
             budget.device_pages + shape.pages(0),
             self._pool,

@@ -1,4 +1,4 @@
-"""A simulated engine: requests against a CacheIndex, with a content oracle.
+"""A simulated engine: requests against a PrefixCache, with a content oracle.
 
 It does what SGLang's scheduler does to a tree cache: match, lock, load back,
 prefill in chunks, decode, slide the window, retract, abort, finish. Every request
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core import invariants
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.eviction_policy import EVERY
@@ -63,7 +63,7 @@ class SimEngine:
         sizes: Sizes,
         pace: Pace | None = None,
         seed: int = 0,
-        index_type: type[CacheIndex] = CacheIndex,
+        index_type: type[PrefixCache] = PrefixCache,
         store: SimStore | None = None,
         storage_faults: StorageFaults | None = None,
         loops: Loops = COMPILED,

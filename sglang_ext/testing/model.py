@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.device.look_ahead import Found
@@ -57,11 +57,11 @@ def around(owner: Any, name: str, watch: Callable[..., Any]) -> None:
     setattr(owner, name, functools.partial(watch, getattr(owner, name)))
 
 
-class ModelledIndex(CacheIndex):
-    """A CacheIndex that is checked against the model after every operation."""
+class ModelledIndex(PrefixCache):
+    """A PrefixCache that is checked against the model after every operation."""
 
     def reset(self) -> None:
-        """See CacheIndex."""
+        """See PrefixCache."""
         super().reset()
         around(self.residency, "use", self._watch_use)
         around(self.inserts, "padding", self._watch_padding)
@@ -78,7 +78,7 @@ class ModelledIndex(CacheIndex):
     # ---- operations ----------------------------------------------------------
 
     def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
-        """See CacheIndex; compared with the definition of the resume rule."""
+        """See PrefixCache; compared with the definition of the resume rule."""
         found = super().match(pages, namespace, rest)
         known: list[ModelPage] = []
         for key in _keys(pages, namespace):
@@ -136,7 +136,7 @@ class ModelledIndex(CacheIndex):
     def match_and_use(
         self, pages: Pages, namespace: Hashable, rest: Page | None = None
     ) -> PrefixMatch:
-        """See CacheIndex."""
+        """See PrefixCache."""
         expected = self.match(pages, namespace, rest)
         found = super().match_and_use(pages, namespace, rest)
         _require(np.array_equal(found.rows, expected.rows), "match_and_use finds something else")
@@ -195,7 +195,7 @@ class ModelledIndex(CacheIndex):
                 setattr(page, name, moved.get(tick, tick))
 
     def insert(self, pages: Pages, namespace: Hashable, *args: Any) -> Rows:
-        """See CacheIndex; the pages it names, and nothing else, are on the device now."""
+        """See PrefixCache; the pages it names, and nothing else, are on the device now."""
         first, _, swa, request, priority, tail = (*args, None)[:6]
         rows = super().insert(pages, namespace, *args)
         before = self._at_insert
@@ -250,7 +250,7 @@ class ModelledIndex(CacheIndex):
                     inner.band = max(inner.band, INSIDE)
 
     def note_prompt_end(self, rows: Rows, pages: int) -> None:
-        """See CacheIndex; the window of a prompt that nothing has gone on from is used."""
+        """See PrefixCache; the window of a prompt that nothing has gone on from is used."""
         path = [self.pages[self._key(row)] for row in rows[:pages].tolist()]
         window = path[max(0, len(path) - self.geometry.window_pages) :]
         super().note_prompt_end(rows, pages)
@@ -292,7 +292,7 @@ class ModelledIndex(CacheIndex):
             _require(found == expected, f"inside is {found}, by definition {expected}")
 
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
-        """See CacheIndex."""
+        """See PrefixCache."""
         pages = [self.pages[self._key(row)] for row in rows.tolist()]
         expected = sum(page.count(request, priority) for page in pages) > 0
         counted = super().count_request(rows, request, priority)
@@ -306,7 +306,7 @@ class ModelledIndex(CacheIndex):
         return slots
 
     def own(self, path: Rows, used: int, hold: Hold) -> Own | None:
-        """See CacheIndex; nothing goes but a tail that is used up."""
+        """See PrefixCache; nothing goes but a tail that is used up."""
         key, is_tail = self._key(int(path[-1])), self.table.is_tail(int(path[-1]))
         own = super().own(path, used, hold)
         after = self._states()
@@ -374,7 +374,7 @@ class ModelledIndex(CacheIndex):
         self, look: Callable[..., Found], free: int, free_windows: int, pins: NDArray[np.int16]
     ) -> Found:
         """What is to be copied ahead of eviction is what eviction would lose."""
-        table, kept, policy = self.table, self.checkpoints.ends, self.policy
+        table, kept, policy = self.table, self.kept.ends, self.policy
         found = look(free, free_windows, pins)
         worth = worth_keeping(policy.write, table.hits) & table.device.ready
         if self.sampling.is_on:
@@ -443,7 +443,7 @@ class ModelledIndex(CacheIndex):
 
     def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
         """Where prefixes can be resumed that are not on the device, with their worth."""
-        rows = np.flatnonzero(self.checkpoints.ends & ~self.table.device.present)
+        rows = np.flatnonzero(self.kept.ends & ~self.table.device.present)
         return {self._key(row): self._worth(row) for row in rows.tolist()}
 
     def _worth(self, row: int) -> tuple[int, float]:
@@ -490,7 +490,7 @@ class ModelledIndex(CacheIndex):
             yield from level
 
     def begin_load(self, rows: Rows) -> Transfer | Declined:
-        """See CacheIndex; a declined load changes nothing but what it evicted."""
+        """See PrefixCache; a declined load changes nothing but what it evicted."""
         before = self._states()
         plan = super().begin_load(rows)
         after = self._states()
@@ -510,7 +510,7 @@ class ModelledIndex(CacheIndex):
         return plan
 
     def commit_backup(self, op: int, *, ok: bool) -> None:
-        """See CacheIndex; what was RESERVED is READY or gone, nothing else changes."""
+        """See PrefixCache; what was RESERVED is READY or gone, nothing else changes."""
         transfer = self.pending[TransferKind.BACKUP][op]
         expected = self._states()
         if not transfer.abandoned:
@@ -526,7 +526,7 @@ class ModelledIndex(CacheIndex):
         self._expect(expected, "commit of a backup")
 
     def commit_load(self, op: int) -> None:
-        """See CacheIndex; what was RESERVED is READY, nothing else changes."""
+        """See PrefixCache; what was RESERVED is READY, nothing else changes."""
         transfer = self.pending[TransferKind.LOAD][op]
         expected = self._states()
         for copies, tier in ((transfer.full, 0), (transfer.window, 2)):
@@ -549,7 +549,7 @@ class ModelledIndex(CacheIndex):
             if expected[key][3] == READY and after[key][3] == ABSENT:
                 expected[key] = (*expected[key][:3], ABSENT)
                 ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
-                kept = self.checkpoints.ends[ends]
+                kept = self.kept.ends[ends]
                 _require(not kept.any(), "a page of a kept window went with a transfer")
 
     # ---- the table, as the model sees it --------------------------------------

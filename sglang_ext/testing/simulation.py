@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.arguments import Parser, whole
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import POLICIES
@@ -104,7 +104,7 @@ class Simulation:
                 sizes,
                 pace,
                 seed * 1000 + rank,
-                ModelledIndex if modelled and rank == 0 else CacheIndex,
+                ModelledIndex if modelled and rank == 0 else PrefixCache,
                 storage_faults=faults,
                 loops=loops[rank % len(loops)],
             )

@@ -20,7 +20,7 @@ from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.device_pool import EngineDevicePool
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.prefix_cache import SwaHiCache
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.table.geometry import Geometry
 
 WINDOW, LONGEST = 40, 400
@@ -56,7 +56,7 @@ class Engine:
             sliding_window_size=WINDOW,
         )
         device_pool = EngineDevicePool(self.allocator, geometry)
-        self.index = CacheIndex(geometry, tokens // geometry.page_tokens, device_pool)
+        self.index = PrefixCache(geometry, tokens // geometry.page_tokens, device_pool)
         admission = Admission(1 << 30, geometry.retained_tokens, 1, None)
         inside = InsidePages(self.index, device_pool, None)
         self.cache = SwaHiCache(params, self.index, device_pool, admission, inside=inside)

@@ -11,7 +11,7 @@ from sglang_ext.core.candidates import Candidates, Kind
 from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_COUNT, MAX_TICK, UNUSED_BAND
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.eviction_policy import POLICIES
-from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.priority_ranks import PriorityRanks
@@ -77,7 +77,7 @@ def test_windows_stay_in_their_bands(loops: Loops) -> None:
 @BOTH
 def test_victims_are_in_order_of_the_ages_that_pages_have_now(loops: Loops) -> None:
     table = table_with(loops, AgeLimits(ticks=60))
-    candidates = Candidates(table, Checkpoints(table, 1), has_host=True)
+    candidates = Candidates(table, KeptWindows(table, 1), has_host=True)
     for number in range(8):
         row = add(table, number)
         table.device.put(row, np.array([[number]], dtype=np.int32), ready=True)

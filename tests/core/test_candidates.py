@@ -5,7 +5,7 @@ import pytest
 
 from sglang_ext.core.candidates import Candidates, Kind
 from sglang_ext.core.compiled.ordered import BLOCK
-from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
 
@@ -17,7 +17,7 @@ ROWS = 20 * BLOCK
 def test_victims_are_in_order_whatever_has_happened(largest_age: int, has_host: bool) -> None:
     random = np.random.default_rng(largest_age)
     table = PageTable(Geometry(16, 16), ROWS)
-    candidates = Candidates(table, Checkpoints(table, 1), has_host=has_host)
+    candidates = Candidates(table, KeptWindows(table, 1), has_host=has_host)
     slots = np.arange(ROWS, dtype=np.int32).reshape(ROWS, 1)
     column = table.device
     column.put(np.arange(ROWS), slots, ready=True)
@@ -47,7 +47,7 @@ def test_victims_are_in_order_whatever_has_happened(largest_age: int, has_host: 
 @pytest.mark.parametrize("has_host", [False, True], ids=["device", "host"])
 def test_nothing_is_found_where_nothing_is(has_host: bool) -> None:
     table = PageTable(Geometry(16, 16), 8)
-    candidates = Candidates(table, Checkpoints(table, 1), has_host=has_host)
+    candidates = Candidates(table, KeptWindows(table, 1), has_host=has_host)
     for kind in Kind:
         assert candidates.first(kind, 3).tolist() == []
     assert candidates.on_both_tiers() == 0

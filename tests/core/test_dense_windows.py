@@ -42,7 +42,7 @@ class WholeChunks(SimEngine):
 
 def kept_at(engine: SimEngine, tokens: Any) -> list[int]:
     """Boundaries of a prompt whose windows the host keeps."""
-    return (np.flatnonzero(engine.index.checkpoints.ends[rows_of(engine, tokens)]) + 1).tolist()
+    return (np.flatnonzero(engine.index.kept.ends[rows_of(engine, tokens)]) + 1).tolist()
 
 
 def back_up(engine: SimEngine, tokens: Any) -> None:
@@ -115,7 +115,7 @@ def test_one_that_was_used_is_kept_like_others() -> None:
     while index.room.drop_spare():
         engine.check()
     assert kept_at(engine, LONG) == [8, 24]
-    assert not index.checkpoints.beyond
+    assert not index.kept.beyond
 
 
 def test_those_not_used_for_longest_go_first() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.constants import TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
@@ -60,8 +60,8 @@ class Told(Retention):
 
 
 def engine_that_is_told(retention: Retention, **sizes: Any) -> SimEngine:
-    def index(*args: Any, **options: Any) -> CacheIndex:
-        return CacheIndex(*args, **{**options, "retention": retention})
+    def index(*args: Any, **options: Any) -> PrefixCache:
+        return PrefixCache(*args, **{**options, "retention": retention})
 
     made: Any = index
     return SimEngine(

@@ -61,7 +61,7 @@ def test_holes_become_room_before_anything_is_dropped() -> None:
     engine = sharing(400, device_pages=200, device_window_pages=200)
     back_up(engine, *range(40))
     index, windows = engine.index, engine.index.table.swa_host
-    index.residency.forget_windows(np.flatnonzero(index.checkpoints.ends)[::2])
+    index.residency.forget_windows(np.flatnonzero(index.kept.ends)[::2])
     before = windows.n_present, index.host.free_pages
     # an extent holds up to two window pages, or at least two pages
     room = index.host_tier.shared.arena.holes(1) // 2 * 2

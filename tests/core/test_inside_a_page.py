@@ -199,7 +199,7 @@ def test_a_tail_is_not_written_to_storage_and_the_boundary_before_it_is() -> Non
     run(engine, words(5 * PAGE + 7))
     engine.settle()
     persists = engine.index.persists.begin(0)
-    table, kept = engine.index.table, engine.index.checkpoints
+    table, kept = engine.index.table, engine.index.kept
     assert sum(len(persist.full) for persist in persists) == 5
     assert all((table.tokens[persist.full_rows.rows] != PAD).all() for persist in persists)
     # a window that ends with a whole page is there: from that a restarted server goes on

@@ -69,7 +69,7 @@ def test_room_for_a_repeat_is_the_first_to_go() -> None:
     for tokens in prompts:
         serve(engine, tokens, answer, 100)
         engine.index.evict_device(16, 16)
-    kept = engine.index.checkpoints.ends
+    kept = engine.index.kept.ends
     for tokens in prompts:
         pages = tokens[: len(tokens) // PAGE * PAGE].reshape(-1, PAGE)
         rows = engine.index.table.lookup(pages, None)

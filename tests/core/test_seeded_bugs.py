@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import Loops
 from sglang_ext.core.device.eviction import DeviceEviction
 from sglang_ext.core.host.arena import Arena, ArenaShape
-from sglang_ext.core.host.kept import Checkpoints
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.host.room import Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
 from sglang_ext.core.host.tails import Tails
@@ -75,7 +75,7 @@ def locks_are_not_told(patch: Patch) -> None:
 
 
 def kept_windows_are_not_told(patch: Patch) -> None:
-    patch.setattr(Checkpoints, "_note", lambda self, path: None)
+    patch.setattr(KeptWindows, "_note", lambda self, path: None)
 
 
 def a_tail_that_stays_is_not_put_back(patch: Patch) -> None:
@@ -165,15 +165,15 @@ def revived_window_replaces_a_live_one(patch: Patch) -> None:
 
 
 def admission_counts_only_windows_on_the_host(patch: Patch) -> None:
-    original = CacheIndex.match
+    original = PrefixCache.match
 
-    def match(self: CacheIndex, pages: Any, namespace: Any, *rest: Any) -> PrefixMatch:
+    def match(self: PrefixCache, pages: Any, namespace: Any, *rest: Any) -> PrefixMatch:
         found = original(self, pages, namespace, *rest)
         window = self.window_of(found.rows)
         missing = int(np.count_nonzero(~self.table.swa_device.present[window]))
         return found._replace(window_pages_to_pin=missing)
 
-    patch.setattr(CacheIndex, "match", match)
+    patch.setattr(PrefixCache, "match", match)
 
 
 def locks_before_the_copy_are_not_counted(patch: Patch) -> None:
@@ -318,9 +318,9 @@ def a_window_is_kept_before_it_is_whole(patch: Patch) -> None:
 
 
 def a_window_takes_pages_along_that_others_need(patch: Patch) -> None:
-    original = Checkpoints.remove
+    original = KeptWindows.remove
 
-    def remove(self: Checkpoints, end: int) -> Any:
+    def remove(self: KeptWindows, end: int) -> Any:
         window = self._table.path(end)[-self._window_pages :]
         original(self, end)
         return window
@@ -330,13 +330,13 @@ def a_window_takes_pages_along_that_others_need(patch: Patch) -> None:
         self.host_window.drop(rows)
         return len(rows)
 
-    patch.setattr(Checkpoints, "remove", remove)
+    patch.setattr(KeptWindows, "remove", remove)
     patch.setattr(Residency, "drop_unneeded", drop)
 
 
 def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
     def drop(self: Residency, rows: Any) -> int:
-        unneeded = self.table.swa_host.ready[rows] & (self.checkpoints.uses[rows] == 0)
+        unneeded = self.table.swa_host.ready[rows] & (self.kept.uses[rows] == 0)
         self.host_window.drop(rows[unneeded])
         return int(unneeded.sum())
 

@@ -268,7 +268,7 @@ def test_a_parked_conversation_outlives_windows_inside_others() -> None:
     for turn in range(1, 4):  # a window at the end of each turn is copied at once
         serve_and_settle(engine, join(*turns))
         turns.append(prompt(3, seed=turn))
-    column, kept = copies(engine)["swa_host"], engine.index.checkpoints
+    column, kept = copies(engine)["swa_host"], engine.index.kept
     assert column.n_present == 4 * 2 and kept.ends.sum() == 4
     engine.index.evict_device(ALL, ALL)
     engine.index.room.make(engine.index.host_window, 6, NOTHING_IS_YOUNGER)

@@ -42,7 +42,7 @@ class DeviceEviction:
         table = residency.table
         self._residency = residency
         self._table = table
-        self._kept = residency.checkpoints
+        self._kept = residency.kept
         self._counters = residency.counters
         self._backups = backups
         self._ahead = ahead

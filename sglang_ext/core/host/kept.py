@@ -11,7 +11,7 @@ from sglang_ext.core.table.table import PageTable
 _FEW = 2
 
 
-class Checkpoints:
+class KeptWindows:
     """The windows that the host keeps, and what they hold there.
 
     A page lies in every kept window that ends with it or up to ``window_pages - 1`` pages

@@ -80,7 +80,7 @@ class HostRoom:
         self._residency = residency
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
-        self._kept = residency.checkpoints
+        self._kept = residency.kept
         self._candidates = residency.candidates
         self._counters = residency.counters
         self._sampling = sampling

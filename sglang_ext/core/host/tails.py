@@ -32,7 +32,7 @@ class Tails:
         """Some rows have changed.
 
         Args:
-            ends, below: see ``Checkpoints``.
+            ends, below: see ``KeptWindows``.
         """
         for row, is_tail, place in zip(
             rows.tolist(),

@@ -56,7 +56,7 @@ class Backups:
         self._residency = residency
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
-        self._kept = residency.checkpoints
+        self._kept = residency.kept
         self._counters = residency.counters
         self._room = room
         self._ahead = ahead

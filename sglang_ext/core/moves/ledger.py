@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.plan import Transfer, TransferKind
 
 BACKUPS_A_STEP = 64
@@ -18,7 +18,7 @@ class Ledger:
     and as failed if it failed anywhere.
     """
 
-    def __init__(self, index: CacheIndex) -> None:
+    def __init__(self, index: PrefixCache) -> None:
         self._index = index
         self.reset()
 

@@ -8,7 +8,7 @@ deepest resume point up to the smallest one named so far, until all name the sam
 from collections.abc import Sequence
 from itertools import islice
 
-from sglang_ext.core.cache import CacheIndex
+from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.storage.plan import LOOKUPS_A_STEP, PERSISTS, PREFETCHES, Persist, Prefetch
 
 _NOT_YET = -1
@@ -21,7 +21,7 @@ class StorageLedger:
         now_ms: a clock that shows the same on every rank: the slowest one's.
     """
 
-    def __init__(self, index: CacheIndex) -> None:
+    def __init__(self, index: PrefixCache) -> None:
         self._index = index
         self.now_ms = 0
         self.reset()

@@ -32,7 +32,7 @@ class Persists:
     def __init__(self, residency: Residency, attachment: Attachment) -> None:
         self._residency = residency
         self._table = residency.table
-        self._kept = residency.checkpoints
+        self._kept = residency.kept
         self._candidates = residency.candidates
         self._counters = residency.counters
         self._attachment = attachment

@@ -43,7 +43,7 @@ class Prefetches:
         self._residency = residency
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
-        self._kept = residency.checkpoints
+        self._kept = residency.kept
         self._counters = residency.counters
         self._geometry = residency.table.geometry
         self._room = room
