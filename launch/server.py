@@ -115,9 +115,14 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
         status = self.process.wait()
+        self.kill()
+        return status
+
+    def kill(self) -> None:
+        """End the server's process group without a chance to do anything, and wait."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return status
+        self.process.wait()
 
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""

@@ -78,7 +78,10 @@ def test_host_tier_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) 
     assert not differences([*answers, *last], expected)
     # what is still held where not everything is copied depends on who else runs just then
     copied_late = cell.tier == "device" or cell.policy == "write_through_selective"
-    assert hit_rates([*answers, *last])["hit_rate"] > (0 if copied_late else 0.2)
+    if copied_late:
+        assert hit_rates([*answers, *last])["hit_rate"] > 0
+    else:
+        assert hit_rates(answers)["hit_rate"] >= 0.2
     # what a second request must have used is copied late or never
     if cell.tier != "device" and cell.policy != "write_through_selective":
         assert sum(a.host_tokens for a in answers) > 0

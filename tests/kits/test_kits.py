@@ -50,7 +50,7 @@ class Servers:
     def stop(self) -> None:
         """Stop it, if there is one."""
         if self._running is not None:
-            self._running[1].stop()
+            self._running[1].kill()
             self._running = None
 
 
