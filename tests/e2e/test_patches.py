@@ -13,7 +13,7 @@ from tests.e2e.conversations import Answer, converse, differences, hit_rates
 from tests.fixtures.zygote import Zygote
 from tests.patches.trees import copy_engine, python_path
 
-TRAFFIC = Traffic(conversations=6, rounds=3, seed=5)
+TRAFFIC = Traffic(conversations=6, rounds=4, seed=5)
 
 
 def test_all_patches_give_the_same_tokens_as_none(zygote: Zygote, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
 
 def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
     """Clients that go away, and a device pool that cannot hold the running requests."""
-    traffic = Traffic(conversations=6, rounds=2, answer=(30, 60), parallel=6, seed=7)
+    traffic = Traffic(conversations=6, rounds=3, answer=(30, 90), parallel=6, seed=7)
     expected = reference(128, traffic)
     options = ["--page-size", "1", "--chunked-prefill-size", "128"]
     # the engine retracts a request every few steps even if there is room

@@ -60,7 +60,7 @@ MATRIX = [
     )
 ]
 PAIRWISE = cover(MATRIX)
-SHORT = Traffic(conversations=6, rounds=3)
+SHORT = Traffic(conversations=6, rounds=4)
 
 
 @pytest.mark.parametrize("cell", PAIRWISE, ids=lambda cell: "-".join(map(str, filter(None, cell))))
