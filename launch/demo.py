@@ -70,7 +70,10 @@ def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     print(f"starting the server: {name}", flush=True)
     arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
     with running(arguments, log, CPU) as server:
-        return multiturn.main(load_arguments(args, model, server.port, name))[0]
+        result = multiturn.main(load_arguments(args, model, server.port, name))[0]
+    for where in ("host", "port", "model_path", "log_file"):  # of this machine alone
+        del result["arguments"][where]
+    return result
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:

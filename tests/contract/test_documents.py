@@ -59,3 +59,8 @@ def test_files_and_links_of_a_page_exist(page: Path) -> None:
 
 def test_the_readme_is_read_to_its_end() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_README_LINES
+
+
+def test_figures_name_no_place_of_the_machine_they_come_from() -> None:
+    for file in (ROOT / "docs" / "benchmarks" / "data").glob("*.json"):
+        assert not re.findall(r'"/[^"]*/[^"]*"', file.read_text()), file.name

@@ -56,7 +56,8 @@ SETS = int64
 arguments would take longer than what is done with a row."""
 
 
-def most_blocks(rows: int) -> int:
+@compiled(int64(int64), inline=True)
+def most_blocks(rows):
     """Blocks of a set at most: two that follow each other are half full together."""
     return 4 * rows // BLOCK + 3
 
@@ -66,7 +67,7 @@ def ordered(sets):
     """The arrays of all sets."""
     entries = carray(pointer(sets), _ENTRIES, np.int64)
     rows, at = entries[0], entries[1:]
-    most = 4 * rows // BLOCK + 3
+    most = most_blocks(rows)
     return Ordered(
         carray(pointer(at[0]), rows, np.uint16),
         carray(pointer(at[1]), (rows, N_SETS), np.int64),
