@@ -146,26 +146,41 @@ class Residency:
         """
         if len(rows) == 0:
             return 0, 0
+        if self.tier is None:
+            return len(rows), self._remove_from_device(rows)
         table = self.table
-        device, windows = rows, 0
-        if self.tier is not None:  # without a host all rows are on the device, and leaves go first
-            rows = self.candidates.with_descendants(rows)
-            device = rows[table.device.present[rows]]
+        rows = self.candidates.with_descendants(rows)
         assert not table.device.locks[rows].any(), "removed a locked page"
+        device, windows = rows[table.device.present[rows]], 0
         if len(device):
             windows = self.drop_device_windows(device[table.swa_device.present[device]])
             self.device_pool.release(table.device.take(device))
-        if self.tier is not None:
-            self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
-            # storage may still read them: it holds their slots, see ``HostSpace.pin``
-            table.host.break_locks(rows)
-            table.swa_host.break_locks(rows)
-            self.forget_windows(rows[self.kept.ends[rows]])
-            self.host.drop(rows[table.host.present[rows]])
-            self.candidates.note(rows)
-        table.remove_rows(rows)
-        self.counters.dropped_pages += len(rows)
+        self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
+        # storage may still read them: it holds their slots, see ``HostSpace.pin``
+        table.host.break_locks(rows)
+        table.swa_host.break_locks(rows)
+        self.forget_windows(rows[self.kept.ends[rows]])
+        self.host.drop(rows[table.host.present[rows]])
+        self.candidates.note(rows)
+        self._forget(rows)
         return len(device), windows
+
+    def _remove_from_device(self, rows: Rows) -> int:
+        """Forget rows where there is no host: all are on the device, and leaves go first. Returns
+        how many windows they had."""
+        device, windows = self.table.device, self.table.swa_device.present[rows]
+        # of the same rows once and not twice is noted that they have changed
+        dropped = self.drop_device_windows(rows if windows.all() else rows[windows])
+        held = device.n_locked
+        self.device_pool.release(device.take(rows))
+        assert device.n_locked == held, "removed a locked page"
+        self._forget(rows)
+        return dropped
+
+    def _forget(self, rows: Rows) -> None:
+        """Rows without a copy leave the table."""
+        self.table.remove_rows(rows)
+        self.counters.dropped_pages += len(rows)
 
     def forget_windows(self, ends: Rows) -> int:
         """Keep windows on the host no longer; returns how many of their pages are free."""

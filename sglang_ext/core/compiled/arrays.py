@@ -35,6 +35,7 @@ FIELDS = {
     "forks": INTS,
     "priority": INTS,
     "resume": FLAGS,
+    "resume_if_room": FLAGS,
     "stored": BYTES,
     "window_stored": BYTES,
     "keyed": FLAGS,

@@ -378,11 +378,12 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
     return count, cursor
 
 
-@compiled(boolean(TABLE, LONGS, LONGS))
+@compiled(int64(TABLE, LONGS, LONGS))
 def remove(table, rows, roots):
-    """See ``PageTable.remove_rows``; writes the namespace of a first page to ``roots``, 0 for
-    any other. False if one of the rows still has a child."""
+    """See ``PageTable.remove_rows``; writes the namespaces of first pages to ``roots`` and returns
+    how many they are, -1 if one of the rows still has a child."""
     c = columns(table)
+    first = int64(0)
     for i in range(rows.size):
         row = rows[i]
         forget(c.buckets, c.digest[row], row)
@@ -391,13 +392,14 @@ def remove(table, rows, roots):
             unlink_child(c, parent, row)
         if parent >= 0:
             c.children[parent] -= 1
-            roots[i] = 0
         else:
-            roots[i] = parent
+            roots[first] = parent
+            first += 1
     childless = True
     for i in range(rows.size):
         row = rows[i]
         childless &= c.children[row] == 0
         c.parent[row] = FREE
         c.generation[row] += 1
-    return childless
+        c.resume_if_room[row] = False
+    return first if childless else int64(-1)

@@ -378,11 +378,10 @@ class PageTable:
         A child inside ``rows`` is fine. Copies must have been taken before.
         """
         roots = np.empty(len(rows), dtype=np.int64)
-        childless = self._paths.remove(self._arrays, rows, roots)
-        assert childless, "removed a row that still has children"
-        self.resume_if_room[rows] = False
+        first = self._paths.remove(self._arrays, rows, roots)
+        assert first >= 0, "removed a row that still has children"
         self.n_rows -= len(rows)
-        for root in roots[roots < 0].tolist():
+        for root in roots[:first].tolist():
             self._leave_root(root)
 
     # ---- namespaces ----------------------------------------------------------
