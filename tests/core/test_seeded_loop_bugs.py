@@ -90,6 +90,13 @@ def siblings_on_the_device_are_not_preferred(patch: Patch) -> None:
     patch.setattr(INTERPRETED.siblings, "inside_of", inside)
 
 
+def rows_between_those_of_a_run_are_believed_to_be_in_it(patch: Patch) -> None:
+    def follow(rows: Any, begin: int, end: int) -> bool:
+        return bool(rows[end - 1] - rows[begin] == end - 1 - begin)
+
+    patch.setattr(INTERPRETED.slots, "_follow_one_another", follow)
+
+
 BUGS: list[Callable[[Patch], None]] = [
     windows_where_prefixes_branch_off_are_not_used,
     windows_inside_a_prompt_are_further_apart,
@@ -100,6 +107,7 @@ BUGS: list[Callable[[Patch], None]] = [
     a_look_ends_a_page_too_early,
     half_a_window_is_worth_saving,
     siblings_on_the_device_are_not_preferred,
+    rows_between_those_of_a_run_are_believed_to_be_in_it,
 ]
 
 
@@ -131,14 +139,14 @@ def a_compiled_copy_is_not_counted(patch: Patch) -> None:
 def a_compiled_search_leaves_gaps(patch: Patch) -> None:
     original = loops.remove
 
-    def remove(table: int, rows: Any, roots: Any) -> bool:
+    def remove(table: int, rows: Any, roots: Any) -> int:
         buckets = columns(table).buckets
         left = buckets.copy()
         held = (left & np.uint64(0xFFFFFFFF)).astype(np.int64)
         left[np.isin(held, rows)] = EMPTY_BUCKET
-        done = original(table, rows, roots)
+        first = original(table, rows, roots)
         buckets[:] = left
-        return bool(done)
+        return int(first)
 
     patch.setattr(loops, "remove", remove)
 

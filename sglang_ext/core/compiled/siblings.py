@@ -13,7 +13,7 @@ from sglang_ext.core.compiled.constants import PAD
 LEFT, RIGHT, TOP = range(3)
 
 
-@compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64))
+@compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64), inline=True)
 def compare(c, row, parent, pages, number):
     """(order of a row and a page below ``parent``: -1, 0 or 1; tokens that both begin with)."""
     if c.parent[row] != parent:
@@ -27,7 +27,7 @@ def compare(c, row, parent, pages, number):
     return int64(0), int64(c.weights.size)
 
 
-@compiled(int64(COLUMNS, int64))
+@compiled(int64(COLUMNS, int64), inline=True)
 def top_of(c, parent):
     """Where in ``links`` the topmost child of a row is."""
     return parent if parent >= 0 else c.links.shape[0] - 1
