@@ -20,7 +20,7 @@ from sglang_ext.core.table.table import PageTable
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NO_AGE = -(1 << 63)
-_MOST_NOTED = 1 << 14
+_MOST_NOTED = 1 << 11
 """So many rows are noted before they are looked at, whether somebody asks or not."""
 
 
