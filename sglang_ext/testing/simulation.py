@@ -21,7 +21,7 @@ from sglang_ext.arguments import Parser, whole
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.device.victims import Spare
-from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.eviction_policy import EVERY
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
@@ -37,6 +37,9 @@ _MAX_RUNNING = 4
 _MAX_WAITING = 6
 _MAX_PROMPT = 400
 _KEPT_HISTORIES = 24
+_DRAWN = ("lru", "lru", "lru", "lfu", "slru", "priority")
+"""Policies that seeds draw from. Another one is asked for by name: with one more here, all seeds
+would do something else, and what they are known to find would have to be looked for anew."""
 _CHECK_EVERY = 5
 _MOST_STEPS_TO_IDLE = 5000
 _CHECK_SLOTS_EVERY = 25
@@ -48,7 +51,7 @@ class Simulation:
     Args:
         modelled: run the first rank beside the model; slower.
         storage: there is a storage tier, with faults.
-        learned: what is learned decides what is evicted.
+        eviction: name of an eviction policy; None for one that the seed draws.
         loops: what ranks run, in turns: they agree only if what is compiled does the same.
     """
 
@@ -59,7 +62,7 @@ class Simulation:
         *,
         modelled: bool = False,
         storage: bool = False,
-        learned: bool = False,
+        eviction: str | None = None,
         loops: Sequence[Loops] = (COMPILED, INTERPRETED),
     ) -> None:
         self.rng = rng = random.Random(seed)
@@ -82,7 +85,7 @@ class Simulation:
             low_share=rng.choice([1, 2, 4, 100]),
             write=rng.choice(list(WritePolicy)),
             extent_pages=rng.choice([0, 0, 2, 3, 5]),
-            eviction=rng.choice(["lru", "lru", *POLICIES]),
+            eviction=rng.choice(_DRAWN),
             storage_threshold=rng.randint(1, 3) if storage else 0,
             storage_stop=rng.randint(1, 4) if storage else 1,
             spare=Spare(seed % 5, seed % 4),
@@ -91,8 +94,10 @@ class Simulation:
             dense_pages=(0, 1, 3)[seed // 4 % 3],
             storage_dense=(0, 2, 5)[seed // 12 % 3],
         )
-        if learned:
-            sizes = dataclasses.replace(sizes, eviction="learned", rebuild=2 + seed % 7)
+        if eviction is not None:
+            sizes = dataclasses.replace(sizes, eviction=eviction)
+        if eviction == "learned":
+            sizes = dataclasses.replace(sizes, rebuild=2 + seed % 7)
         layer = rng.choice([0.05, 0.2, 1.0] if storage else [0.1, 1.0, 4.0])
         pace = Pace(layer=layer, fails=rng.choice([0.0, 0.05]))
         self.allocation_fails = rng.choice([0.0, 0.03])
@@ -294,13 +299,13 @@ def _minimum(reports: list[list[int]]) -> list[int]:
     return [min(values) for values in zip(*reports, strict=True)]
 
 
-def _run_seed(job: tuple[int, int, int, bool, bool]) -> tuple[set[str], Counter[str]]:
-    seed, steps, ranks, storage, learned = job
-    simulation = Simulation(seed, ranks, storage=storage, learned=learned)
+def _run_seed(job: tuple[int, int, int, bool, str | None]) -> tuple[set[str], Counter[str]]:
+    seed, steps, ranks, storage, eviction = job
+    simulation = Simulation(seed, ranks, storage=storage, eviction=eviction)
     try:
         simulation.run(steps)
     except Exception as error:
-        option = " --storage" * storage + " --learned" * learned
+        option = " --storage" * storage + (f" --eviction {eviction}" if eviction else "")
         error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}{option}")
         raise
     return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
@@ -315,7 +320,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=whole(1), default=1)
     parser.add_argument("--processes", type=whole(1), default=1)
     parser.add_argument("--storage", action="store_true", help="with a storage tier")
-    parser.add_argument("--learned", action="store_true", help="with learned retention")
+    parser.add_argument("--eviction", choices=EVERY, help="policy; drawn by each seed as a rule")
     return parser.parse_args(argv)
 
 
@@ -323,7 +328,7 @@ def main() -> None:
     """Run one seed, or many."""
     args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
-    jobs = [(seed, args.steps, args.ranks, args.storage, args.learned) for seed in seeds]
+    jobs = [(seed, args.steps, args.ranks, args.storage, args.eviction) for seed in seeds]
     seen: set[str] = set()
     counted: Counter[str] = Counter()
     with multiprocessing.Pool(args.processes) as pool:

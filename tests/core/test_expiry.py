@@ -261,7 +261,7 @@ def run_all_seeds(seeds: int = SEEDS) -> set[str]:
         simulation = Simulation(
             seed,
             ranks=1 + seed % 2,
-            learned=True,
+            eviction="learned",
             modelled=seed % 3 != 0,
             storage=seed % 3 == 0,
             loops=(INTERPRETED, COMPILED),

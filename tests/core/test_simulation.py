@@ -2,6 +2,7 @@
 
 import pytest
 
+from sglang_ext.core.eviction_policy import EVERY
 from sglang_ext.testing.simulation import Simulation
 
 SEEDS, STEPS = 60, 600
@@ -32,3 +33,11 @@ def test_rare_transitions_were_reached(reached: set[str]) -> None:
         *("declined_device_full", "moved_host_pages"),
     }
     assert wanted <= reached, f"never reached: {wanted - reached}"
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_ranks_agree_with_every_policy(policy: str) -> None:
+    for seed in range(4):
+        simulation = Simulation(seed, ranks=2, eviction=policy)
+        simulation.run(300)
+        assert simulation.engine.index.counters.dropped_pages > 0
