@@ -83,6 +83,37 @@ def pairs(report: Report) -> Figure:
     return figure
 
 
+def trace(report: Report) -> Figure:
+    """A recorded trace: tokens found, beside what LRU and MIN would find, and what the scheduler
+    spends on the cache, against the size of the host."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    rate, time = figure.subplots(1, 2)
+    sizes = [row["host_gb"] for row in report["bounds"]]
+    bounds = (("min", "MIN, knows what comes", "k--"), ("lru", "LRU, one tier", "k:"))
+    for bound, name, line in bounds:
+        rate.plot(sizes, [row[bound] for row in report["bounds"]], line, label=name)
+    for system, name in (("ours", "ours"), ("stock", "stock + HiCache")):
+        cells = [cell for cell in report["cells"] if _is_of(cell["system"], system)]
+        cells.sort(key=lambda cell: cell["host_gb"])
+        hosts = [cell["host_gb"] for cell in cells]
+        rate.plot(hosts, [cell["hit_rate"] for cell in cells], "o-", label=name)
+        time.plot(hosts, [cell["cache_ms_per_request"] for cell in cells], "o-", label=name)
+    rate.set(title="tokens of prompts found", ylim=(0, None))
+    time.set(title="CPU time of the cache, ms a request", ylim=(0, None))
+    for axes in (rate, time):
+        axes.set_xscale("symlog", linthresh=50)
+        axes.set(xlabel="host, GB", xlim=(0, None))
+        axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def _is_of(system: str, name: str) -> bool:
+    """Without a host, stock is another system of the report."""
+    return system == name or (name == "stock" and system == "stock-no-host")
+
+
 def _panels(figure: Figure, what: Sequence[Any], **options: Any) -> Iterator[tuple[Axes, Any]]:
     """One panel for each, side by side."""
     return zip(figure.subplots(1, len(what), squeeze=False, **options)[0], what, strict=True)
@@ -101,6 +132,7 @@ DRAWINGS: dict[str, Callable[[Report], Figure]] = {
     "copies": copies,
     "no_reuse": pairs,
     "multi_turn": pairs,
+    "trace": trace,
 }
 
 
