@@ -185,14 +185,7 @@ class LookAhead:
         demotion.windows_to_save(lambda rows: self._is_worth(rows) & marked(rows))
         with_window = demotion.with_window
         pages, windows = self._copying(pins)
-        full = demotion.look_ahead(
-            Kind.VICTIMS,
-            # a page takes its window along
-            lambda rows: (self._is_worth(rows) & ~table.host.present[rows]) | with_window[rows],
-            pages,
-            free,
-            self.low_pages(),
-        )
+        full = demotion.look_ahead(Kind.VICTIMS, self._is_lossy, pages, free, self.low_pages())
         window = demotion.look_ahead(
             Kind.WINDOW_VICTIMS,
             lambda rows: with_window[rows],
@@ -202,6 +195,15 @@ class LookAhead:
         )
         self._room_left, self._window_room_left = full.room, window.room
         return Found(full, window, demotion.end_of, with_window)
+
+    def _is_lossy(self, rows: Rows) -> NDArray[np.bool_]:
+        """With which pages something is lost that is worth a copy; a page takes its window
+        along."""
+        lossy: NDArray[np.bool_] = self._demotion.with_window[rows]
+        # most of what is about to go has its copy
+        rest = np.flatnonzero(~(self._residency.table.host.present[rows] | lossy))
+        lossy[rest] = self._is_worth(rows[rest])
+        return lossy
 
     def _is_worth(self, rows: Rows) -> NDArray[np.bool_]:
         """Which pages are worth a copy."""
