@@ -24,6 +24,7 @@ LONGEST_FIRST = (
     "tests/e2e/test_edges.py",
     "tests/e2e/test_patches.py",
     "tests/kits/test_kits.py",
+    "tests/e2e/test_quick_start.py",
     "tests/e2e/test_mooncake.py",
     "tests/e2e/test_soak.py",
     "tests/e2e/test_storm.py",
@@ -38,7 +39,12 @@ LONGEST_FIRST = (
     "tests/core/test_seeded_loop_bugs.py",
     "tests/core/test_storage_bugs.py",
     "tests/core/test_simulation.py",
+    "tests/core/test_expiry.py",
     "tests/storage/test_page_files.py",
+    "tests/core/test_retention.py",
+    "tests/contract/test_selection.py",
+    "tests/launch/test_bench_trace.py",
+    "tests/core/test_pressure.py",
 )
 """Files that take longest, in the order in which they are begun, so that workers end together."""
 

@@ -40,9 +40,10 @@ def check_idle(index: PrefixCache) -> None:
     _require(index.host_tier is None or index.host.detached == 0, "detached pages at idle")
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: bool, message: str, *figures: object) -> None:
+    """What differs is spelled out only then: arrays as text take longer than all comparisons."""
     if not condition:
-        raise InvariantError(message)
+        raise InvariantError(message.format(*figures))
 
 
 def _check_column(name: str, column: SlotColumn) -> None:
@@ -196,16 +197,17 @@ def _check_candidates(index: PrefixCache) -> None:
         there = np.flatnonzero(members)
         there = there[np.lexsort((there, key[there]))]
         known = candidates.all(kind)
-        _require(np.array_equal(there, known), f"{kind.name} are {known}, not {there}")
+        _require(np.array_equal(there, known), "{} are {}, not {}", kind.name, known, there)
     both = np.count_nonzero(device.present & host.present)
     both += np.count_nonzero(table.swa_device.present & table.swa_host.present)
     _require(candidates.on_both_tiers() == both, "copies on both tiers")
     ends = np.flatnonzero(kept.ends & (kept.below == 1))
     tails = candidates.look_at_tails()
     places = dict(zip(ends.tolist(), tails.places_of(ends), strict=True))
-    _require(tails.places == places, f"tails are {tails.places}, not {places}")
+    _require(tails.places == places, "tails are {}, not {}", tails.places, places)
     waiting = tails.waiting()
-    _require(sorted(waiting) == ends.tolist(), f"tails in order are {waiting}, not {ends}")
+    in_order = sorted(waiting) == ends.tolist()
+    _require(in_order, "tails in order are {}, not {}", waiting, ends)
 
 
 def _children_off_device(table: PageTable) -> NDArray[np.int32]:

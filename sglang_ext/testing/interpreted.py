@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numba.core.dispatcher import Dispatcher
+from numba.core.types import Number
 
 from sglang_ext.core.compiled import arrays
 from sglang_ext.core.compiled.build import WRAP_AROUND
@@ -44,6 +45,8 @@ def _written(module: ModuleType, written: dict[Any, Any]) -> ModuleType:
             function = FunctionType(source.__code__, names, name)
             wraps = source.__code__ in WRAP_AROUND
             written[value] = np.errstate(over="ignore")(function) if wraps else function
+        if isinstance(value, Number):
+            value = np.dtype(value.name).type  # what it makes of a number, in less time
         if not name.startswith("__"):
             names[name] = written.get(value, value) if isinstance(value, Dispatcher) else value
     return copy

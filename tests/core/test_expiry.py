@@ -332,4 +332,5 @@ BUGS: list[Callable[[Patch], None]] = [
 def test_a_bug_is_found(seed_bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
     seed_bug(monkeypatch)
     with pytest.raises(AssertionError):
-        assert "price" in run_all_seeds()
+        # without a bug there is a price after the eighth seed, and after the twentieth
+        assert "price" in run_all_seeds(SEEDS // 2)

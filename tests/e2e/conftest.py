@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.models.tiny import ready_made
-from launch.server import CPU, OURS, STRICT_CHECKS, Server, running
+from launch.server import CPU, OURS, STRICT_CHECKS, Server
 from launch.traffic import Traffic
 from tests.e2e.conversations import Answer, converse
 from tests.fixtures.zygote import Zygote
@@ -15,6 +15,8 @@ from tests.fixtures.zygote import Zygote
 COMMON = (
     *("--dtype", "float32", "--mem-fraction-static", "0.5", "--max-running-requests", "8"),
     *("--skip-server-warmup", "--hicache-io-backend", "direct"),
+    # who has nothing to do must not spin where others compute; servers of kits and of soaks do
+    "--sleep-on-idle",
 )
 RANKS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 """One core for each of two ranks: the engine wants one NUMA node for each otherwise."""
@@ -29,24 +31,24 @@ def model() -> Callable[[int], Path]:
 @pytest.fixture(scope="session")
 def serve(
     model: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory, zygote: Zygote
-) -> Callable[..., "running"]:
+) -> Callable[..., contextlib.AbstractContextManager[Server]]:
     """A strict server: ``with serve(window, *options) as server``."""
 
+    @contextlib.contextmanager
     def start(
         window: int,
         *options: str,
         tokens: int = 3072,
         fresh: bool = False,
         **environment: str,
-    ) -> "running":
-        """``fresh``: an interpreter of its own, for variables that the engine reads when it is
-        imported."""
+    ) -> Iterator[Server]:
+        """``fresh``: the engine is imported anew, for variables that it reads then."""
         log = tmp_path_factory.mktemp("server") / "server.log"
         arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
-        start_one = running if fresh else zygote.running
-        return start_one(
-            [*arguments, *COMMON, *options], log, {**CPU, **STRICT_CHECKS, **environment}
-        )
+        variables = {**CPU, **STRICT_CHECKS, **environment}
+        with contextlib.ExitStack() as up:
+            one = up.enter_context(contextlib.closing(Zygote(**environment))) if fresh else zygote
+            yield up.enter_context(one.running([*arguments, *COMMON, *options], log, variables))
 
     return start
 
@@ -63,8 +65,8 @@ def reference(serve) -> Iterator[Callable[[int, Traffic], list[Answer]]]:  # noq
             if window not in waiting:
                 up.close()
                 waiting.clear()
-                options = ("--disable-radix-cache", "--sleep-on-idle")
-                waiting[window] = up.enter_context(serve(window, *options, tokens=16384))
+                without = serve(window, "--disable-radix-cache", tokens=16384)
+                waiting[window] = up.enter_context(without)
             return waiting[window]
 
         def answers(window: int, traffic: Traffic) -> list[Answer]:

@@ -27,8 +27,7 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
         settings = {"prefetch_threshold": PAGE, "prefetch_timeout_base": 3}
         options = [
             *(*OURS, *TIERS, "--page-size", str(PAGE), *store.options(**settings)),
-            # two servers on two cores: who has nothing to do must not spin
-            *("--hicache-storage-prefetch-policy", "timeout", "--sleep-on-idle"),
+            *("--hicache-storage-prefetch-policy", "timeout"),
         ]
         with (
             serve(128, *options, tokens=8192, **environment()) as first,

@@ -222,4 +222,4 @@ def test_the_toggle_alone_selects_cache_and_host_tier(model, tmp_path, zygote) -
         assert "impl=SwaHiCache" in server.log.read_text()
         assert "hicache_attached=True" in server.log.read_text()
     finally:
-        server.stop()
+        server.kill()

@@ -26,8 +26,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     whole = metafunc.config.getoption("--all-kits")
     chosen = [one for one in everything() if whole or registry.selected(*one)]
-    names = [f"{cell.name}-{kit.name}-{test}" for cell, kit, test in chosen]
-    metafunc.parametrize(("cell", "kit", "test"), chosen, ids=names)
+    metafunc.parametrize(
+        ("cell", "kit", "test"),
+        [
+            pytest.param(
+                *(cell, kit, test),
+                id=f"{cell.name}-{kit.name}-{test}",
+                marks=[pytest.mark.full] if cell in registry.FULL and not whole else [],
+            )
+            for cell, kit, test in chosen
+        ],
+    )
 
 
 def complaint(text: str) -> str:

@@ -328,6 +328,9 @@ DEFAULT: dict[Cell, dict[str, tuple[str, ...]]] = {
 }
 """What runs without ``--all-kits``: each page, tier and policy, and most kits, once."""
 
+FULL = (Cell(64, "host", "write_through"),)
+"""Of these cells what only ``--full`` runs: a server for one kit, which another page meets."""
+
 
 def selected(cell: Cell, kit: Kit, test: str) -> bool:
     """Whether it runs without ``--all-kits``."""

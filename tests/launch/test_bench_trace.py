@@ -8,7 +8,7 @@ import pytest
 from launch.bench import trace
 from launch.bench.call_times import CallTimes
 from launch.bench.trace import Cell
-from tests.conftest import engine_child
+from tests.fixtures.zygote import Zygote
 
 BLOCK, TURNS, CONVERSATIONS = 64, 4, 12
 
@@ -25,8 +25,8 @@ def conversations(path: Path) -> Path:
     return path
 
 
-def test_a_trace_is_replayed_and_its_kv_is_looked_at(tmp_path: Path) -> None:
-    printed = engine_child("tests.launch.trace_replays", str(conversations(tmp_path / "t.jsonl")))
+def test_a_trace_is_replayed_and_its_kv_is_looked_at(zygote: Zygote, tmp_path: Path) -> None:
+    printed = zygote.lines("tests.launch.trace_replays", str(conversations(tmp_path / "t.jsonl")))
     cell, bounds, *overwritten = map(json.loads, printed[-4:])
     counted = cell["counted"]
     assert counted["requests"] == TURNS * CONVERSATIONS

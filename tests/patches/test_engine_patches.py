@@ -57,17 +57,6 @@ def test_window_memory_and_host_pools(tmp_path: Path, monkeypatch: pytest.Monkey
     }
 
 
-def test_pages_come_back_in_host_pools_of_a_patched_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = copy_engine(tmp_path / "engine")
-    assert cli.main(["apply", "--root", str(root)]) == 0
-    monkeypatch.setenv("PYTHONPATH", python_path(root))
-    lines = engine_child("tests.adapter.arena_views")
-    assert len(lines) == 7
-    assert all(line.endswith("ok") for line in lines), lines
-
-
 def test_every_patch_is_looked_for_by_what_it_adds() -> None:
     added = {
         patch.name: b"\n".join(
