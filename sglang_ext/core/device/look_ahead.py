@@ -176,7 +176,6 @@ class LookAhead:
 
     def look(self, free: int, free_windows: int, pins: NDArray[np.int16]) -> Found:
         """See ``next``."""
-        table, policy = self._residency.table, self._policy
         self.looks += 1
         self._free_then, self._free_windows_then = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
@@ -191,7 +190,7 @@ class LookAhead:
             lambda rows: with_window[rows],
             windows,
             free_windows,
-            policy.low_window_pages,
+            self._policy.low_window_pages,
         )
         self._room_left, self._window_room_left = full.room, window.room
         return Found(full, window, demotion.end_of, with_window)
