@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.constants import FREE, PAD
-from sglang_ext.core.retention.expiry import UNKNOWN, Expiry
-from sglang_ext.core.retention.retention import ENOUGH
+from sglang_ext.core.retention.expiry import ENOUGH, UNKNOWN, Expiry
 from sglang_ext.core.table.table import PageTable
 
 Look = tuple[list[int], list[int], int, int]

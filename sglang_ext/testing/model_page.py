@@ -46,6 +46,12 @@ class ModelPage:
         """A request may resume after the page, or so soon after it that it reads its window."""
         self.band, self.window_used = USED, max(self.window_used, clock)
 
+    def keep_window(self) -> None:
+        """It lies near the end of a prompt: it goes with its page, if nobody resumes after it."""
+        if self.band != USED:
+            before = self.window_used if self.band == INSIDE else 0
+            self.band, self.window_used = INSIDE, max(before, self.used)
+
     def worth(self, clock: int) -> tuple[int, float]:
         """What the host goes by: by policy, then uses for the time since the last one."""
         return self.rank, min(1 + self.forks, 255) / (clock - self.used + 1)

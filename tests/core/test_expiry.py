@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.bins import BINS, EDGES
-from sglang_ext.core.compiled.constants import TICK_SHIFT
+from sglang_ext.core.compiled.constants import INSIDE_BAND, TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
 from sglang_ext.core.compiled.returns import CLASSES, LENGTHS, UNIT
 from sglang_ext.core.eviction_policy import EvictionPolicy
@@ -19,6 +20,7 @@ from sglang_ext.core.retention.estimate import Estimate
 from sglang_ext.core.retention.expiry import UNKNOWN, Expiry
 from sglang_ext.core.retention.retention import Retention
 from sglang_ext.core.retention.returns import Digests, Kinds
+from sglang_ext.core.table import table as table_module
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import AgeLimits, PageTable
 from sglang_ext.testing import definitions
@@ -215,6 +217,62 @@ def test_a_tail_has_the_class_of_the_page_before() -> None:
     assert engine.index.expiry.private_state()[0] == 1
 
 
+def test_above_a_host_pages_stay_as_long_as_those_that_leave() -> None:
+    """Whatever is worth something would stay; but what it costs there is a load."""
+    engine = engine_that_is_told(Told(0, [100] * 5), host_pages=32, host_window_pages=32)
+    serve(engine, 0)
+    assert stay_of(engine) == 0  # nobody has left yet
+    table, expiry = engine.index.table, engine.index.expiry
+    path = find(engine, prompt(4, 0)).rows
+    idle = table.tick - int(table.last_use(path)[0])
+    for _ in range(7):
+        table.advance()
+    expiry.note_left(path)
+    serve(engine, 1)
+    longest = idle + 7
+    assert stay_of(engine) == longest
+    for late in (-2, -100):
+        table.age[path] = (table.now - late) << TICK_SHIFT  # they leave before they expire
+        expiry.note_left(path)
+        serve(engine, 2)
+        longest = max(0, longest + late)
+        assert stay_of(engine) == longest
+
+
+def test_a_copy_stays_where_its_room_is_worth_less_than_to_write_it_again() -> None:
+    expiry = engine_that_is_told(Told(0, [100] * 5), host_pages=32).index.expiry
+    assert isinstance(expiry, Expiry)
+    expiry._longest, expiry._ticks, expiry._requests = 400, 5, 1
+    expiry.price = (1 << UNIT) // (32 * 80)
+    expiry.price += 1
+    assert not expiry.copies_stay
+    expiry.price //= 2
+    assert expiry.copies_stay
+    retention = expiry._retention
+    assert isinstance(retention, Told)
+    retention.told = False
+    assert not expiry.copies_stay
+
+
+def test_windows_near_the_end_of_a_prompt_go_with_their_pages(monkeypatch: Patch) -> None:
+    """Three pages are near, and every second page ends a window that is worth a copy."""
+    monkeypatch.setattr(table_module, "NEAR_END", 3 * PAGE)
+    monkeypatch.setattr(table_module, "APART", 2 * PAGE)
+    table = PageTable(Geometry(PAGE, 2 * PAGE), 10, EvictionPolicy.LEARNED)
+    path = table.add_rows(np.empty(0, np.int64), np.full((7, PAGE), 1), None)
+    slots = np.arange(7, dtype=np.int32)[:, None]
+    table.swa_device.put(path, np.repeat(slots, table.geometry.slots_per_page, 1), ready=True)
+    table.kind[path], table.stay[1] = 1, 5
+    table.advance()
+    table.use(path)
+    table.keep_windows_near_end(path)
+    expires = table.age[path]
+    assert (table.swa_age[path[:4]] < INSIDE_BAND).all()
+    assert table.swa_age[path[4]] == INSIDE_BAND + expires[4]
+    assert (table.swa_age[path[5:]] == expires[5:]).all()  # the window at its end
+    assert np.flatnonzero(table.resume[path]).tolist() == [5, 6]
+
+
 # ---- admission ------------------------------------------------------------------------------
 
 
@@ -256,6 +314,12 @@ def test_what_leads_to_something_on_the_host_is_copied_too() -> None:
 
 
 def run_all_seeds(seeds: int = SEEDS) -> set[str]:
+    # prompts are short here
+    with patch.multiple(table_module, NEAR_END=48, APART=32):
+        return run_seeds(seeds)
+
+
+def run_seeds(seeds: int) -> set[str]:
     seen: set[str] = set()
     for seed in range(seeds):
         simulation = Simulation(
@@ -308,6 +372,10 @@ def what_is_expected_back_is_not_copied(patch: Patch) -> None:
     patch.setattr(Expiry, "admits", lambda self, rows: ~original(self, rows))
 
 
+def windows_near_an_end_are_like_others(patch: Patch) -> None:
+    patch.setattr(PageTable, "keep_windows_near_end", lambda self, path: None)
+
+
 def a_rank_learns_for_itself(patch: Patch) -> None:
     original = expiry_module.Expiry._learn
     turns = iter(range(1 << 30))
@@ -324,6 +392,7 @@ BUGS: list[Callable[[Patch], None]] = [
     pages_expire_before_those_below_them,
     what_goes_has_no_price,
     what_is_expected_back_is_not_copied,
+    windows_near_an_end_are_like_others,
     a_rank_learns_for_itself,
 ]
 

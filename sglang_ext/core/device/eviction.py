@@ -128,6 +128,7 @@ class DeviceEviction:
         if self._residency.tier is None:
             self._expiry.note_lost(rows)
             return self._residency.remove(rows)
+        self._expiry.note_left(rows)
         on_host = table.host.present[rows]
         self._note_lost(rows[~on_host])
         windows = self._residency.drop_device_windows(rows[table.swa_device.present[rows]])

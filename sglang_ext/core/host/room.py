@@ -141,6 +141,9 @@ class HostRoom:
         for ``next_tail``."""
         yield self.drop_spare
         yield self._drop_useless
+        if self._expiry.copies_stay:
+            yield self._drop_superseded
+            yield lambda: self.drop_tail(self.next_tail(claim.worth, spared))
         yield lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age)
         if other is not None and (compaction := other.compaction) is not None:
             yield lambda: self._drop_duplicates(other, compaction.missing, claim.age)

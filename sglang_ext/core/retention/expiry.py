@@ -11,13 +11,17 @@ from sglang_ext.core.compiled.returns import CLASSES, UNIT
 from sglang_ext.core.eviction_policy import expected_uses
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.retention.estimate import Estimate, Table, class_name
-from sglang_ext.core.retention.retention import ENOUGH, Retention
+from sglang_ext.core.retention.retention import Retention
 from sglang_ext.core.storage.attachment import Attachment
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.prospects import Place, uses_of
 
 UNKNOWN = 0
 """Class of a page that no request has ended with: a prompt has at least one page."""
+ENOUGH = (1 << UNIT) // 8
+"""A copy has to be used with a chance of one in eight."""
+_WRITE = (1 << UNIT) // 32
+"""A copy costs as much as one use in 32 of what it is of."""
 Flags = NDArray[np.bool_]
 
 
@@ -25,6 +29,7 @@ class NoExpiry:
     """Of a policy that learns nothing."""
 
     is_learned = False
+    copies_stay = False
     uses_per_1000 = 0.0
 
     def watch(self, residency: Residency, attachment: Attachment) -> None:
@@ -34,6 +39,9 @@ class NoExpiry:
         """See Expiry."""
 
     def note_lost(self, rows: Rows) -> None:
+        """See Expiry."""
+
+    def note_left(self, rows: Rows) -> None:
         """See Expiry."""
 
     def admits(self, rows: Rows) -> Flags:
@@ -52,6 +60,10 @@ class Expiry:
     What expires first goes first. Where least recently used is found to be better, all pages
     expire at once, and then it is that.
 
+    Above a host no page stays longer on the device than those that go from there have been there:
+    what has expired goes first, and of the rest the least recently used, for which a load is all
+    that it costs. So the device has no page for long that the host would have to find room for.
+
     What was learned of the traffic outlives a flush.
 
     Args:
@@ -65,6 +77,9 @@ class Expiry:
         self._retention = retention
         self.price = 0
         self._lost_value = self._lost_pages = 0
+        # ticks of the table that a page stays on a device above a host, at most; and by how many
+        # those that left have expired before
+        self._longest = self._late = self._left = 0
         self._was_learned = False
         self._admitted = np.ones((CLASSES, BINS), dtype=np.bool_)
         # ticks of the table in a number of requests, as of the last while
@@ -82,6 +97,13 @@ class Expiry:
     def is_learned(self) -> bool:
         """Whether what is learned decides, or least recently used."""
         return self._retention.learned(0)
+
+    @property
+    def copies_stay(self) -> bool:
+        """Whether a copy on the host is worth its room while the page is on the device too: it is
+        written again otherwise."""
+        requests = self._longest * self._requests // self._ticks
+        return self.is_learned and self.price * requests < _WRITE
 
     @property
     def uses_per_1000(self) -> float:
@@ -115,14 +137,20 @@ class Expiry:
         table.used[rows] = retention.tick
         if retention.tick % retention.rebuild == 0:
             self._learn()
-        self._residency.candidates.note_use(rows)
         self._residency.use(rows)
+        table.keep_windows_near_end(rows[:prompt])
+        self._residency.candidates.note_use(rows)
 
     def note_lost(self, rows: Rows) -> None:
         """Pages go of which no copy is left: what they were worth is the price of room."""
         rows = rows[self._table.kind[rows] != UNKNOWN]
         self._lost_value += int(self._values(rows).sum())
         self._lost_pages += len(rows)
+
+    def note_left(self, rows: Rows) -> None:
+        """Pages leave a device above a host."""
+        self._late += int((self._table.tick - self._table.last_use(rows)).sum())
+        self._left += len(rows)
 
     def admits(self, rows: Rows) -> Flags:
         """Which pages are worth a copy on the host: those that are likely enough to be used before
@@ -176,6 +204,11 @@ class Expiry:
         if self._lost_pages:
             self.price = self._lost_value // self._lost_pages
         self._lost_value = self._lost_pages = 0
+        if self._left:
+            # pages that all expire at once have stayed for as long as they are late
+            longest = (self._longest if self._was_learned else 0) + self._late // self._left
+            self._longest = max(0, min(longest, table.longest_stay))
+        self._late = self._left = 0
         if self.is_learned != self._was_learned:
             # classes are others now
             self._residency.candidates.note_all()
@@ -195,7 +228,8 @@ class Expiry:
         expired = estimate.values <= self.price
         bins = np.where(expired.any(axis=1), expired.argmax(axis=1), BINS)
         ticks = EDGES[bins] * self._ticks // self._requests
-        table.stay[:] = np.minimum(ticks, table.longest_stay)
+        above_host = self._residency.tier is not None
+        table.stay[:] = np.minimum(ticks, self._longest if above_host else table.longest_stay)
         table.stay[UNKNOWN] = 0
         self._admitted[:] = _returns(estimate.chances, expired) >= ENOUGH
         self._admitted[UNKNOWN] = True
@@ -216,7 +250,8 @@ class Expiry:
         found = self._retention.found(0)
         lost = self._lost_value, self._lost_pages
         ticks = self._ticks, self._requests, *self._since
-        return [self._retention.tick, self.is_learned, self.price, *found, *lost, *ticks]
+        left = self._longest, self._late, self._left
+        return [self._retention.tick, self.is_learned, self.price, *found, *lost, *left, *ticks]
 
 
 def _returns(chances: Table, expired: Flags) -> Table:

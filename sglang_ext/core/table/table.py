@@ -43,6 +43,11 @@ _FIRST_ROOT = -2
 STORING, STORED = 1, 2
 _ALL = slice(None)
 _BUCKETS_PER_ROW = 2
+NEAR_END = 2048
+"""Tokens: nearly all prompts that go on from an earlier one part from it so far before its end."""
+APART = 512
+"""Tokens: a window near the end of a prompt lies at a multiple of them, wherever the prompt ends,
+so prompts that share their beginning have it in common."""
 _STAY_SHARE = 8
 """Of the ticks of ages one in so many may lie ahead."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
@@ -486,6 +491,19 @@ class PageTable:
     def use_window(self, rows: Rows) -> None:
         """Make sliding-window copies those used last, alone."""
         self._paths.use_window(self._arrays, rows, self.now)
+
+    def keep_windows_near_end(self, path: Rows) -> None:
+        """A prompt has ended: windows near its end go with their pages and after others inside
+        prompts, and one of them is worth a copy. The next prompt often goes on from somewhere
+        before the end, as a template renders the last words anew or somebody edits them."""
+        token = self.geometry.page_tokens
+        near = path[-max(1, NEAR_END // token) :]
+        near = near[self.swa_device.present[near] & (self.swa_age[near] < 0)]
+        self.swa_age[near] = np.maximum(self.swa_age[near], INSIDE_BAND + self.age[near])
+        apart = max(1, APART // token)
+        window = path[: (len(path) - 1) // apart * apart][-self._window :]
+        if len(window) and (self.swa_device.present[window] | self.swa_host.ready[window]).all():
+            self.resume[window[-1]] = True
 
     def record(self, rows: Rows, request: int, priority: int, interval: int) -> None:
         """A request has extended a path, which is not empty: ``count_request`` and ``use`` of it,
