@@ -2,27 +2,29 @@
 
 import numpy as np
 
-from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.table import PageTable
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 
 class Changes:
-    """Rows whose copies in some columns have changed since somebody looked.
+    """Rows whose full-attention copies have changed in some tier since somebody looked.
 
     They are noted, not compared: what has become of them is in the table when somebody looks.
     A row may have left the table by then, or be another page.
 
     Args:
-        columns: of one table; they tell from now on.
+        table: tells of what happens from now on.
     """
 
-    def __init__(self, *columns: SlotColumn) -> None:
+    def __init__(self, table: PageTable) -> None:
         self._noted: list[Rows] = []
         self._n_noted = 0
-        self._most = len(columns[0].present)
-        for column in columns:
+        self._most = table.capacity
+        for column in (table.device, table.host):
             column.tell_copies(self.note)
+        table.tell_stored(self.note)
 
     def note(self, rows: Rows) -> None:
         """Copies of these rows may have changed."""
