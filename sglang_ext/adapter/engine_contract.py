@@ -28,6 +28,7 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.dfs_weight_order": "self node_handles",
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.root_node_handle": "self extra_key",
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.touch_prefix": "self key",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.take_events": "self",
     # calls of ours into the engine
     "sglang.srt.mem_cache.allocator.paged.PagedTokenToKVPoolAllocator.free_page_ids": (
         "self page_ids"
@@ -95,6 +96,17 @@ SIGNATURES: dict[str, str] = {
         "self index data_page"
     ),
     "sglang.srt.managers.scheduler.Scheduler.clear_hicache_storage_wrapped": "self recv_req",
+    # KV events: what pages are called, and what is said of them
+    "sglang.srt.mem_cache.utils.get_hash_str": "token_ids prior_hash page_size",
+    "sglang.srt.disaggregation.kv_events.kv_event_namespace_seed": "extra_key cache_salt",
+    "sglang.srt.disaggregation.kv_events.namespaced_block_hash": "block_hash namespace_seed",
+    "sglang.srt.disaggregation.kv_events.BlockStored": (
+        "block_hashes parent_block_hash token_ids block_size lora_id medium cache_salt "
+        "session_id lora_name"
+    ),
+    "sglang.srt.disaggregation.kv_events.BlockRemoved": "block_hashes medium",
+    "sglang.srt.mem_cache.events.KvEventLoraNames.get": "self extra_key",
+    "sglang.srt.mem_cache.events.KvEventLoraNames.resolve": "self extra_key",
     # what changes weights, and what is asked of the options; see weight_updates and identity
     **{
         "sglang.srt.managers.scheduler_components.weight_updater."

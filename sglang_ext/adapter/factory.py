@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import checkpoint
+from sglang_ext.adapter import block_hashes, checkpoint
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
@@ -16,6 +16,7 @@ from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotI
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
 from sglang_ext.adapter.inside import InsidePages
+from sglang_ext.adapter.kv_events import KvEvents
 from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
@@ -129,6 +130,8 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:
         _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
+    if params.enable_kv_cache_events:
+        cache.kv_events = _kv_events(ctx, cache)
     plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
     if ctx.tp_rank == 0:
         logger.info("sglang-ext: %s", plan.line())
@@ -220,6 +223,19 @@ def _attach_host_tier(
             options.hicache_storage_prefetch_policy,
             get_serving().served_model_name,
         )
+
+
+def _kv_events(ctx: "TreeCacheBuildContext", cache: SwaHiCache) -> KvEvents:
+    block_hashes.prepare()
+    params, controller = ctx.params, cache.cache_controller
+    namings = block_hashes.Namings(
+        params.kv_event_lora_names, dynamo_format=params.dynamo_kv_event_format
+    )
+
+    def storage() -> str | None:
+        return None if controller is None else controller.storage_backend_type
+
+    return KvEvents(cache.index, namings, storage)
 
 
 def _served_weights(ctx: "TreeCacheBuildContext") -> ServedWeights:

@@ -53,7 +53,6 @@ REFUSALS = (
         ", ".join(POLICIES),
     ),
     Refusal("--radix-eviction-policy-config", "radix_eviction_policy_config", _is_set, "no value"),
-    Refusal("--kv-events-config", "kv_events_config", _is_set, "no value"),
     Refusal("--enable-session-radix-cache", "enable_session_radix_cache", _is_set, "off"),
     Refusal("--enable-streaming-session", "enable_streaming_session", _is_set, "off"),
     Refusal("--enable-unified-memory", "enable_unified_memory", _is_set, "off"),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.device_pool import EngineDevicePool
     from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
     from sglang_ext.adapter.idle_calls import WaitingRelease
+    from sglang_ext.adapter.kv_events import KvEvents
     from sglang_ext.adapter.metrics import IndexMetrics
     from sglang_ext.adapter.step_trace import StepTrace
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
@@ -62,6 +63,7 @@ class SwaHiCache(BasePrefixCache):
         ongoing_prefetch, ongoing_backup: lookups and reads of storage, writes: while there are
             any, it does not flush and does not detach.
         hicache_storage_pass_prefix_keys: False; backends get no keys of what is in front.
+        kv_events: None if this process publishes no KV events.
 
     Attributes of ours:
         storage: the storage tier.
@@ -120,6 +122,7 @@ class SwaHiCache(BasePrefixCache):
         self.metrics: IndexMetrics | None = None
         self.step_trace: StepTrace | None = None
         self.waiting_release: WaitingRelease | None = None
+        self.kv_events: KvEvents | None = None  # type: ignore[assignment]
 
     def attach_host_tier(
         self,
@@ -458,6 +461,8 @@ class SwaHiCache(BasePrefixCache):
                 pool.arena.clear()
         self._device_pool.reset()
         self.index.reset()
+        if self.kv_events is not None:
+            self.kv_events.cleared()
         self._locks.clear()
         self.resets += 1
         self.storage.follow_weights()

@@ -11,6 +11,7 @@ others call its methods. A flush replaces all of them but the two at the end.
 ================================  ================================================================
 ``table.table.PageTable``         rows, digests, ages, four columns of slots (``SlotColumn``); its
                                   loops are in ``compiled``
+``table.changes.Changes``          rows whose copies have changed, for KV events; only with them
 ``residency.Residency``           where pages are: every change of slots goes through it
 ``host.kept.KeptWindows``         the windows that the host keeps
 ``host.space.HostSpace``          host slots of one component; ``host.arena.Arena`` has the extents
@@ -65,6 +66,7 @@ The engine calls ``adapter.prefix_cache.SwaHiCache``, in this order:
    pages over, the lock moves to the new path, and ``Backups.begin_for_request`` begins what the
    write policy says.
 6. ``flush_pending_backups`` submits these backups as one job.
+7. ``take_events``, if there are KV events: what has changed since the last step.
 
 ``prefetch_from_storage`` (``Prefetches.look_up``) comes when a request gets in line.
 """

@@ -28,7 +28,6 @@ GOOD = {
     "hicache_mem_layout": "page_first",
     "radix_eviction_policy": "slru",
     "radix_eviction_policy_config": None,
-    "kv_events_config": None,
     "enable_session_radix_cache": False,
     "enable_streaming_session": False,
     "enable_unified_memory": False,

@@ -1,4 +1,5 @@
-"""Pages of one token: what is found of each prompt, beside the engine's own cache."""
+"""Pages of one token: what is found of each prompt, and what a router is told, beside the
+engine's own cache."""
 
 import itertools
 import random
@@ -7,7 +8,10 @@ from typing import Any
 import pytest
 
 from launch.server import OURS, Server
+from launch.traffic import generate
 from tests.e2e.conftest import assert_idle_and_alive
+from tests.fixtures.kv_subscriber import KvSubscriber
+from tests.fixtures.kv_view import GPU, ON_HOST
 
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "6")
 Answers = list[tuple[list[int], int, list[int]]]
@@ -60,20 +64,47 @@ def ask_one_after_another(server: Server) -> Answers:
     return answers
 
 
-@pytest.mark.parametrize(("tokens", "tier"), [(12_000, ()), (1_200, HOST)])
+def check_what_is_told(server: Server, router: KvSubscriber, answers: Answers) -> None:
+    """A prompt finds as much as its router expects, until a flush."""
+    for prompt, *_ in answers[:3] + answers[-4:]:
+        expected = router.catch_up(0.2).beginning(prompt[:-1], GPU, ON_HOST)
+        found = generate(server, prompt, 1)["meta_info"]["cached_tokens"]
+        # of what was evicted from the device a window may be gone
+        assert found == expected or (router.view.at(ON_HOST) and found < expected)
+    assert router.catch_up().at(GPU)
+    before = router.view.cleared
+    server.post("/flush_cache", {})
+    assert not any(router.catch_up().blocks.values())
+    assert router.view.cleared == before + 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tier", "form"), [(12_000, (), "default"), (1_200, HOST, "dynamo")]
+)
 def test_each_request_finds_what_the_engines_own_cache_finds(
     serve,  # noqa: ANN001
     tokens: int,
     tier: tuple[str, ...],
+    form: str,
 ) -> None:
-    both = []
+    both, told = [], []
     for selection in (OURS, ()):
-        with serve(128, *selection, *tier, "--page-size", "1", tokens=tokens) as server:
+        router = KvSubscriber(strict=bool(selection), format=form)
+        options = (*selection, *tier, *router.options, "--page-size", "1")
+        with router, serve(128, *options, tokens=tokens) as server:
             both.append(ask_one_after_another(server))
+            generate(server, [7, 8, 9], 1, extra_key="tenant", cache_salt="pepper")
+            told.append(dict(router.catch_up().known))
+            if selection:
+                check_what_is_told(server, router, both[0])
             assert_idle_and_alive(server)
     ours, stock = both
     assert [answer for *_, answer in ours] == [answer for *_, answer in stock]
     found = [(here, there) for (_, here, _), (_, there, _) in zip(ours, stock, strict=True)]
     assert not [request for request in found if request[0] < request[1]]
+    salted = [[block for block, said in known.items() if said == (None, (7,))] for known in told]
+    assert salted[0] == salted[1]
+    assert len(salted[0]) == 1
     if not tier:  # nothing was evicted
         assert [here for here, _ in found] == by_definition(ours)
+        assert told[0] == told[1]

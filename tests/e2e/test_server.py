@@ -15,6 +15,8 @@ from launch.server import CPU, OURS, wait_until_healthy
 from launch.traffic import Traffic, generate, tokens
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences
+from tests.fixtures.kv_subscriber import KvSubscriber
+from tests.fixtures.kv_view import GPU, ON_HOST
 
 HOST = ["--enable-hierarchical-cache", "--hicache-ratio", "2"]
 
@@ -136,9 +138,11 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
 
 def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     traffic = Traffic(conversations=6, rounds=3, seed=11)
-    options = ["--page-size", "16", "--tp", "2"]
-    with serve(128, *OURS, *HOST, *options, tokens=2048, **RANKS) as server:
+    router = KvSubscriber()
+    options = ["--page-size", "16", "--tp", "2", *router.options]
+    with router, serve(128, *OURS, *HOST, *options, tokens=2048, **RANKS) as server:
         answers = converse(server, traffic)
+        assert all(router.catch_up().at(medium) for medium in (GPU, ON_HOST))
         assert_idle_and_alive(server)
         log = server.log.read_text()
         assert log.count("MB on all 2 ranks") == 1, "one line, of one rank"

@@ -20,6 +20,8 @@ from launch.traffic import Traffic, generate, tokens
 from sglang_ext.tools import verify
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import Answer, Conversations, differences
+from tests.fixtures.kv_subscriber import KvSubscriber
+from tests.fixtures.kv_view import DISK, GPU, ON_HOST
 
 TIERS = ("--enable-hierarchical-cache", "--hicache-ratio", "2")
 TRAFFIC = Traffic(conversations=6, rounds=4, fork=0.0, parallel=4, seed=23)
@@ -201,8 +203,9 @@ def test_a_hit_without_its_window_resumes_from_the_last_checkpoint(
 
 def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None:  # noqa: ANN001
     """A server that starts without storage."""
-    options = [*OURS, *TIERS, "--page-size", "64", "--admin-api-key", "secret"]
-    with serve(128, *options, tokens=8192) as server:
+    router = KvSubscriber()
+    options = [*OURS, *TIERS, *router.options, "--page-size", "64", "--admin-api-key", "secret"]
+    with router, serve(128, *options, tokens=8192) as server:
         server.key = "secret"
         check = ["--url", server.url, "--api-key", "secret"]
         first = generate(server, prompt(1), 8)
@@ -232,7 +235,12 @@ def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None: 
         assert cached(generate(server, prompt(3), 8))["storage"] > 0, "it has not healed"
         generate(server, prompt(1), 8)
         wait_until_idle(server)
+        view = router.catch_up()
+        assert view.at(DISK)
+        assert view.at(DISK) <= view.at(GPU) | view.at(ON_HOST)
         server.post("/hicache/storage-backend", {}, method="DELETE")
+        assert router.catch_up().at(DISK) == set()
+        assert view.at(GPU)
         flush(server)
         gone = generate(server, prompt(1), 8)
         assert cached(gone)["storage"] == 0

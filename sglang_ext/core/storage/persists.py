@@ -82,9 +82,7 @@ class Persists:
 
     def forget_stored(self) -> None:
         """Storage was emptied: all that is on the host has to be written again."""
-        # of a byte for each row, so many at a time that looking at all of them takes no time
-        for state in (self._table.stored, self._table.window_stored):
-            np.bitwise_and(state, STORING, out=state)
+        self._table.forget_stored()
         self._candidates.note(self._candidates.all(Kind.STORED_DUPLICATES))
 
     # ---- begin ---------------------------------------------------------------
@@ -145,7 +143,7 @@ class Persists:
             full_rows=self._note(full),
             window_rows=self._note(window),
         )
-        table.stored[full] = STORING
+        table.note_stored(full, STORING)
         self._candidates.note(full)
         table.window_stored[window] = STORING
         # eviction looks elsewhere; and if the rows go all the same, their slots stay
@@ -223,7 +221,7 @@ class Persists:
         full, window = self._still_there(persist.full_rows), self._still_there(persist.window_rows)
         table.host.unlock(full)
         table.swa_host.unlock(window)
-        table.stored[full] = 0
+        table.note_stored(full, 0)
         table.window_stored[window] = 0
         self._candidates.note(full)
         self._residency.drop_unneeded(window)
@@ -247,9 +245,9 @@ class Persists:
     def _note_stored(self, path: Rows, full: Rows, window: Rows) -> None:
         """Pages of a path are in storage; they count up to the first one that is not."""
         table = self._table
-        table.stored[full] = STORED
+        table.note_stored(full, STORED)
         self._candidates.note(full)
         whole = table.stored[path] == STORED
         reach = len(path) if whole.all() else int(whole.argmin())
-        table.stored[full[table.depth[full] >= reach]] = 0
+        table.note_stored(full[table.depth[full] >= reach], 0)
         table.window_stored[window[table.depth[window] < reach]] = STORED

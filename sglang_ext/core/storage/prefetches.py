@@ -294,7 +294,7 @@ class Prefetches:
         there = states == STORED
         there[first:] |= states[first:] == 0
         reach = len(path) if there.all() else int(there.argmin())
-        self._table.stored[path[:reach]] = STORED
+        self._table.note_stored(path[:reach], STORED)
         self._residency.candidates.note(path)
 
     def _window_is_torn(self, rows: Rows, stop: int, brought: int) -> bool:

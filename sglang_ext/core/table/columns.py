@@ -49,6 +49,7 @@ class SlotColumn:
         self._counts = np.zeros(2, dtype=np.int64)
         self._state = (self.present, self.ready, self.locks, self.slots, self._counts)
         self._changed: Callable[[Rows], None] = lambda rows: None
+        self._copies_changed: Callable[[Rows], None] = self._changed
         self._tells_locks = False
 
     @property
@@ -70,18 +71,18 @@ class SlotColumn:
         """Give rows a copy: ABSENT to READY, or to RESERVED for a transfer. Rows whose slots are
         ABSENT get none."""
         self._loops.put(*self._state, rows, np.ascontiguousarray(slots), ready)
-        self._changed(rows)
+        self._copies_changed(rows)
 
     def make_ready(self, rows: Rows) -> None:
         """RESERVED to READY: the transfer that wrote the copies is committed."""
         self.ready[rows] = True
-        self._changed(rows)
+        self._copies_changed(rows)
 
     def take(self, rows: Rows) -> Slots:
         """Remove copies and return their slots (n, slots_per_page)."""
         slots = np.empty((len(rows), self.slots.shape[1]), dtype=np.int32)
         self._loops.take(*self._state, rows, slots)
-        self._changed(rows)
+        self._copies_changed(rows)
         return slots
 
     def lock(self, rows: Rows) -> None:
@@ -110,4 +111,15 @@ class SlotColumn:
         Args:
             of_locks: and with those that have got one.
         """
-        self._changed, self._tells_locks = changed, of_locks
+        self._changed = self._copies_changed = changed
+        self._tells_locks = of_locks
+
+    def tell_copies(self, changed: Callable[[Rows], None]) -> None:
+        """Call one more with the rows whose copies have changed. Who is not told costs nothing."""
+        first = self._copies_changed
+
+        def both(rows: Rows) -> None:
+            first(rows)
+            changed(rows)
+
+        self._copies_changed = both

@@ -160,9 +160,9 @@ class PageTable:
         self.host = SlotColumn(capacity, slots, loops)
         self.swa_device = SlotColumn(capacity, slots, loops)
         self.swa_host = SlotColumn(capacity, slots, loops)
-        self.n_rows = self._next_root = self._cursor = 0
-        self.tick = self._first_tick = 0
+        self.n_rows = self._next_root = self._cursor = self.tick = self._first_tick = 0
         self.when_renumbered: list[Callable[[], None]] = []
+        self._stored_changed: Callable[[Rows], None] | None = None
         self._by_priority = policy is EvictionPolicy.PRIORITY
         self._policy = int(policy)
         self.prospects: Prospects = PastUses(self)
@@ -348,6 +348,24 @@ class PageTable:
             self.keys = np.zeros((self.capacity, *self.keys.shape[1:]), dtype=np.uint8)
         self.keys[rows] = as_array(keys, self.geometry.slots_per_page)
         self.keyed[rows] = True
+
+    def note_stored(self, rows: Rows, state: int) -> None:
+        """Storage has pages, is to get them (STORING), or has not (0)."""
+        self.stored[rows] = state
+        if self._stored_changed is not None:
+            self._stored_changed(rows)
+
+    def forget_stored(self) -> None:
+        """Storage has nothing any more but what it is to get. O(rows)."""
+        if self._stored_changed is not None:
+            self._stored_changed(np.flatnonzero(self.stored == STORED))
+        # of a byte for each row, so many at a time that looking at all of them takes no time
+        for state in (self.stored, self.window_stored):
+            np.bitwise_and(state, STORING, out=state)
+
+    def tell_stored(self, changed: Callable[[Rows], None]) -> None:
+        """Call somebody with the rows that storage may have got or lost."""
+        self._stored_changed = changed
 
     # ---- rows ----------------------------------------------------------------
 
