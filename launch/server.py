@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -49,6 +50,25 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of so many TCP ports in a row on 127.0.0.1 that nobody uses. They lie below those
+    that the system hands out to connections, and so stay free until somebody listens."""
+    while True:
+        first = random.randrange(10000, 32768 - count)
+        with contextlib.ExitStack() as listeners, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                listener = listeners.enter_context(socket.socket())
+                listener.bind(("127.0.0.1", port))
+            return first
+
+
+def dp_attention(ranks: int) -> list[str]:
+    """Options of a server with DP attention, one DP rank for each rank. Left to itself the engine
+    takes ports in a row from the ones that connections use, and sometimes finds one in use."""
+    several = ["--tp", str(ranks), "--dp", str(ranks), "--enable-dp-attention"]
+    return [*several, "--dist-init-addr", f"127.0.0.1:{free_ports(7)}"]
 
 
 class ServerError(RuntimeError):

@@ -4,7 +4,7 @@ came of it."""
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_ext.adapter import hooks
+from sglang_ext.adapter import dp_ranks, hooks
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import ClearHiCacheReqInput, ClearHiCacheReqOutput
@@ -30,4 +30,6 @@ def clear(
     """Clear the storage, and say whether every rank has."""
     from sglang.srt.managers.io_struct import ClearHiCacheReqOutput
 
-    return ClearHiCacheReqOutput(success=scheduler.tree_cache.clear_storage_backend())
+    # the engine passes on what the first DP rank says
+    done = dp_ranks.everywhere(scheduler.tree_cache.clear_storage_backend())
+    return ClearHiCacheReqOutput(success=done)

@@ -151,6 +151,9 @@ SIGNATURES: dict[str, str] = {
     "resume_memory_occupation": "self recv_req",
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
     "release_memory_occupation": "self obj request",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.flush_cache": (
+        "self timeout_s"
+    ),
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
     "start_expert_distribution_record": "self",
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."

@@ -54,6 +54,7 @@ class FileBackend(HiCacheStorage):
 
     Args:
         identity: of the model and the layout; pages of another one are not seen.
+        writers: see ``Share``.
 
     Raises:
         StartupError: a setting is wrong, or nothing can be written to the directory.
@@ -65,6 +66,7 @@ class FileBackend(HiCacheStorage):
         options: dict[str, Any] | None = None,
         *,
         identity: bytes = b"",
+        writers: int = 1,
     ) -> None:
         extra = config.extra_config or {}
         given = os.environ.get(_DIRECTORY_VARIABLE)
@@ -72,7 +74,7 @@ class FileBackend(HiCacheStorage):
         base = Path(given or extra.get("file_storage_path") or _DEFAULT_DIRECTORY)
         bound = extra.get("max_size", os.environ.get("SGLANG_HICACHE_FILE_BACKEND_MAX_SIZE"))
         model = re.sub(r"[^A-Za-z0-9._-]", "-", config.model_name or "model").strip("-")[-80:]
-        share = Share(base, config.tp_rank, config.tp_size)
+        share = Share(base, config.tp_rank, config.tp_size, writers)
         eviction = Eviction(share, _bytes(bound))
         own = base / (f"{model}-{identity.hex()[:16]}" if identity else model) / share.own_rank
         try:

@@ -4,7 +4,7 @@ The engine counts what the cache copies, reads and writes as work: as long as th
 refuses such a call or fails an assertion. In a pause it asks the cache for nothing, so nothing
 would ever end. These hooks let such a call wait for what is in flight, for a bounded time, and
 keep the cache going in a pause. Every rank gets the same calls in the same step, so every rank
-enters the same collectives.
+enters the same collectives. DP ranks need not be idle at the same time: see ``dp_ranks``.
 """
 
 import dataclasses
@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_ext.adapter import hooks
+from sglang_ext.adapter import dp_ranks, hooks
 from sglang_ext.adapter.rank_agreement import RankAgreement
 
 if TYPE_CHECKING:
     from sglang.srt.managers.io_struct import (
+        AttachHiCacheStorageReqInput,
+        AttachHiCacheStorageReqOutput,
+        DetachHiCacheStorageReqInput,
+        DetachHiCacheStorageReqOutput,
         ReleaseMemoryOccupationReqInput,
         ResumeMemoryOccupationReqInput,
     )
@@ -63,8 +67,8 @@ def install() -> None:
         (_SCHEDULER + "is_fully_idle", HookType.AROUND, is_fully_idle),
         (_SCHEDULER + "_record_scheduler_state_for_paused_engine", HookType.BEFORE, paused_step),
         (_SCHEDULER + "flush_cache", HookType.BEFORE, before_flush),
-        (_SCHEDULER + "attach_hicache_storage_wrapped", HookType.BEFORE, before_attach),
-        (_SCHEDULER + "detach_hicache_storage_wrapped", HookType.BEFORE, before_detach),
+        (_SCHEDULER + "attach_hicache_storage_wrapped", HookType.AROUND, attach),
+        (_SCHEDULER + "detach_hicache_storage_wrapped", HookType.AROUND, detach),
         (_SCHEDULER + "process_input_requests", HookType.AFTER, after_requests),
         (_UPDATER + "flush_cache_after_weight_update", HookType.BEFORE, before_new_weights),
         (_UPDATER + "release_memory_occupation", HookType.AROUND, release_memory),
@@ -82,6 +86,7 @@ def install_in_front() -> None:
 
     hooks.apply(
         (_TOKENIZER + "release_memory_occupation", HookType.REPLACE, release_or_raise),
+        (_TOKENIZER + "flush_cache", HookType.REPLACE, dp_ranks.flush_all),
         *((_TOKENIZER + name, HookType.AROUND, count_experts) for name in _COUNTS_EXPERTS),
     )
 
@@ -130,14 +135,24 @@ def before_flush(scheduler: "Scheduler", *_: Any, **__: Any) -> None:
     _settle(scheduler, give_up=False)
 
 
-def before_attach(scheduler: "Scheduler", *_: Any) -> None:
+def attach(
+    original: "Callable[..., AttachHiCacheStorageReqOutput]",
+    scheduler: "Scheduler",
+    request: "AttachHiCacheStorageReqInput",
+) -> "AttachHiCacheStorageReqOutput":
     """As before a flush."""
     _settle(scheduler, give_up=False)
+    return dp_ranks.attach(original, scheduler, request)
 
 
-def before_detach(scheduler: "Scheduler", *_: Any) -> None:
+def detach(
+    original: "Callable[..., DetachHiCacheStorageReqOutput]",
+    scheduler: "Scheduler",
+    request: "DetachHiCacheStorageReqInput",
+) -> "DetachHiCacheStorageReqOutput":
     """A storage that takes too long is not waited for."""
     _settle(scheduler, give_up=True)
+    return dp_ranks.detach(original, scheduler, request)
 
 
 def before_new_weights(updater: "SchedulerWeightUpdaterManager", *_: Any) -> None:
@@ -162,9 +177,13 @@ def release_memory(
     scheduler = updater.scheduler
     assert scheduler is not None
 
+    agreement = RankAgreement([updater.tp_cpu_group])
+
     def attempt() -> Any:
         _settle(scheduler, give_up=True)
-        return original(updater, request) if scheduler.is_fully_idle() else None
+        # one DP rank may be idle while another is not, and the engine waits for all in its part
+        (idle,) = agreement.minimum([int(scheduler.is_fully_idle())])
+        return original(updater, request) if idle else None
 
     wanted = request.tags or GPU_MEMORY_ALL_TYPES
     request.tags = [tag for tag in wanted if tag not in updater.offload_tags]
@@ -173,7 +192,6 @@ def release_memory(
     deadline = time.monotonic() + _SECONDS_UNTIL_IDLE
     answer = attempt()
     if answer is None:
-        agreement = RankAgreement([updater.tp_cpu_group])
         _cache(scheduler).waiting_release = WaitingRelease(request, deadline, attempt, agreement)
     return answer
 

@@ -33,7 +33,13 @@ _BY_PAGES = ("page_first", "page_first_direct", "page_head")
 REFUSALS = (
     Refusal("--speculative-algorithm", "speculative_algorithm", _is_set, "no value"),
     Refusal("--pp-size", "pp_size", _above_one, "1"),
-    Refusal("--enable-dp-attention", "enable_dp_attention", _is_set, "off"),
+    # calls that need an idle server must reach all ranks in the same step
+    Refusal(
+        "--enable-dp-attention-local-control-broadcast",
+        "enable_dp_attention_local_control_broadcast",
+        _is_set,
+        "off",
+    ),
     Refusal("--attn-cp-size", "attn_cp_size", _above_one, "1"),
     Refusal("--dcp-size", "dcp_size", _above_one, "1"),
     Refusal("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "null"),

@@ -88,7 +88,7 @@ class StartPlan:
 
     Attributes:
         host: None for a cache on the device alone.
-        ranks: that hold a part of each page.
+        ranks: of the server, each with host memory of its own.
         policies: of writing and of eviction, by the engine's names.
         copies: who copies between device and host.
         storage: the backend and whose pages it has; None without one.

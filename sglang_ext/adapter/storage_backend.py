@@ -135,12 +135,15 @@ def create_backend(
     """
     from sglang.srt.mem_cache.hicache_storage import PoolName
     from sglang.srt.mem_cache.storage import StorageBackendFactory
+    from sglang.srt.runtime_context import get_parallel
 
     anchor = pools[PoolName.KV]
     if name == "file":
         from sglang_ext.adapter.file_backend import FileBackend
 
-        backend: HiCacheStorage = FileBackend(config, identity=identity)
+        backend: HiCacheStorage = FileBackend(
+            config, identity=identity, writers=get_parallel().num_dp_ranks
+        )
     else:
         backend = StorageBackendFactory.create_backend(name, config, anchor)
     backend.register_mem_pool_host(anchor)
@@ -154,6 +157,9 @@ def storage_config(
     model_name: str | None, extra: dict[str, Any], pool: Any, metrics: bool
 ) -> "HiCacheStorageConfig":
     """What the engine tells a storage backend about this rank.
+
+    Its rank is the one among the ranks that share a page: with DP attention those of one DP rank.
+    The same prefix is the same object on all DP ranks.
 
     Raises:
         StartupError: a setting that is not supported.
@@ -169,8 +175,8 @@ def storage_config(
         )
     parallel = get_parallel()
     return HiCacheStorageConfig(
-        tp_rank=parallel.tp_rank,
-        tp_size=parallel.tp_size,
+        tp_rank=parallel.attn_tp_rank,
+        tp_size=parallel.attn_tp_size,
         pp_rank=parallel.pp_rank,
         pp_size=parallel.pp_size,
         attn_cp_rank=0,
@@ -179,6 +185,7 @@ def storage_config(
         enable_storage_metrics=metrics,
         is_page_first_layout=pool.layout == "page_first",
         model_name=model_name,
+        dp_rank=parallel.attn_dp_rank,
         extra_config=extra,
     )
 
@@ -190,8 +197,8 @@ def storage_labels(name: str) -> dict[str, Any]:
     parallel = get_parallel()
     return {
         "storage_backend": name,
-        "tp_rank": parallel.tp_rank,
-        "dp_rank": 0,
+        "tp_rank": parallel.attn_tp_rank,
+        "dp_rank": parallel.attn_dp_rank,
         "pp_rank": parallel.pp_rank,
         "pp_size": parallel.pp_size,
         "attn_cp_rank": 0,

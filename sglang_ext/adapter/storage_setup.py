@@ -169,6 +169,7 @@ class StorageSetup:
                 "page": geometry.device_page,
                 "window": geometry.window,
                 "layout": self._group.entries[0].host_pool.layout,
-                "tp_size": get_parallel().tp_size,
+                # the ranks that share a page; how many there are in all does not count
+                "tp_size": get_parallel().attn_tp_size,
             },
         )

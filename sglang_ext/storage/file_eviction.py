@@ -32,7 +32,8 @@ without files that is older was left."""
 _AHEAD_S = 60.0
 """A file that claims to be used so much later than now was written by a clock that was wrong."""
 _LOOK_SHARE = 16
-"""A process looks again when it has written one in so many bytes of the bound."""
+"""The processes that share a part of a directory look again when they have written one in so many
+bytes of the bound: each one its part of that, for it does not see what the others write."""
 _DOWN_TO = 0.9
 _DEFAULT_SHARE = 0.8
 """Of what the filesystem has free, if no bound is given."""
@@ -119,7 +120,7 @@ class Eviction:
             over = self.held + self._unseen + size > self.most
             if over:
                 self._shrink(lambda _: int(self.most * _DOWN_TO) - size, stamp)
-            elif self._unseen > self.most // _LOOK_SHARE:
+            elif self._unseen > self.most // (_LOOK_SHARE * self._share.writers):
                 self._shrink(self._bound, stamp)
             return self.held + self._unseen + size <= self.most
 

@@ -26,11 +26,17 @@ class Share:
     other model that a rank of this number has left, modulo ``ranks``.
 
     So the ranks of a server bound all that is there, and none looks at what another one does.
+
+    Attributes:
+        rank, ranks: among those that have a part of each page.
+        writers: processes of the server that have the same part (data-parallel ranks). They
+            look after the same pages, with the same bound.
     """
 
     base: Path
     rank: int = 0
     ranks: int = 1
+    writers: int = 1
 
     @property
     def own_rank(self) -> str:

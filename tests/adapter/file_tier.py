@@ -42,14 +42,20 @@ class HostPool:
 
 
 def backend(
-    base: Path, identity: bytes = b"m" * 16, rank: int = 0, ranks: int = 1, **settings: Any
+    base: Path,
+    identity: bytes = b"m" * 16,
+    rank: int = 0,
+    ranks: int = 1,
+    *,
+    writers: int = 1,
+    **settings: Any,
 ) -> FileBackend:
     """The file backend of a rank."""
     extra = {"file_storage_path": str(base), **settings}
     config: Any = types.SimpleNamespace(
         extra_config=extra, model_name="model", tp_rank=rank, tp_size=ranks
     )
-    made = FileBackend(config, identity=identity)
+    made = FileBackend(config, identity=identity, writers=writers)
     pools = {PoolName.KV: HostPool(), PoolName.SWA: HostPool()}
     made.register_mem_pool_host(pools[PoolName.KV])
     for name, pool in pools.items():

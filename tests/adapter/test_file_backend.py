@@ -152,6 +152,20 @@ def test_two_servers_of_one_directory_agree_on_what_goes_first(tmp_path: Path) -
     assert servers[1].reach(tokens(40)) < 30, "the least recently used was kept"
 
 
+def test_dp_ranks_share_pages_and_one_bound(tmp_path: Path) -> None:
+    """One of eight DP ranks fills the directory. Each of the others writes less than one rank may
+    write before it looks, all of them together far more."""
+    bound = 160
+    files = [backend(tmp_path, writers=8, max_size=bound * FILE_BYTES) for _ in range(8)]
+    first, *others = [Rank(own) for own in files]
+    first.serve(tokens(100))
+    assert all(rank.reach(tokens(100)) == 100 for rank in others), "what one has, all have"
+    for seed, rank in enumerate(others, start=1):
+        rank.serve(tokens(6, seed=seed))
+    assert bound * 0.8 <= len(pages_in(tmp_path)) <= bound * (1 + 2 / 16)
+    assert {own.files.path("ff").parents[1].name for own in files} == {"0-of-1"}
+
+
 # ---- a full disk -------------------------------------------------------------
 
 

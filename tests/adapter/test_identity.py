@@ -75,7 +75,7 @@ class Server:
         self.layers = [{1: 0, 3: 1}, {0: 0, 2: 1}]
         self.geometry = Geometry(device_page=16, window=128)
         self.layout = "page_first"
-        self.tp_size = 1
+        self.tp_size = self.attn_tp_size = 1
 
     def setup(self) -> storage_setup.StorageSetup:
         components = [
@@ -85,7 +85,7 @@ class Server:
         pool = SimpleNamespace(full_kv_pool=components[0], swa_kv_pool=components[1])
         entry = SimpleNamespace(host_pool=SimpleNamespace(layout=self.layout))
         context = SimpleNamespace(config_leaf=self.options.__getitem__)
-        parallel = SimpleNamespace(tp_size=self.tp_size)
+        parallel = SimpleNamespace(tp_size=self.tp_size, attn_tp_size=self.attn_tp_size)
         self._patch.setattr(runtime_context, "get_context", lambda: context)
         self._patch.setattr(runtime_context, "get_parallel", lambda: parallel)
         self._patch.setattr(storage_setup, "page_bytes", lambda component, _: component.bytes)
@@ -145,13 +145,20 @@ def test_each_option_that_changes_kv_belongs_to_it(
         ("geometry", Geometry(device_page=32, window=128)),
         ("geometry", Geometry(device_page=16, window=64)),
         ("layout", "page_head"),
-        ("tp_size", 2),
+        ("attn_tp_size", 2),
     ],
 )
 def test_the_layout_of_pages_belongs_to_it(server: Server, name: str, value: Any) -> None:
     before = server.identity()
     setattr(server, name, value)
     assert server.identity() != before
+
+
+def test_ranks_that_have_whole_pages_share_them_however_many_there_are(server: Server) -> None:
+    """DP attention over all ranks: a page is that of a server of one rank."""
+    before = server.identity()
+    server.tp_size = 2
+    assert server.identity() == before
 
 
 def test_a_directory_of_weights_beside_the_model_counts_by_its_contents(

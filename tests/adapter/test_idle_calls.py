@@ -12,7 +12,7 @@ from sglang.srt.managers.io_struct import (
     ResumeMemoryOccupationReqOutput,
 )
 
-from sglang_ext.adapter import idle_calls
+from sglang_ext.adapter import dp_ranks, idle_calls
 
 
 class Scheduler:
@@ -165,14 +165,42 @@ def test_the_cache_takes_a_step_in_every_turn_of_a_pause(rig: Rig) -> None:
     assert rig.scheduler.steps == 1
 
 
-def test_only_what_must_go_is_given_up(rig: Rig) -> None:
+def done(*_: Any) -> Any:
+    """What the engine answers."""
+    return types.SimpleNamespace(success=True)
+
+
+def test_only_what_must_go_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dp_ranks, "everywhere", bool)
     scheduler: Any = rig.scheduler
+    scheduler.tree_cache = types.SimpleNamespace(enable_storage=False)
     idle_calls.before_flush(scheduler, empty_cache=False)
-    idle_calls.before_attach(scheduler, None)
+    idle_calls.attach(done, scheduler, None)  # type: ignore[arg-type]
     assert rig.scheduler.settled == [False, False]
-    idle_calls.before_detach(scheduler, None)
+    idle_calls.detach(done, scheduler, None)  # type: ignore[arg-type]
     idle_calls.before_new_weights(rig.updater, None, True, "")  # type: ignore[arg-type]
     assert rig.scheduler.settled == [False, False, True, True]
     rig.scheduler.running = 1
     idle_calls.before_flush(scheduler)
     assert len(rig.scheduler.settled) == 4, "it waits though it will be refused"
+
+
+def test_a_release_waits_for_the_other_dp_ranks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one is idle; the engine's part has a barrier in it."""
+    others = [1]
+
+    class Agreement:
+        def __init__(self, _: Any) -> None:
+            pass
+
+        def minimum(self, values: list[int]) -> list[int]:
+            return [min(value, others[0]) for value in values]
+
+    monkeypatch.setattr(idle_calls, "RankAgreement", Agreement)
+    others[0] = 0
+    assert rig.release() is None
+    assert not rig.updater.offload_tags
+    others[0] = 1
+    rig.step()
+    assert len(rig.scheduler.answers) == 1
+    assert rig.updater.offload_tags

@@ -18,7 +18,7 @@ from sglang_ext.transfer.kernel_copies import KernelCopies
 GOOD = {
     "speculative_algorithm": None,
     "pp_size": 1,
-    "enable_dp_attention": False,
+    "enable_dp_attention_local_control_broadcast": False,
     "attn_cp_size": 1,
     "dcp_size": 1,
     "disaggregation_mode": "null",

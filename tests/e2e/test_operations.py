@@ -99,8 +99,9 @@ def answer(server: Server, seed: int, length: int = 8) -> list[int]:
 class Running:
     """A long answer that is being generated."""
 
-    def __init__(self, server: Server, seed: int) -> None:
-        self._server, self._pool = server, ThreadPoolExecutor(1)
+    def __init__(self, server: Server, seed: int, **fields: Any) -> None:
+        """``fields`` go into the request as they are."""
+        self._server, self._pool, self._fields = server, ThreadPoolExecutor(1), fields
         self._begun = threading.Event()
         self._tokens: list[int] = []
         self.future: Future[list[int]] = self._pool.submit(self._read, seed)
@@ -111,6 +112,7 @@ class Running:
             "input_ids": prompt(seed),
             "sampling_params": {"temperature": 0, "max_new_tokens": LONG},
             "stream": True,
+            **self._fields,
         }
         url, tokens = self._server.url + "/generate", list[int]()
         with httpx.stream("POST", url, json=body, timeout=120.0) as answer:

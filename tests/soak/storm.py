@@ -6,6 +6,9 @@ comparable), abort everything, change and read internal state. A call must end w
 with success or with a refusal that is known for it.
 
     python -m tests.soak.storm --minutes 20 --seed 1 --tp 1 --out out/storm.json
+
+With ``--dp 2`` the ranks are DP ranks (DP attention), and half of the time one of them has no
+requests.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, dp_attention, running
 from launch.traffic import generate
 from sglang_ext.arguments import Parser, number, output_file, whole
 from tests.soak.server import (
@@ -43,6 +46,8 @@ WINDOW = 128
 REQUEST_TIMEOUT_S = 300.0
 """A request that takes longer hangs, pauses included."""
 IDLE_S = 4.0
+TURN_S = 10.0
+"""So long DP ranks have requests, all of them or one alone."""
 OPTIONS = (
     *(*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", "--page-size", "16"),
     *("--max-total-tokens", "6144", "--admin-api-key", KEY),
@@ -153,9 +158,16 @@ class Operator:
 
 
 class Storm:
-    """An operator and clients on one server."""
+    """An operator and clients on one server.
 
-    def __init__(self, server: Server, pool: Pool, operator: Operator, seed: int) -> None:
+    Args:
+        dp: DP ranks.
+    """
+
+    def __init__(
+        self, server: Server, pool: Pool, operator: Operator, seed: int, *, dp: int = 1
+    ) -> None:
+        self._dp, self._start = dp, time.monotonic()
         self.requests: Counter[str] = Counter(completed=0, aborted=0, failed=0, different=0)
         self.calls: Counter[str] = Counter()
         self.longest_s: dict[str, float] = {}
@@ -222,7 +234,11 @@ class Storm:
     def _ask(self, request: Request, when: str) -> None:
         try:
             result = generate(
-                self._server, request.prompt, len(request.answer), timeout_s=REQUEST_TIMEOUT_S
+                self._server,
+                request.prompt,
+                len(request.answer),
+                timeout_s=REQUEST_TIMEOUT_S,
+                **self._route(),
             )
         except httpx.HTTPStatusError as error:
             said = error.response.text
@@ -231,6 +247,11 @@ class Storm:
             self._count("failed", request, repr(error))
         else:
             self._judge(request, result, when)
+
+    def _route(self) -> dict[str, int]:
+        """Which DP rank a request goes to: in every other turn to one, the others are idle."""
+        turn, alone = divmod(int((time.monotonic() - self._start) / TURN_S), 2)
+        return {"routed_dp_rank": turn % self._dp} if alone and self._dp > 1 else {}
 
     def _judge(self, request: Request, result: dict[str, Any], when: str) -> None:
         output, meta = result.get("output_ids") or [], result["meta_info"]
@@ -268,6 +289,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=number(above=0), default=20.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tp", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--dp", type=int, choices=(1, 2), default=1, help="DP attention")
     parser.add_argument("--clients", type=whole(1), default=16)
     parser.add_argument("--conversations", type=whole(1), default=16)
     parser.add_argument("--out", type=output_file, default=ROOT / "out" / "storm.json")
@@ -275,19 +297,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def storm(
-    start: Callable[[], Any], pool: Pool, seed: int, clients: int, minutes: float
+    start: Callable[[], Any], pool: Pool, seed: int, clients: int, minutes: float, *, dp: int = 1
 ) -> dict[str, Any]:
     """A storm on a fresh server.
 
     Args:
         start: gives a running server for the length of a with-block.
+        dp: its DP ranks.
     """
     result: dict[str, Any] = {"crashed": True, "problems": []}
     try:
         with start() as server, tempfile.TemporaryDirectory() as directory:
             server.key = KEY
             model = json.loads(server.get("/model_info"))["model_path"]
-            driver = Storm(server, pool, Operator(seed, Path(directory), model), seed)
+            driver = Storm(server, pool, Operator(seed, Path(directory), model), seed, dp=dp)
             driver.run(clients, minutes)
             time.sleep(IDLE_S)
             result |= driver.report()
@@ -314,14 +337,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
     pool = reference(WINDOW, traffic, (), {})
-    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if args.tp == 2 else {}
-    options = server_arguments(WINDOW, [*OPTIONS, "--tp", str(args.tp)])
+    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if 2 in (args.tp, args.dp) else {}
+    several = dp_attention(args.dp) if args.dp > 1 else ["--tp", str(args.tp)]
+    options = server_arguments(WINDOW, [*OPTIONS, *several])
     log = args.out.with_suffix(".log")
     variables = {**CPU, **STRICT_CHECKS, **LATE, **ranks}
     result = storm(
-        lambda: running(options, log, variables), pool, args.seed, args.clients, args.minutes
+        lambda: running(options, log, variables),
+        pool,
+        args.seed,
+        args.clients,
+        args.minutes,
+        dp=args.dp,
     )
-    report = {"minutes": args.minutes, "seed": args.seed, "tp": args.tp, "clients": args.clients}
+    given = ("minutes", "seed", "tp", "dp", "clients")
+    report = {name: getattr(args, name) for name in given}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({**report, **result}, indent=1))
     print(json.dumps({**report, **result}, indent=1))

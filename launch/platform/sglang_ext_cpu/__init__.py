@@ -61,13 +61,22 @@ def install_fixes() -> None:
     if not selected():
         return
     try:
-        from sglang_ext_cpu import attention, gpu_copies, host_copies, pinned, step_times
+        from sglang_ext_cpu import (
+            attention,
+            dp_attention,
+            gpu_copies,
+            host_copies,
+            pinned,
+            step_times,
+        )
 
         attention.install()
+        dp_attention.install_padding()
         (gpu_copies if on_gpu() else host_copies).install()
         if not on_gpu():
             _do_not_wait_for_cuda()
             pinned.install()
+            dp_attention.install()
         step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error
