@@ -61,12 +61,23 @@ def install_fixes() -> None:
     if not selected():
         return
     try:
-        from sglang_ext_cpu import attention, gpu_copies, host_copies, pinned, step_times
+        from sglang_ext_cpu import (
+            attention,
+            gpu_copies,
+            host_copies,
+            in_place,
+            model_attention,
+            pinned,
+            step_times,
+        )
 
         attention.install()
+        model_attention.install()
+        in_place.install()
         (gpu_copies if on_gpu() else host_copies).install()
         if not on_gpu():
             _do_not_wait_for_cuda()
+            _do_not_compile()
             pinned.install()
         step_times.install()
     except Exception as error:
@@ -79,3 +90,11 @@ def _do_not_wait_for_cuda() -> None:
     import torch
 
     torch.cuda.synchronize = torch.cpu.synchronize
+
+
+def _do_not_compile() -> None:
+    """Run what the engine compiles as it is written: that takes seconds for each function, and the
+    compiler refuses a PyTorch whose ``cuda.synchronize`` is that of the CPU."""
+    import torch
+
+    torch.compiler.set_stance("force_eager")
