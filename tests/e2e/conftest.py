@@ -1,7 +1,7 @@
 """Models and servers for end-to-end tests."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -84,19 +84,22 @@ def beside_no_cache(
     traffic: Traffic,
     page: int,
     tier: list[str],
+    *,
+    both: Sequence[str] = (),
     **checks: str,
 ) -> tuple[list[Answer], list[Answer]]:
     """(answers with our host tier, those of a server without a prefix cache) of one model.
 
     Args:
         tier: further options of the server with the host tier.
+        both: further options of both servers.
         checks: variables that differ from those of the strict checks.
     """
     options = ["--model-path", str(model), *COMMON, "--page-size", str(page)]
-    without = [*options, "--disable-radix-cache", "--max-total-tokens", "16384"]
+    without = [*options, "--disable-radix-cache", "--max-total-tokens", "16384", *both]
     with zygote.running(without, logs / "reference.log", checks) as server:
         expected = converse(server, traffic)
-    tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", *tier]
+    tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", *both, *tier]
     with zygote.running(tiered, logs / "ours.log", checks) as server:
         answers = converse(server, traffic)
         assert_idle_and_alive(server)

@@ -66,15 +66,20 @@ def install_fixes() -> None:
             dp_attention,
             gpu_copies,
             host_copies,
+            in_place,
+            model_attention,
             pinned,
             step_times,
         )
 
         attention.install()
+        model_attention.install()
+        in_place.install()
         dp_attention.install_padding()
         (gpu_copies if on_gpu() else host_copies).install()
         if not on_gpu():
             _do_not_wait_for_cuda()
+            _do_not_compile()
             pinned.install()
             dp_attention.install()
         step_times.install()
@@ -88,3 +93,11 @@ def _do_not_wait_for_cuda() -> None:
     import torch
 
     torch.cuda.synchronize = torch.cpu.synchronize
+
+
+def _do_not_compile() -> None:
+    """Run what the engine compiles as it is written: that takes seconds for each function, and the
+    compiler refuses a PyTorch whose ``cuda.synchronize`` is that of the CPU."""
+    import torch
+
+    torch.compiler.set_stance("force_eager")

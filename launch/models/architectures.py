@@ -1,0 +1,30 @@
+"""The architectures of which there are tiny models, and where these are kept between runs."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.models import gemma4, gpt_oss, llama4, mimo_v2, random_weights
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "gpt-oss": gpt_oss.make,
+    "mimo-v2": mimo_v2.make,
+    "gemma-4": gemma4.make,
+    "llama-4": llama4.make,
+}
+"""What writes config, weights and tokenizer of one into a directory, by name."""
+
+
+def ready_made(name: str) -> Path:
+    """The model of that name, made unless one is there that the same code has made."""
+    make = MAKERS[name]
+    sources = [Path(file) for file in (make.__code__.co_filename, random_weights.__file__)]
+    digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=4)
+    out = Path(__file__).resolve().parents[2] / ".models" / f"{name}-{digest.hexdigest()}"
+    if not out.exists():
+        # whole or not at all: another process may look for it
+        unfinished = make(out.with_name(f"{out.name}.{os.getpid()}"))
+        if not out.exists():
+            unfinished.rename(out)
+    return out

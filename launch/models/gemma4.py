@@ -1,0 +1,79 @@
+"""A tiny Gemma 4: five layers with a window to one without, which has fewer and wider heads.
+
+Heads of K and V and their widths are those of Gemma 4 26B. There are fewer layers and heads of Q,
+no experts, and everything else is narrow; the window is 128 tokens instead of 1024, so that short
+prompts leave it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from launch.models import random_weights
+from launch.models.tiny import write_tokenizer
+
+LAYERS, HIDDEN, MLP, VOCAB, WINDOW = 6, 64, 128, 512, 128
+HEADS, KV_HEADS, HEAD_DIM = 8, 8, 256
+FULL_KV_HEADS, FULL_HEAD_DIM = 2, 512
+
+
+def config() -> Any:
+    """The Hugging Face configuration of text and images."""
+    from transformers import Gemma4Config
+
+    text = {
+        "num_hidden_layers": LAYERS,
+        "hidden_size": HIDDEN,
+        "intermediate_size": MLP,
+        "vocab_size": VOCAB,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "num_global_key_value_heads": FULL_KV_HEADS,
+        "global_head_dim": FULL_HEAD_DIM,
+        # V of a layer without a window is its K before positions
+        "attention_k_eq_v": True,
+        "sliding_window": WINDOW,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": VOCAB,
+        "max_position_embeddings": 32768,
+        "bos_token_id": 1,
+        # None: a random model must not stop by chance
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
+    images = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "position_embedding_size": 64,
+    }
+    return Gemma4Config(
+        architectures=["Gemma4ForConditionalGeneration"],
+        text_config=text,
+        vision_config=images,
+        audio_config=None,
+        # else the engine looks for the files that prepare images and sounds
+        language_model_only=True,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+        dtype="float32",
+    )
+
+
+def make(out: Path) -> Path:
+    """Write config, weights and tokenizer into ``out`` and return it."""
+    from transformers import Gemma4ForConditionalGeneration
+
+    model = Gemma4ForConditionalGeneration(config()).float()
+    # the model multiplies embeddings by the root of its width, and products of queries and keys
+    # by one
+    random_weights.fill(model, embedding=HIDDEN**-0.5, norms=0.4)
+    model.save_pretrained(out)
+    write_tokenizer(out, VOCAB)
+    return out

@@ -1,0 +1,77 @@
+"""A tiny Llama 4 in the form of a multimodal checkpoint: three layers of four read chunks.
+
+Heads of K and V and their width are those of Maverick. There are fewer layers and heads of Q, no
+experts, and everything else is narrow; a chunk is 128 tokens instead of 8192, so that short prompts
+have several of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from launch.models import random_weights
+from launch.models.tiny import write_tokenizer
+
+LAYERS, HIDDEN, MLP, VOCAB = 4, 64, 128, 512
+HEADS, KV_HEADS, HEAD_DIM, CHUNK = 8, 8, 128, 128
+
+
+def config() -> Any:
+    """The Hugging Face configuration of text and images."""
+    from transformers import Llama4Config
+
+    text = {
+        "num_hidden_layers": LAYERS,
+        "hidden_size": HIDDEN,
+        "intermediate_size": MLP,
+        "intermediate_size_mlp": MLP,
+        "vocab_size": VOCAB,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "attention_chunk_size": CHUNK,
+        # as for long prompts, which get there at 8192 tokens
+        "floor_scale": CHUNK,
+        # Maverick's; the engine computes the other form in bfloat16 wherever there is no CUDA
+        "use_qk_norm": False,
+        # no layer has experts, which the engine has no plain form of
+        "moe_layers": [],
+        "interleave_moe_layer_step": LAYERS + 1,
+        "num_local_experts": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "max_position_embeddings": 32768,
+        "bos_token_id": 1,
+        # None: a random model must not stop by chance
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
+    images = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+        "vision_output_dim": 32,
+    }
+    return Llama4Config(
+        architectures=["Llama4ForConditionalGeneration"],
+        text_config=text,
+        vision_config=images,
+        boi_token_index=3,
+        eoi_token_index=4,
+        image_token_index=5,
+        dtype="float32",
+    )
+
+
+def make(out: Path) -> Path:
+    """Write config, weights and tokenizer into ``out`` and return it."""
+    from transformers import Llama4ForConditionalGeneration
+
+    model = Llama4ForConditionalGeneration(config()).float()
+    random_weights.fill(model)
+    model.save_pretrained(out)
+    write_tokenizer(out, VOCAB)
+    return out

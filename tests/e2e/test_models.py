@@ -1,0 +1,106 @@
+"""The architectures that are served, with their own kinds of layers, heads, widths and windows.
+
+Both servers could be wrong in the same way, so an answer of the one without a cache is compared
+with Hugging Face's model of the same weights too.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.models.architectures import MAKERS, ready_made
+from launch.traffic import Traffic
+from tests.e2e.conftest import beside_no_cache
+from tests.e2e.conversations import differences, hit_rates
+from tests.fixtures.zygote import Zygote
+
+SHORT = Traffic(conversations=5, rounds=3, seed=5)
+LONG = Traffic(conversations=8, rounds=5, seed=6)
+# room for a few conversations and no more: the others come back from the host
+TIGHT = ("--max-total-tokens", "1536")
+BOTH = ("--max-total-tokens", "6144")
+
+
+def mimo_v2(model: Path) -> Any:
+    """Hugging Face's own configuration has other names for the same things, and one token less in
+    a window: the engine's reads so many tokens before a token, and not with it."""
+    from transformers import MiMoV2FlashConfig, MiMoV2FlashForCausalLM
+
+    from launch.models import mimo_v2
+
+    named = mimo_v2.config()
+    kinds = ["sliding_attention" if window else "full_attention" for window in mimo_v2.WINDOWS]
+    partial = named["partial_rotary_factor"]
+    named |= {
+        "sliding_window": mimo_v2.WINDOW + 1,
+        "layer_types": kinds,
+        "mlp_layer_types": ["dense"] * len(kinds),
+        "rms_norm_eps": named["layernorm_epsilon"],
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": partial}
+            for kind, theta in (
+                ("full_attention", named["rope_theta"]),
+                ("sliding_attention", named["swa_rope_theta"]),
+            )
+        },
+    }
+    return MiMoV2FlashForCausalLM.from_pretrained(
+        model, config=MiMoV2FlashConfig(**named), attn_implementation="eager"
+    )
+
+
+def named(architecture: str) -> Callable[[Path], Any]:
+    def load(model: Path) -> Any:
+        import transformers
+
+        kind = getattr(transformers, architecture)
+        return kind.from_pretrained(model, attn_implementation="eager")
+
+    return load
+
+
+HUGGING_FACE: dict[str, Callable[[Path], Any]] = {
+    "gpt-oss": named("GptOssForCausalLM"),
+    "mimo-v2": mimo_v2,
+    "gemma-4": named("Gemma4ForConditionalGeneration"),
+    "llama-4": named("Llama4ForConditionalGeneration"),
+}
+
+
+def said_by(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> tuple[int, ...]:
+    """What the model says after the prompt and each beginning of the answer."""
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([[*prompt, *answer[:-1]]])).logits
+    return tuple(logits[0, len(prompt) - 1 :].argmax(dim=-1).tolist())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_tokens_are_those_of_the_model(zygote: Zygote, tmp_path: Path, name: str) -> None:
+    model = ready_made(name)
+    answers, expected = beside_no_cache(zygote, model, tmp_path, SHORT, 16, list(TIGHT), both=BOTH)
+    assert not differences(answers, expected)
+    assert hit_rates(answers)["host_share"] > 0
+    stock = HUGGING_FACE[name](model)
+    for first in (answer for answer in expected if answer.round == 0):
+        prompt = next(SHORT.session(first.conversation)).prompt.tolist()
+        assert said_by(stock, prompt, first.output) == first.output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("page", [1, 64])
+@pytest.mark.parametrize("policy", ["write_through", "write_back"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_pages_and_policies(
+    zygote: Zygote, tmp_path: Path, name: str, policy: str, page: int
+) -> None:
+    tier = [*TIGHT, "--hicache-write-policy", policy, "--chunked-prefill-size", "256"]
+    answers, expected = beside_no_cache(
+        zygote, ready_made(name), tmp_path, LONG, page, tier, both=BOTH
+    )
+    assert not differences(answers, expected)
+    rates = hit_rates(answers)
+    assert rates["hit_rate"] > 0.2, rates
+    assert rates["host_share"] > 0, rates
