@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.retention.expiry import ENOUGH, UNKNOWN, Expiry
+from sglang_ext.core.table import table as table_module
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
+from sglang_ext.testing.model_page import ModelPage
 
 Look = tuple[list[int], list[int], int, int]
 """(to copy now, to copy soon, room, room then), see ``demotion.Ahead``."""
@@ -152,3 +155,16 @@ def inside(
         goes_up = tokens < wanted
         rows = [r for r in rows if r != top and (tokens < table.tokens[r].tolist()) == goes_up]
     return best, most
+
+
+def keep_windows_near_end(path: Sequence[ModelPage], geometry: Geometry) -> None:
+    """A prompt has ended: windows near its end are worth more, and one of them is kept."""
+    token = geometry.page_tokens
+    near, apart = (max(1, n // token) for n in (table_module.NEAR_END, table_module.APART))
+    for page in path[-near:]:
+        if page.swa_device:
+            page.keep_window()
+    end = (len(path) - 1) // apart * apart
+    window = path[max(0, end - geometry.window_pages) : end]
+    if window and all(page.has_window for page in window):
+        window[-1].resume = True

@@ -23,7 +23,6 @@ from sglang_ext.core.host.sampling import passed_over
 from sglang_ext.core.inserts import Own, Tail
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
 from sglang_ext.core.retention.expiry import Expiry
-from sglang_ext.core.table import table as table_module
 from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import Page, filled_up
@@ -265,18 +264,9 @@ class ModelledIndex(PrefixCache):
         """See PrefixCache; windows near the end of the prompt are worth more."""
         super().end_request(rows, prompt)
         path = [self.pages[self._key(row)] for row in rows[:prompt].tolist()]
-        if not self.table.is_learned or not path:
-            return
-        token = self.geometry.page_tokens
-        near, apart = (max(1, n // token) for n in (table_module.NEAR_END, table_module.APART))
-        for page in path[-near:]:
-            if page.swa_device:
-                page.keep_window()
-        end = (len(path) - 1) // apart * apart
-        window = path[max(0, end - self.geometry.window_pages) : end]
-        if window and all(page.has_window for page in window):
-            window[-1].resume = True
-        self._check_ages()
+        if self.table.is_learned and path:
+            definitions.keep_windows_near_end(path, self.geometry)
+            self._check_ages()
 
     def _check_ages(self) -> None:
         """Both orders of eviction, from the first page to the last, and which windows are worth
