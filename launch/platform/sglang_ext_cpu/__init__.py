@@ -61,13 +61,21 @@ def install_fixes() -> None:
     if not selected():
         return
     try:
-        from sglang_ext_cpu import attention, gpu_copies, host_copies, pinned, step_times
+        from sglang_ext_cpu import (
+            attention,
+            gpu_copies,
+            host_copies,
+            host_reserve,
+            pinned,
+            step_times,
+        )
 
         attention.install()
         (gpu_copies if on_gpu() else host_copies).install()
         if not on_gpu():
             _do_not_wait_for_cuda()
             pinned.install()
+        host_reserve.install()
         step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error
