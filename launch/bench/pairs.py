@@ -179,9 +179,10 @@ class PausedServer:
 
     def new_steps(self) -> np.ndarray:
         """(n, 3) since the last call: seconds between forward passes, those of them that the
-        scheduler ran, and seconds of the passes."""
+        scheduler ran, and seconds of the passes. Without the first: a server that was paused
+        before it was idle counts the pause there."""
         lines = self._steps.read_text().splitlines()
-        new, self._lines_before = lines[self._lines_before :], len(lines)
+        new, self._lines_before = lines[self._lines_before + 1 :], len(lines)
         return np.array([[float(word) for word in line.split()] for line in new])
 
 

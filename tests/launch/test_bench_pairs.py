@@ -40,6 +40,17 @@ def test_hosts_differ_in_nothing_but_their_size() -> None:
     assert host_pages(pairs.OURS_SMALL) == 2_000
 
 
+def test_a_pause_is_no_time_between_passes(tmp_path: Path) -> None:
+    steps = tmp_path / "steps"
+    steps.write_text("0.001 0.001 0.002\n" * 2)
+    stub: Any = None
+    server = pairs.PausedServer(stub, steps)
+    assert len(server.new_steps()) == 1
+    with steps.open("a") as more:
+        more.write("180.0 0.001 0.002\n0.003 0.001 0.002\n")
+    assert server.new_steps().tolist() == [[0.003, 0.001, 0.002]]
+
+
 class Host:
     """Stands in for a server: its host takes what it is sent until it is full."""
 
