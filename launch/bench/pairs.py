@@ -6,6 +6,7 @@ turn by turn; the report has their medians.
 
     python -m launch.bench.pairs --shape no-reuse --out out/no_reuse.json
     python -m launch.bench.pairs --shape multi-turn --out out/multi_turn.json
+    python -m launch.bench.pairs --shape host-size --out out/host_size.json
 """
 
 import argparse
@@ -25,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from launch.bench import multiturn
+from launch.bench.metrics import metric
 from launch.models import tiny
 from launch.server import CPU, OURS, Server, running
 from sglang_ext.arguments import Parser, output_file, whole
@@ -32,6 +34,22 @@ from sglang_ext.arguments import Parser, output_file, whole
 ROOT = Path(__file__).resolve().parents[2]
 HOST_TIER = ("--enable-hierarchical-cache", "--hicache-write-policy", "write_through")
 STOCK, STOCK_HOST, OURS_HOST = "stock, device only", "stock + HiCache", "ours, device + host"
+OURS_SMALL, OURS_LARGE = "ours, 2000 host pages", "ours, 100000 host pages"
+GROWTH = 0.005
+"""Part of a host that a load adds at least while the host is not full. It is never full to the
+last page: pages of our two components leave holes, and stock frees whole nodes."""
+FIRST_FILLER = 1_000_000
+"""Seed of the first load that fills a host; turns have theirs from 0 on."""
+HOST_METRICS = {
+    "used_tokens": ("sglang:hicache_host_used_tokens", ""),
+    "total_tokens": ("sglang:hicache_host_total_tokens", ""),
+    "full_bytes": ("sglang_ext:host_memory_bytes", 'use="full"'),
+    "window_bytes": ("sglang_ext:host_memory_bytes", 'use="window"'),
+    "hole_bytes": ("sglang_ext:host_memory_bytes", 'use="holes"'),
+    "free_bytes": ("sglang_ext:host_memory_bytes", 'use="free"'),
+}
+"""What is known of a host: (metric, label). Of ours, tokens count both components in tokens of
+full-attention KV; of stock, full attention alone. Only ours tells bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +62,11 @@ class Shape:
         device_tokens: size of the device pool.
         turns: of each server that count.
         warm_up: turns before those, until what a turn costs is what it goes on to cost.
+        model: preset of ``launch.models.tiny``.
+        chunk: most tokens of a prefill.
+        options: of all servers, beside those that every shape has.
+        filler: a load that each server with a host gets, with another seed each time, until the
+            host is full; empty if the host may be as it is.
     """
 
     servers: Mapping[str, Sequence[str]]
@@ -51,6 +74,10 @@ class Shape:
     device_tokens: int
     turns: int
     warm_up: int
+    model: str = "small"
+    chunk: int = 512
+    options: Sequence[str] = ()
+    filler: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 SHAPES = {
@@ -84,6 +111,37 @@ SHAPES = {
         device_tokens=4096,  # what the requests that run together take
         turns=5,
         warm_up=1,
+    ),
+    # what a full host of very many pages costs: matches, inserts, evictions and copies both ways
+    # are as many with either host, since a turn fits into the smaller one
+    "host-size": Shape(
+        {
+            STOCK: (),
+            STOCK_HOST: (*HOST_TIER, "--hicache-ratio", "390.625"),
+            OURS_SMALL: (*OURS, *HOST_TIER, "--hicache-ratio", "7.8125"),
+            OURS_LARGE: (*OURS, *HOST_TIER, "--hicache-ratio", "390.625"),
+        },
+        {
+            "num-clients": 64,
+            "num-rounds": 5,
+            "max-parallel": 16,  # as many wait as run, so passes do not depend on the client
+            "request-length": 256,
+            "output-length": 16,
+        },
+        device_tokens=16384,  # 256 pages of 64, a fifth of what a turn's conversations take
+        turns=7,
+        warm_up=2,
+        model="narrow",
+        chunk=4096,
+        # passes take a few milliseconds: the client must not be what they wait for
+        options=("--enable-metrics", "--stream-interval", "16"),
+        filler={
+            "num-clients": 250,
+            "num-rounds": 1,
+            "max-parallel": 32,
+            "request-length": 1024,
+            "output-length": 1,
+        },
     ),
 }
 
@@ -121,26 +179,58 @@ class PausedServer:
 
     def new_steps(self) -> np.ndarray:
         """(n, 3) since the last call: seconds between forward passes, those of them that the
-        scheduler ran, and seconds of the passes."""
+        scheduler ran, and seconds of the passes. Without the first: a server that was paused
+        before it was idle counts the pause there."""
         lines = self._steps.read_text().splitlines()
-        new, self._lines_before = lines[self._lines_before :], len(lines)
+        new, self._lines_before = lines[self._lines_before + 1 :], len(lines)
         return np.array([[float(word) for word in line.split()] for line in new])
+
+
+def send(
+    server: Server, load: Mapping[str, int], model: Path, seed: int
+) -> tuple[list[multiturn.Sample], float]:
+    """A load with as much in parallel as it says: the samples and the wall time in seconds."""
+    flags = {
+        "--model-path": model,
+        "--port": server.port,
+        "--seed": seed,
+        "--request-rate": 1000,
+        "--ready-queue-policy": "fifo",
+        **{f"--{name}": value for name, value in load.items()},
+    }
+    listed = [str(item) for pair in flags.items() for item in pair]
+    args = multiturn.parse_args([*listed, "--disable-random-sample", "--disable-auto-run"])
+    return asyncio.run(multiturn.run_load(args, args.request_rate))
+
+
+def host_use(server: Server) -> dict[str, float]:
+    """What the server's metrics say of its host, and the part of it that is in use."""
+    text = server.get("/metrics")
+    found = {key: metric(text, *name) for key, name in HOST_METRICS.items()}
+    total = found["total_tokens"]
+    return {"used": found["used_tokens"] / total if total else 0.0, **found}
+
+
+def fill(server: Server, shape: Shape, model: Path) -> dict[str, float]:
+    """Send prompts that nobody asks for again until the host holds no more for them; without a
+    host, once.
+
+    Returns:
+        How many, and how full the host is.
+    """
+    loads, before, use = 0, -1.0, host_use(server)
+    while use["used"] - before > GROWTH:
+        before = use["used"]
+        send(server, shape.filler, model, FIRST_FILLER + loads)
+        loads += 1
+        use = host_use(server)
+    return {"prompts": loads * shape.filler["num-clients"], **use}
 
 
 def measure(paused: PausedServer, shape: Shape, model: Path, seed: int) -> dict[str, float]:
     """One turn of one server."""
-    flags = {
-        "--model-path": model,
-        "--port": paused.server.port,
-        "--seed": seed,
-        "--request-rate": 1000,
-        "--ready-queue-policy": "fifo",
-        **{f"--{name}": value for name, value in shape.load.items()},
-    }
-    listed = [str(item) for pair in flags.items() for item in pair]
-    args = multiturn.parse_args([*listed, "--disable-random-sample", "--disable-auto-run"])
     with paused.awake():
-        samples, wall = asyncio.run(multiturn.run_load(args, args.request_rate))
+        samples, wall = send(paused.server, shape.load, model, seed)
     result = multiturn.summarize(samples, wall)
     between, running, forward = paused.new_steps().T
     return {
@@ -154,6 +244,8 @@ def measure(paused: PausedServer, shape: Shape, model: Path, seed: int) -> dict[
         "between_steps_p50_us": float(np.median(between) * 1e6),
         "running_between_steps_mean_us": float(running.mean() * 1e6),
         "running_between_steps_p50_us": float(np.median(running) * 1e6),
+        "between_per_request_us": float(between.sum() * 1e6 / len(samples)),
+        "running_between_per_request_us": float(running.sum() * 1e6 / len(samples)),
         "forward_s": float(forward.sum()),
     }
 
@@ -183,29 +275,36 @@ def compare(turns: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any
     }
 
 
-def run(args: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, Any]]:
-    """All turns of a shape: what each server did in each of them."""
+def run(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
+    """All turns of a shape: what each server did in each of them, and how full a host that has
+    been filled was before the first and after the last."""
     shape = SHAPES[args.shape]
     options = [
         *("--model-path", str(model), "--dtype", "float32", "--page-size", str(args.page)),
         *("--max-total-tokens", str(shape.device_tokens), "--mem-fraction-static", "0.3"),
-        *("--chunked-prefill-size", "512", "--max-running-requests", "8"),
+        *("--chunked-prefill-size", str(shape.chunk), "--max-running-requests", "8"),
         *("--hicache-io-backend", "direct", "--sleep-on-idle"),
+        *shape.options,
     ]
     turns: list[dict[str, Any]] = []
+    hosts: dict[str, dict[str, dict[str, float]]] = {}
     with contextlib.ExitStack() as stack:
         servers: dict[str, PausedServer] = {}
         for name, own in shape.servers.items():
             stem = folder / name.replace(",", "").replace(" ", "_")
             steps = stem.with_suffix(".steps")
             print(f"starting the server: {name}", flush=True)
-            environment = {**CPU, "EXT_CPU_STEP_TIMES": str(steps)}
+            environment = {**CPU, "EXT_CPU_STEP_TIMES": str(steps), "EXT_CPU_HOST_RESERVE_GB": "1"}
             server = stack.enter_context(
                 running([*options, *own], stem.with_suffix(".log"), environment)
             )
             servers[name] = PausedServer(server, steps)
             # awake when it is told to end
             stack.callback(os.killpg, server.process.pid, signal.SIGCONT)
+            if shape.filler:
+                hosts[name] = {"before": fill(server, shape, model)}
+                print(name, hosts[name]["before"], flush=True)
+                servers[name].new_steps()
             servers[name].pause()
         count = args.turns or shape.turns
         for turn in tqdm(range(shape.warm_up + count), desc="turns"):
@@ -214,27 +313,29 @@ def run(args: argparse.Namespace, model: Path, folder: Path) -> list[dict[str, A
             done = {name: measure(servers[name], shape, model, turn) for name in order}
             if turn >= shape.warm_up:
                 turns.append({name: done[name] for name in servers})
-    return turns
+        for name, paused in servers.items():
+            if shape.filler:
+                with paused.awake():
+                    hosts[name]["after"] = host_use(paused.server)
+    return {**({"hosts": hosts} if hosts else {}), **compare(turns), "turns": turns}
 
 
 def main() -> None:
     """Measure one shape, print the medians, write everything."""
     args = parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    model = ROOT / ".models" / "small-128"
+    shape = SHAPES[args.shape]
+    model = ROOT / ".models" / f"{shape.model}-128"
     if not (model / "model.safetensors").exists():
-        tiny.make_model(
-            tiny.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
-        )
-    turns = run(args, model, args.out.parent)
+        options = ["--out", str(model), "--size", shape.model, "--window", "128"]
+        tiny.make_model(tiny.parse_args(options))
     report = {
         "versions": {n: importlib.metadata.version(n) for n in ("sglang", "torch", "numba")},
         "shape": args.shape,
-        "load": dict(SHAPES[args.shape].load),
-        "device_tokens": SHAPES[args.shape].device_tokens,
+        "load": dict(shape.load),
+        "device_tokens": shape.device_tokens,
         "page": args.page,
-        **compare(turns),
-        "turns": turns,
+        **run(args, model, args.out.parent),
     }
     args.out.write_text(json.dumps(report, indent=1))
     for name, values in report["median"].items():

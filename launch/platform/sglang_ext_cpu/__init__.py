@@ -66,6 +66,7 @@ def install_fixes() -> None:
             dp_attention,
             gpu_copies,
             host_copies,
+            host_reserve,
             in_place,
             model_attention,
             pinned,
@@ -82,6 +83,7 @@ def install_fixes() -> None:
             _do_not_compile()
             pinned.install()
             dp_attention.install()
+        host_reserve.install()
         step_times.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error
