@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.events import KVCacheEventRecorder, KvEventLoraNames
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from sglang_ext.adapter import kv_events
-from sglang_ext.adapter.block_hashes import BlockHashes, Namings
+from sglang_ext.adapter.block_hashes import BlockHashes, Namings, prepare
 from sglang_ext.adapter.kv_events import KvEvents
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.host.space import HostSpace
@@ -24,6 +24,7 @@ from sglang_ext.core.table.changes import Changes
 from sglang_ext.core.table.columns import SlotColumn
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import STORED, PageTable
+from sglang_ext.errors import StartupError
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.simulation import Simulation
 from sglang_ext.testing.sizes import Sizes
@@ -401,3 +402,12 @@ def test_what_is_noted_is_bounded_where_nobody_looks() -> None:
         engine.index.evict_device(64, 64)
     assert len(changes.take()) <= engine.index.table.capacity
     assert len(changes.take()) == 0
+
+
+def test_a_server_without_the_engines_hash_does_not_start(monkeypatch: Patch) -> None:
+    def fail(*of: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("sglang_ext.adapter.block_hashes.get_hash_str", fail)
+    with pytest.raises(StartupError, match=r"--kv-events-config .* no compiler"):
+        prepare()
