@@ -7,7 +7,7 @@ operations is, their view is that of the table.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class View:
         same = self._hashes.are_known(rows)
         # first of all media: a row that is another page now has other hashes afterwards
         for medium in self._media:
-            medium.forget(rows, same)
+            medium.forget(rows, same, self._table.parent)
         missing = [self._from_the_front(medium.missing(rows)) for medium in self._media]
         for of_medium in missing:
             self._hashes.find(of_medium)
@@ -94,7 +94,8 @@ class View:
         for medium, of_medium in zip(self._media, missing, strict=True):
             events += medium.stored(of_medium, self._table)
             events += medium.removed()
-            self._changes.note(medium.too_early())
+            if len(too_early := medium.too_early()):
+                self._changes.note(too_early)
         return events
 
     def _from_the_front(self, rows: Rows) -> Rows:
@@ -151,20 +152,34 @@ class Medium:
         self._lost: dict[int, None] = {}
         self._too_early: list[int] = []
 
-    def forget(self, rows: Rows, same: Flags) -> None:
+    def forget(self, rows: Rows, same: Flags, parent: NDArray[np.int32]) -> None:
         """Note what is lost: rows that are told and not there, or another page now.
 
         Args:
             same: (n,) whether the rows still are the pages that their hashes are of.
+            parent: of every row in the table.
         """
-        hashes = self._hashes
-        gone = rows[self._told[rows] & ~(same & self._there(rows))]
-        self._told[gone] = False
+        hashes, told = self._hashes, self._told
+        gone = rows[told[rows] & ~(same & self._there(rows))]
+        told[gone] = False
+        if self._in_order and len(gone):
+            gone = np.concatenate((gone, *self._orphans(rows, parent)))
         for page in reversed(hashes.of(gone[np.argsort(hashes.depth[gone], kind="stable")])):
             self._rows_with[page] -= 1
             if self._rows_with[page] == 0:
                 del self._rows_with[page]
                 self._lost[page] = None
+
+    def _orphans(self, rows: Rows, parent: NDArray[np.int32]) -> Iterator[Rows]:
+        """Rows that are told no longer, since those in front of them are not: they have gone and
+        come again, and what is in front of them is not read back yet."""
+        while True:
+            above = parent[rows]
+            orphans = rows[self._told[rows] & (above >= 0) & ~self._told[np.maximum(above, 0)]]
+            if len(orphans) == 0:
+                return
+            self._told[orphans] = False
+            yield orphans
 
     def missing(self, rows: Rows) -> Rows:
         """Rows that are there and not told."""

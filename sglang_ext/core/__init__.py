@@ -11,7 +11,7 @@ others call its methods. A flush replaces all of them but the two at the end.
 ================================  ================================================================
 ``table.table.PageTable``         rows, digests, ages, four columns of slots (``SlotColumn``); its
                                   loops are in ``compiled``
-``table.changes.Changes``          rows whose copies have changed, for KV events; only with them
+``table.changes.Changes``         rows whose copies have changed, for KV events; only with them
 ``residency.Residency``           where pages are: every change of slots goes through it
 ``host.kept.KeptWindows``         the windows that the host keeps
 ``host.space.HostSpace``          host slots of one component; ``host.arena.Arena`` has the extents

@@ -44,6 +44,7 @@ GOOD = {
 
 def test_supported_options_pass() -> None:
     refuse_unsupported(SimpleNamespace(**GOOD))
+    refuse_unsupported(SimpleNamespace(**GOOD, kv_events_config='{"publisher": "zmq"}'))
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda r: r.field)
