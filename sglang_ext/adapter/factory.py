@@ -271,9 +271,21 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
     if type(pool) is SWAKVPool:
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
         if all(issubclass(kind, MHATokenToKVPool) for kind in kinds):
+            _refuse_scales_of_blocks(pool)
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
     raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
+
+
+def _refuse_scales_of_blocks(pool: "SWAKVPool") -> None:
+    # a checkpoint can ask for them too, so the option does not say all; the pools may be of the
+    # same class as any other
+    for component in (pool.full_kv_pool, pool.swa_kv_pool):
+        if getattr(component, "k_scale_buffer", None) is not None:
+            raise StartupError(
+                f"{BACKEND}: KV with scales for its blocks (FP4, MXFP8) is not supported; "
+                "use --kv-cache-dtype fp8_e4m3"
+            )
 
 
 def _pools(group: "HostPoolGroup") -> list[Pool]:

@@ -30,6 +30,10 @@ def _above_one(value: Any) -> bool:
 _BY_PAGES = ("page_first", "page_first_direct", "page_head")
 """Host layouts in which a page is in one place. ``layer_first`` was replaced by then."""
 
+KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
+"""Types of KV with at most one scale for each layer. FP4 and MXFP8 have one for each block, in
+memory of their own, which neither the host nor storage would get."""
+
 REFUSALS = (
     Refusal("--speculative-algorithm", "speculative_algorithm", _is_set, "no value"),
     Refusal("--pp-size", "pp_size", _above_one, "1"),
@@ -52,6 +56,7 @@ REFUSALS = (
         lambda v: v not in _BY_PAGES,
         ", ".join(_BY_PAGES),
     ),
+    Refusal("--kv-cache-dtype", "kv_cache_dtype", lambda v: v not in KV_TYPES, ", ".join(KV_TYPES)),
     Refusal(
         "--radix-eviction-policy",
         "radix_eviction_policy",

@@ -194,6 +194,18 @@ def test_every_tensor_counts(server: Server, root: Path, name: str) -> None:
     assert server.identity() != before
 
 
+@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
+def test_the_scale_of_a_layers_kv_counts(server: Server, root: Path, name: str) -> None:
+    """In one byte a number, the same bytes mean other KV with another scale. A scale in a file
+    of its own is an option like others."""
+    values = {**tensors(), f"model.layers.1.self_attn.attn.{name}": np.ones((), np.float32)}
+    write_tensors(root / "model.safetensors", values)
+    before = server.identity()
+    values[f"model.layers.1.self_attn.attn.{name}"] += 1e-6
+    write_tensors(root / "model.safetensors", values)
+    assert server.identity() != before
+
+
 def test_one_number_of_a_small_tensor_counts(server: Server, root: Path) -> None:
     before = server.identity()
     values = tensors()

@@ -1,6 +1,7 @@
 """Configuration is refused by name: option, value, what is allowed."""
 
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import sglang_ext_cpu
 from sglang_ext import config
 from sglang_ext.adapter import setup
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.options import REFUSALS, refuse_model, refuse_unsupported
+from sglang_ext.adapter.options import KV_TYPES, REFUSALS, refuse_model, refuse_unsupported
 from sglang_ext.adapter.page_copies import EngineCopies, page_copies
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
@@ -26,6 +27,7 @@ GOOD = {
     "hicache_write_policy": "write_through",
     "hicache_host_memory_mode": "cache",
     "hicache_mem_layout": "page_first",
+    "kv_cache_dtype": "fp8_e4m3",
     "radix_eviction_policy": "slru",
     "radix_eviction_policy_config": None,
     "enable_session_radix_cache": False,
@@ -56,6 +58,21 @@ def test_each_refusal_names_option_value_and_what_is_allowed(refusal) -> None:  
     message = str(caught.value)
     assert f"{refusal.option} {bad} " in message
     assert f"allowed: {refusal.allowed}" in message
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "fp4_mx_block16", "mxfp8"])
+def test_kv_with_scales_of_blocks_is_refused_with_what_to_use(kind: str) -> None:
+    refused = rf"--kv-cache-dtype {kind} .* allowed: auto, bf16, bfloat16, fp8_e4m3, fp8_e5m2"
+    with pytest.raises(StartupError, match=refused):
+        refuse_unsupported(SimpleNamespace(**{**GOOD, "kv_cache_dtype": kind}))
+
+
+def test_every_type_of_kv_that_the_engine_offers_is_known() -> None:
+    """One that is new is refused until somebody has looked where its scales are."""
+    from sglang.srt.arg_groups.fields.model import Model
+
+    offered = get_type_hints(Model, include_extras=True)["kv_cache_dtype"].__metadata__[0].choices
+    assert {*KV_TYPES, "nvfp4", "fp4_mx_block16", "mxfp8"} == set(offered)
 
 
 def test_the_toggle_selects_and_unknown_variables_are_refused() -> None:

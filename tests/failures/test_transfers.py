@@ -179,6 +179,22 @@ def test_pools_that_are_not_mha_are_refused_by_name(component: str) -> None:
         factory._hybrid_pool(_context(pool))
 
 
+@pytest.mark.parametrize("component", ["full_kv_pool", "swa_kv_pool"])
+def test_pools_with_scales_beside_their_kv_are_refused_by_name(component: str) -> None:
+    """FP4 by the checkpoint's own word: the same class of pool, with two more planes of a page."""
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    pool: Any = SWAKVPool.__new__(SWAKVPool)
+    for name in ("full_kv_pool", "swa_kv_pool"):
+        setattr(pool, name, MHATokenToKVPool.__new__(MHATokenToKVPool))
+        getattr(pool, name).k_scale_buffer = None
+    assert factory._hybrid_pool(_context(pool)) is pool
+    getattr(pool, component).k_scale_buffer = [torch.zeros(1)]
+    with pytest.raises(StartupError, match=r"scales .* not supported; use --kv-cache-dtype fp8"):
+        factory._hybrid_pool(_context(pool))
+
+
 def test_slots_name_the_same_tokens_on_both_sides() -> None:
     """G-9: the engine copies tokens of its pools, page by page."""
     for page in (1, 2, 16, 64):
