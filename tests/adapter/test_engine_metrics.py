@@ -17,11 +17,16 @@ from sglang.srt.observability.metrics_collector import (
 
 from sglang_ext.adapter import engine_metrics, prefix_cache
 from sglang_ext.adapter.engine_metrics import HostTierFeed, MeteredStore, StorageFeed
+from sglang_ext.adapter.metrics import IndexMetrics
 from sglang_ext.adapter.storage_backend import EnginePageStore
 from sglang_ext.core.counters import Counters, Unfulfilled
 from sglang_ext.core.host.arena import Arena, shape_for
+from sglang_ext.core.plan import DeclineReason
 from sglang_ext.core.storage.plan import Objects
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.engine import SimEngine
+from sglang_ext.testing.sizes import Sizes
 
 PAGE = 16
 PAGE_BYTES = ((100, 60), (50, 30))
@@ -194,3 +199,23 @@ def test_batches_of_storage_are_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     own = SimpleNamespace(prefetch_pgs=[1])
     backend.get_stats = lambda: own
     assert store.take_stats() is own, "a backend that measures itself knows better"
+
+
+def test_what_has_changed_is_told_and_nothing_else(registry: Any) -> None:
+    index = SimEngine(Geometry(PAGE, PAGE), Sizes(8, 8)).index
+    metrics = IndexMetrics(index, LABELS, None)
+    told: list[tuple[str, int]] = []
+    metrics.host = SimpleNamespace(count=lambda *event: told.append(event), observe=lambda: None)
+    events = {**LABELS, "event": "declined_backlog"}
+    for times in (1, 2):
+        metrics.publish()
+        assert told == []
+        for _ in range(times):
+            index.counters.decline(DeclineReason.BACKLOG)
+        metrics.matched(PAGE * times)
+        metrics.publish()
+        assert told == [("declined_backlog", times)]
+        told.clear()
+    assert registry.get_sample_value("sglang_ext:cache_events_total", events) == 3
+    largest = "sglang_ext:largest_recompute_tokens"
+    assert registry.get_sample_value(largest, LABELS) == 2 * PAGE
