@@ -30,7 +30,7 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     selected: bool = False
     checkpoint_tokens: int | None = None
     copies: str | None = None
-    retention: str = "lru"
+    retention: str = "learned"
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
     step_trace: str | None = None
@@ -86,8 +86,7 @@ VARIABLES = (
         Literal["learned", "lru"],
         "learned or lru",
         "What `--radix-eviction-policy lru` means: what is not expected back goes first, as far as "
-        "that finds more, or always what was least recently used. `learned` is new, and is to "
-        "become the default.",
+        "that finds more, or always what was least recently used.",
     ),
     Variable(
         REPORT_DELAY,

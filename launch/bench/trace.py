@@ -87,7 +87,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--core", choices=("rust", "python"), default="rust", help="of stock's cache"
     )
-    parser.add_argument("--retention", choices=("learned", "lru"), default="lru", help="of ours")
+    parser.add_argument(
+        "--retention", choices=("learned", "lru"), default="learned", help="of ours"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="KV names its tokens, which are compared"
     )

@@ -47,6 +47,7 @@ BAD = {
     ],
     "launch.mooncake": ["--memory-mb 0", "--log ."],
     "launch.bench.plots": ["--out /dev/null", "--data nowhere"],
+    "launch.bench.write_traffic": ["--traffic other", "--times 0", "--seed -1", "--out ."],
     "launch.serve": [
         "--stock --device-only",
         "--stock --radix-cache-backend swa_hicache",
@@ -111,9 +112,11 @@ def test_what_a_script_cannot_use_is_one_line(
 def test_the_defaults_are_allowed(module: str) -> None:
     parse = importlib.import_module(module).parse_args
     parse(
-        {"launch.models.tiny": ["--out", "m"], "launch.bench.plots": ["--data", "."]}.get(
-            module, []
-        )
+        {
+            "launch.models.tiny": ["--out", "m"],
+            "launch.bench.plots": ["--data", "."],
+            "launch.bench.write_traffic": ["--traffic", "chat"],
+        }.get(module, [])
     )
 
 
