@@ -6,8 +6,9 @@ NEEDS := launch/requirements
 # of soaking, for each configuration; one of them alone: make soak ONLY=tight-late MINUTES=15
 MINUTES ?= 10
 ONLY ?= *
-# two workers, a core for each; what shares a server is in one file
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# three workers for two cores: servers and their clients wait for each other a quarter of the time;
+# what shares a server is in one file
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all check bench bench-micro kits soak clean
 

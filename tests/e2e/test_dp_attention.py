@@ -25,9 +25,9 @@ from tests.e2e.test_storage import (
 )
 
 PAGE = ("--page-size", "16")
-BOTH = Traffic(conversations=10, rounds=4, fork=0.0, seed=31)
+BOTH = Traffic(conversations=10, rounds=3, fork=0.0, seed=31)
 """More tokens on each rank than its device has."""
-ONE = dataclasses.replace(BOTH, rounds=3, seed=32)
+ONE = dataclasses.replace(BOTH, conversations=6, seed=32)
 AGAIN = (8, 9)
 """Conversations that go on after a restart, each on the other rank."""
 
@@ -160,6 +160,7 @@ def test_a_flush_is_said_to_be_done_when_all_ranks_have(server: Server, expected
     assert from_storage(server, expected, 0, 1) == [True, True]
 
 
+@pytest.mark.full
 def test_storage_is_detached_from_all_ranks_or_from_none(
     server: Server, expected: Expected, pages: Path
 ) -> None:
@@ -206,6 +207,7 @@ def test_memory_is_released_when_all_ranks_are_idle(server: Server, expected: Ex
         assert result["output_ids"] == expected.long[:8]
 
 
+@pytest.mark.full
 def test_a_restart_hits_what_the_other_rank_has_written(
     serve,  # noqa: ANN001
     expected: Expected,

@@ -77,7 +77,15 @@ def said_by(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> tuple[i
     return tuple(logits[0, len(prompt) - 1 :].argmax(dim=-1).tolist())
 
 
-@pytest.mark.parametrize("name", MAKERS)
+FEW = ("gpt-oss", "mimo-v2")
+"""These have sinks, experts, and K and V of other widths; the others have their place in the whole
+matrix."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FEW else pytest.mark.full) for name in MAKERS],
+)
 def test_tokens_are_those_of_the_model(zygote: Zygote, tmp_path: Path, name: str) -> None:
     model = ready_made(name)
     answers, expected = beside_no_cache(zygote, model, tmp_path, SHORT, 16, list(TIGHT), both=BOTH)
