@@ -195,6 +195,7 @@ def attach(server: Server, directory: Path) -> None:
     server.post("/hicache/storage-backend", body, method="PUT")
 
 
+@pytest.mark.full
 def test_memory_is_released_when_all_ranks_are_idle(server: Server, expected: Expected) -> None:
     """The ranks wait for each other in it: none begins before the others can."""
     running = Running(server, 1, routed_dp_rank=1)
