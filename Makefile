@@ -6,9 +6,9 @@ NEEDS := launch/requirements
 # of soaking, for each configuration; one of them alone: make soak ONLY=tight-late MINUTES=15
 MINUTES ?= 10
 ONLY ?= *
-# three workers for two cores: servers and their clients wait for each other a quarter of the time;
+# two workers, a core for each: with a third, a server that starts may miss the engine's own timeout;
 # what shares a server is in one file
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all check bench bench-micro kits soak clean
 
