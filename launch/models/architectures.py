@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.models import gemma4, gpt_oss, llama4, mimo_v2, random_weights
+from launch.models import gemma4, gpt_oss, llama4, mimo_v2, random_weights, tiny
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "gpt-oss": gpt_oss.make,
@@ -19,7 +19,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 def ready_made(name: str) -> Path:
     """The model of that name, made unless one is there that the same code has made."""
     make = MAKERS[name]
-    sources = [Path(file) for file in (make.__code__.co_filename, random_weights.__file__)]
+    files = (make.__code__.co_filename, random_weights.__file__, tiny.__file__)
+    sources = [Path(file) for file in files]
     digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=4)
     out = Path(__file__).resolve().parents[2] / ".models" / f"{name}-{digest.hexdigest()}"
     if not out.exists():

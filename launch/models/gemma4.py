@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.models import random_weights
-from launch.models.tiny import write_tokenizer
+from launch.models.tiny import SPECIAL_TOKENS
 
 LAYERS, HIDDEN, MLP, VOCAB, WINDOW = 6, 64, 128, 512, 128
 HEADS, KV_HEADS, HEAD_DIM = 8, 8, 256
@@ -37,10 +37,7 @@ def config() -> Any:
         "hidden_size_per_layer_input": 0,
         "vocab_size_per_layer_input": VOCAB,
         "max_position_embeddings": 32768,
-        "bos_token_id": 1,
-        # None: a random model must not stop by chance
-        "eos_token_id": None,
-        "pad_token_id": 0,
+        **SPECIAL_TOKENS,
         "dtype": "float32",
     }
     images = {
@@ -59,9 +56,7 @@ def config() -> Any:
         audio_config=None,
         # else the engine looks for the files that prepare images and sounds
         language_model_only=True,
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=0,
+        **SPECIAL_TOKENS,
         dtype="float32",
     )
 
@@ -70,10 +65,8 @@ def make(out: Path) -> Path:
     """Write config, weights and tokenizer into ``out`` and return it."""
     from transformers import Gemma4ForConditionalGeneration
 
-    model = Gemma4ForConditionalGeneration(config()).float()
     # the model multiplies embeddings by the root of its width, and products of queries and keys
     # by one
-    random_weights.fill(model, embedding=HIDDEN**-0.5, norms=0.4)
-    model.save_pretrained(out)
-    write_tokenizer(out, VOCAB)
-    return out
+    return random_weights.save(
+        Gemma4ForConditionalGeneration(config()), out, VOCAB, embedding=HIDDEN**-0.5, norms=0.4
+    )

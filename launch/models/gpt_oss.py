@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.models import random_weights
-from launch.models.tiny import write_tokenizer
+from launch.models.tiny import SPECIAL_TOKENS
 
 LAYERS, HIDDEN, MLP, VOCAB = 4, 64, 64, 512
 HEADS, KV_HEADS, HEAD_DIM, WINDOW = 16, 8, 64, 128
@@ -31,10 +31,7 @@ def config() -> Any:
         num_local_experts=4,
         num_experts_per_tok=2,
         max_position_embeddings=131072,
-        bos_token_id=1,
-        # None: a random model must not stop by chance
-        eos_token_id=None,
-        pad_token_id=0,
+        **SPECIAL_TOKENS,
         dtype="float32",
     )
 
@@ -43,8 +40,4 @@ def make(out: Path) -> Path:
     """Write config, weights and tokenizer into ``out`` and return it."""
     from transformers import GptOssForCausalLM
 
-    model = GptOssForCausalLM(config()).float()
-    random_weights.fill(model)
-    model.save_pretrained(out)
-    write_tokenizer(out, VOCAB)
-    return out
+    return random_weights.save(GptOssForCausalLM(config()), out, VOCAB)

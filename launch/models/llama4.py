@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.models import random_weights
-from launch.models.tiny import write_tokenizer
+from launch.models.tiny import SPECIAL_TOKENS
 
 LAYERS, HIDDEN, MLP, VOCAB = 4, 64, 128, 512
 HEADS, KV_HEADS, HEAD_DIM, CHUNK = 8, 8, 128, 128
@@ -39,10 +39,7 @@ def config() -> Any:
         "num_local_experts": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
         "max_position_embeddings": 32768,
-        "bos_token_id": 1,
-        # None: a random model must not stop by chance
-        "eos_token_id": None,
-        "pad_token_id": 0,
+        **SPECIAL_TOKENS,
         "dtype": "float32",
     }
     images = {
@@ -70,8 +67,4 @@ def make(out: Path) -> Path:
     """Write config, weights and tokenizer into ``out`` and return it."""
     from transformers import Llama4ForConditionalGeneration
 
-    model = Llama4ForConditionalGeneration(config()).float()
-    random_weights.fill(model)
-    model.save_pretrained(out)
-    write_tokenizer(out, VOCAB)
-    return out
+    return random_weights.save(Llama4ForConditionalGeneration(config()), out, VOCAB)

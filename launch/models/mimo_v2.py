@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from launch.models.random_weights import drawn
-from launch.models.tiny import write_tokenizer
+from launch.models.tiny import SPECIAL_TOKENS, write_tokenizer
 
 HIDDEN, MLP, VOCAB = 64, 128, 512
 HEADS, K_WIDTH, V_WIDTH, WINDOW = 8, 192, 128, 128
@@ -61,10 +61,7 @@ def config() -> dict[str, Any]:
         "layernorm_epsilon": 1e-5,
         "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        # None: a random model must not stop by chance
-        "eos_token_id": None,
-        "pad_token_id": 0,
+        **SPECIAL_TOKENS,
         "torch_dtype": "float32",
     }
 

@@ -7,23 +7,35 @@ as the tokens of a window.
 
 import hashlib
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from launch.models.tiny import write_tokenizer
 
 _STACKED = ("experts.gate_up_proj", "experts.down_proj")
 """Weights of all experts, in the order (expert, input, output)."""
 _SHARPENED = ("q_proj.weight", "k_proj.weight")
 
 
-def fill(
-    model: torch.nn.Module, seed: int = 0, *, embedding: float = 1.0, norms: float = 2.0
-) -> None:
-    """Fill every parameter in place, each from its name and the seed.
+def save(
+    model: Any, out: Path, vocabulary: int, *, embedding: float = 1.0, norms: float = 2.0
+) -> Path:
+    """Fill a model of Hugging Face, and write it and a tokenizer into ``out``; returns that.
 
     Args:
         embedding: standard deviation of the token embeddings.
         norms: weights of the norms of queries and keys.
     """
+    _fill(model.float(), embedding, norms)
+    model.save_pretrained(out)
+    write_tokenizer(out, vocabulary)
+    return out
+
+
+def _fill(model: torch.nn.Module, embedding: float, norms: float) -> None:
+    """Every parameter in place, each from its name."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 1.0
@@ -31,12 +43,12 @@ def fill(
                 scale = embedding
             elif name.endswith(("q_norm.weight", "k_norm.weight")):
                 scale = norms
-            parameter.copy_(scale * drawn(name, parameter.shape, seed))
+            parameter.copy_(scale * drawn(name, parameter.shape))
 
 
-def drawn(name: str, shape: torch.Size, seed: int = 0) -> torch.Tensor:
+def drawn(name: str, shape: torch.Size) -> torch.Tensor:
     """A parameter by its name in the checkpoint; float32 of that shape."""
-    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"0 {name}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     normal = torch.randn(shape, generator=generator)
     if "embed_tokens" in name:

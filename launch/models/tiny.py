@@ -32,6 +32,8 @@ class Shape:
     vocab: int
 
 
+SPECIAL_TOKENS = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+"""Nothing ends an answer: a random model must not stop by chance."""
 SIZES = {
     # Starts in seconds: for tests.
     "tiny": Shape(4, 64, 4, 2, 16, 128, 512),
@@ -82,10 +84,7 @@ def build_config(shape: Shape, window: int, full_every: int, context: int):  # n
         sliding_window=window,
         layer_types=layer_types,
         mlp_layer_types=["dense"] * shape.layers,
-        bos_token_id=1,
-        # None: a random model must not stop by chance.
-        eos_token_id=None,
-        pad_token_id=0,
+        **SPECIAL_TOKENS,
         dtype="float32",
     )
 

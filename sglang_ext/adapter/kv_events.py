@@ -68,7 +68,7 @@ class View:
         self._table = table
         self._changes = Changes(table)
         self._hashes = hashes = BlockHashes(table, namings)
-        on_disk, elsewhere = (stored(table, storage, files=files) for files in (True, False))
+        on_disk, elsewhere = (in_storage(table, storage, files=files) for files in (True, False))
         self._media = (
             # a request whose load runs may have put pages behind those that are not read yet
             Medium(StorageMedium.GPU, hashes, readable(table.device), in_order=True),
@@ -109,7 +109,7 @@ def readable(column: SlotColumn) -> Callable[[Rows], Flags]:
     return lambda rows: column.ready[rows]
 
 
-def stored(
+def in_storage(
     table: PageTable, storage: Callable[[], str | None], *, files: bool
 ) -> Callable[[Rows], Flags]:
     """Which rows are in storage, if that is files, or if it is something else."""

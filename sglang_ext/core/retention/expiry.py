@@ -213,7 +213,9 @@ class Expiry:
             # classes are others now
             self._residency.candidates.note_all()
         tick, requests = self._since
-        self._ticks, self._requests = table.tick - tick, retention.tick - requests
+        # a request that ends has at least one tick; whoever divides by them need not rely on that
+        self._ticks = max(1, table.tick - tick)
+        self._requests = retention.tick - requests
         self._since = table.tick, retention.tick
         self._tell()
 
