@@ -1,22 +1,27 @@
 """How the engine's pages are called in KV events: what routers know them by.
 
 The hash of a page is the first eight bytes of a SHA-256 chain over the pages in front of it and
-its own tokens. The engine's functions compute it, so a page has the hash that the engine's own
-cache would give it.
+what its positions are of: a token, or a pair of tokens with drafts that have KV of the next one.
+The engine's functions compute it, so a page has the hash that the engine's own cache would give
+it.
 """
 
 import hashlib
 from array import array
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from sglang.srt.disaggregation.kv_events import kv_event_namespace_seed, namespaced_block_hash
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_hash_str
 
 from sglang_ext.core.compiled.constants import PAD
 from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.errors import StartupError
 
@@ -39,6 +44,20 @@ def prepare() -> None:
         raise StartupError(
             f"--kv-events-config needs the engine's hash function, which did not load: {error}"
         ) from error
+
+
+def units(names: Pages, geometry: Geometry) -> list[Any]:
+    """What each position of pages is of, as events tell it: a token, or several as a tuple.
+
+    Args:
+        names: (n, name_tokens) of the pages.
+    """
+    if geometry.overlap == 0:
+        tokens: list[Any] = names.reshape(-1).tolist()
+        return tokens
+    width = geometry.overlap + 1
+    of_positions = sliding_window_view(names, width, axis=1).reshape(-1, width)
+    return [tuple(unit) for unit in of_positions.tolist()]
 
 
 class Naming(NamedTuple):
@@ -140,24 +159,25 @@ class BlockHashes:
         naming = self._namings.of(table.namespace(path))
         before = self._ends[path[known - 1]].tobytes().hex() if known else naming.start
         rows = path[known:]
-        tokens = table.tokens[rows]
-        real = tokens != PAD
+        geometry = table.geometry
+        page, per_page = geometry.device_page, geometry.slots_per_page
+        named = np.count_nonzero(table.tokens[rows] != PAD, axis=1) - geometry.overlap
+        tokens = table.prompt(rows)
         # what a tail is filled up with is no token; nothing goes on behind it
-        tokens[~real] = 0
-        page, per_page = table.geometry.device_page, table.geometry.slots_per_page
+        tokens[tokens == PAD] = 0
+        key = RadixKey(array("q", tokens.tobytes()), is_bigram=geometry.overlap > 0)
         digests = np.frombuffer(
-            bytes.fromhex("".join(get_hash_str(array("q", tokens.tobytes()), before, page))),
-            dtype=np.uint8,
+            bytes.fromhex("".join(get_hash_str(key, before, page))), dtype=np.uint8
         ).reshape(len(rows), per_page, _DIGEST_BYTES)
         hashes = digests[:, :, :8].copy().view(">i8")[:, :, 0].astype(np.int64)
         if naming.space is not None:
-            named = [
+            of_space = [
                 namespaced_block_hash(h, namespace_seed=naming.space)
                 for h in hashes.reshape(-1).tolist()
             ]
-            hashes = np.array(named, dtype=np.int64).reshape(hashes.shape)
+            hashes = np.array(of_space, dtype=np.int64).reshape(hashes.shape)
         self.hashes[rows] = hashes
-        self.counts[rows] = np.count_nonzero(real, axis=1) // page
+        self.counts[rows] = named // page
         self.depth[rows] = table.depth[rows]
         self._ends[rows] = digests[:, -1]
         self._generation[rows] = table.generation[rows]

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.host_pools import layers_by_component, page_bytes
+from sglang_ext.adapter.host_pools import HostKv
 from sglang_ext.adapter.identity import identity, settings
 from sglang_ext.adapter.served_weights import ServedWeights
+from sglang_ext.adapter.stacks import layers_by_component, page_bytes
 from sglang_ext.adapter.storage_backend import (
     EnginePageStore,
     create_backend,
@@ -25,11 +26,8 @@ from sglang_ext.storage.background import BackgroundStorage
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
-    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.observability.metrics_collector import StorageMetrics
-
-    from sglang_ext.adapter.host_arena import ArenaMemory
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +51,7 @@ class StorageSetup:
         self,
         index: PrefixCache,
         kv_pool: "SWAKVPool",
-        group: "HostPoolGroup",
-        memory: "ArenaMemory",
+        host: HostKv,
         weights: ServedWeights,
         *,
         metrics: bool,
@@ -65,8 +62,8 @@ class StorageSetup:
         self._options = settings(get_context().config_leaf)
         self._index = index
         self._kv_pool = kv_pool
-        self._group = group
-        self._memory = memory
+        self._group = host.group
+        self._memory = host.memory
         self._metrics = metrics
         self.opened: str | None = None
         self.labels: dict[str, Any] = {}

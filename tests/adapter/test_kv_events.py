@@ -92,7 +92,10 @@ class Followed:
         blocks: list[list[int]] = []
         for row in path.tolist():
             tokens = table.tokens[row]
-            whole = tokens[tokens != PAD].reshape(-1, size)
+            real, overlap = tokens[tokens != PAD], table.geometry.overlap
+            # of each position its token, and the one behind it if its KV is of that too
+            positions = [real[at : at + overlap + 1] for at in range(len(real) - overlap)]
+            whole = np.array(positions).reshape(-1, size * (overlap + 1))
             known = digest, tokens.tobytes()
             if known not in self.known:
                 self.known[known] = []
@@ -104,7 +107,7 @@ class Followed:
         return blocks
 
 
-def replay(seed: int, steps: int = STEPS, **kind: bool) -> tuple[Simulation, Followed]:
+def replay(seed: int, steps: int = STEPS, **kind: Any) -> tuple[Simulation, Followed]:
     """Seeded traffic with a subscriber, whose view is compared after every step."""
     simulation = Simulation(seed, **kind)
     followed = Followed(simulation.engine)
@@ -119,7 +122,7 @@ def replay(seed: int, steps: int = STEPS, **kind: bool) -> tuple[Simulation, Fol
     return simulation, followed
 
 
-@pytest.mark.parametrize("kind", ["", "storage"])
+@pytest.mark.parametrize("kind", ["", "storage", "overlap"])
 def test_the_view_of_a_subscriber_is_the_table_after_any_traffic(kind: str) -> None:
     stored, sizes, cleared = set(), set(), 0
     for seed in (*FIRST, *range(SEEDS)):
@@ -127,8 +130,8 @@ def test_the_view_of_a_subscriber_is_the_table_after_any_traffic(kind: str) -> N
         stored |= {medium for medium, blocks in followed.view.blocks.items() if blocks}
         sizes.add(simulation.engine.geometry.device_page)
         cleared += followed.view.cleared - 1
-    assert stored == {GPU, ON_HOST, *([DISK] if kind else [])}
-    assert sizes == ({16, 32} if kind else {1, 2, 16, 32})
+    assert stored == {GPU, ON_HOST, *([DISK] if kind == "storage" else [])}
+    assert sizes == ({16, 32} if kind == "storage" else {1, 2, 16, 32})
     assert cleared > 0, "nothing was flushed"
 
 
@@ -244,7 +247,10 @@ NAMESPACES = [None, (None, "salt"), ("tenant", None), ("tenant", "salt"), (LORA,
 class Recorded:
     """What the engine's own recorder says of nodes of its tree, each below the one before."""
 
-    def __init__(self, namespace: Any, page: int, names: KvEventLoraNames, **how: bool) -> None:
+    def __init__(
+        self, namespace: Any, page: int, names: KvEventLoraNames, *, pairs: bool, **how: bool
+    ) -> None:
+        self.pairs = pairs
         self.recorder = KVCacheEventRecorder(enabled=True, page_size=page, lora_names=names, **how)
         self.namespace = namespace or (None, None)
         self.last = self.node(np.empty(0, dtype=np.int64), parent=None)
@@ -252,7 +258,8 @@ class Recorded:
 
     def node(self, tokens: NDArray[np.int64], parent: Any) -> Any:
         extra_key, salt = self.namespace
-        key = RadixKey(array("q", tokens.tolist()), extra_key, cache_salt=salt)
+        raw = array("q", tokens.tolist())
+        key = RadixKey(raw, extra_key, is_bigram=self.pairs, cache_salt=salt)
         return SimpleNamespace(key=key, parent=parent, hash_value=None, event_hash_value=None)
 
     def stored(self, tokens: NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -262,8 +269,8 @@ class Recorded:
         return [msgspec.to_builtins(event) for event in self.recorder.take()]
 
 
-def engine_of(page: int) -> SimEngine:
-    return SimEngine(Geometry(page, 32), Sizes(64, 64, 64, 64, low_share=1000))
+def engine_of(page: int, overlap: int = 0) -> SimEngine:
+    return SimEngine(Geometry(page, 32, overlap=overlap), Sizes(64, 64, 64, 64, low_share=1000))
 
 
 def prompt(pages: int, seed: int = 0) -> NDArray[np.int64]:
@@ -286,24 +293,23 @@ def serve(engine: SimEngine, tokens: NDArray[np.int64], namespace: Any = None) -
 @pytest.mark.parametrize("dynamo_format", [False, True])
 @pytest.mark.parametrize("page", [1, 16, 64])
 @pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("pairs", [False, True])
 def test_events_are_those_of_the_engines_recorder(
-    page: int,
-    namespace: Any,
-    dynamo_format: bool,
+    page: int, namespace: Any, dynamo_format: bool, pairs: bool
 ) -> None:
     names = KvEventLoraNames()
     if namespace and namespace[0] == LORA:
         names.register(SimpleNamespace(lora_id=LORA, extra_key=LORA), "adapter")
-    theirs = Recorded(namespace, page, names, dynamo_format=dynamo_format)
-    engine = engine_of(page)
+    theirs = Recorded(namespace, page, names, pairs=pairs, dynamo_format=dynamo_format)
+    engine = engine_of(page, int(pairs))
     followed = Followed(engine, names, dynamo_format=dynamo_format)
     assert followed.take() == [{"type": "AllBlocksCleared"}]
     tokens = np.random.default_rng(page).integers(0, 1 << 33, 4 * 64 + 5)
     serve(engine, tokens[:150], namespace)
-    known = 150 // page * page
-    assert followed.take() == theirs.stored(tokens[:known])
+    known, end = ((count - pairs) // page * page for count in (150, len(tokens)))
+    assert followed.take() == theirs.stored(tokens[: known + pairs])
     serve(engine, tokens, namespace)
-    assert followed.take() == theirs.stored(tokens[known : len(tokens) // page * page])
+    assert followed.take() == theirs.stored(tokens[known : end + pairs])
 
 
 # ---- what is told when -------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""What speculative decoding asks of the cache.
+
+A draft may have KV of its own. The engine gives it the target's slots: what is a page of the target
+is a page of the draft, in pools of the draft. So drafts are more layers of a component, and their
+KV goes wherever the page goes.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sglang_ext.config import BACKEND
+from sglang_ext.errors import StartupError
+from sglang_ext.storage.port import FULL, WINDOW
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+
+SERVED = ("EAGLE", "EAGLE3", "NEXTN", "FROZEN_KV_MTP", "STANDALONE", "NGRAM", "DFLASH")
+"""Algorithms by the engine's names."""
+
+
+def overlap(params: "CacheInitParams") -> int:
+    """Tokens behind a position that its KV is of as well: such a draft reads the hidden state of a
+    position together with the token after it."""
+    return int(params.is_eagle)
+
+
+def have_kv(algorithm: Any) -> bool:
+    """Whether drafts of an algorithm have KV of their own: some come from the text, or read the
+    target's KV."""
+    return not (algorithm.is_none() or algorithm.is_ngram() or algorithm.is_frozen_kv_mtp())
+
+
+class DraftLayers(NamedTuple):
+    """Layers of a draft.
+
+    Attributes:
+        pool: of the device.
+        component: whose slots have the same numbers.
+        is_packed: the engine reckons with them in the target's host pool.
+    """
+
+    pool: Any
+    component: int
+    is_packed: bool
+
+
+def layers(params: "CacheInitParams") -> list[DraftLayers]:
+    """Those of all drafts, without those that have none.
+
+    Raises:
+        StartupError: a pool is of a kind that is not supported.
+    """
+    packed, apart = params.mtp_draft_device_pools, params.sidecar_draft_device_pools
+    found = [layer for pool in packed for layer in _of_pool(pool, is_packed=True)]
+    found += [layer for pool in apart for layer in _of_pool(pool, is_packed=False)]
+    return [layer for layer in found if layer.pool.layer_num]
+
+
+def _of_pool(pool: Any, *, is_packed: bool) -> Iterator[DraftLayers]:
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    parts = [DraftLayers(pool, FULL, is_packed=False)]
+    if type(pool) is SWAKVPool:
+        component = FULL if pool.swa_uses_full_indices else WINDOW
+        parts = [
+            DraftLayers(pool.full_kv_pool, FULL, is_packed=False),
+            DraftLayers(pool.swa_kv_pool, component, is_packed and component == WINDOW),
+        ]
+    for part in parts:
+        if not isinstance(part.pool, MHATokenToKVPool):
+            raise StartupError(
+                f"{BACKEND}: drafts with a KV pool of type {type(part.pool).__name__} are not "
+                "supported; allowed: MHA"
+            )
+        yield part
