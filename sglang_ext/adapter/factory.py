@@ -249,7 +249,8 @@ def _served_weights(ctx: "TreeCacheBuildContext") -> ServedWeights:
     root = None
     if not is_elsewhere(model.load_format, model.weight_cache_mode):
         root = checkpoint.find(model.model_path, model.revision, model.download_dir)
-    return ServedWeights(root, RankAgreement(_groups(ctx)).minimum)
+    of_drafts = drafts.checkpoints(ctx.tp_worker.model_runner.spec_algorithm)
+    return ServedWeights(root, RankAgreement(_groups(ctx)).minimum, of_drafts)
 
 
 def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:

@@ -39,6 +39,21 @@ class Stack:
         return sum(k for k, _ in sizes), sum(v for _, v in sizes)
 
     @property
+    def is_apart(self) -> bool:
+        """Whether it has drafts alone."""
+        return self.plane > 0
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether it has layers of drafts."""
+        return self.is_apart or len(self.pools) > 1
+
+    @property
+    def kind(self) -> str:
+        """Type of the KV."""
+        return str(self.pools[0].dtype)
+
+    @property
     def layers(self) -> int:
         """How many there are."""
         return sum(int(pool.layer_num) for pool in self.pools)
@@ -124,7 +139,7 @@ def schedule_of(target: "SWAKVPool", stacks: Sequence[Stack]) -> Schedule:
             schedule[layer].append((component, local))
     last = len(schedule) - 1
     for number, stack in enumerate(stacks):
-        of_target = stack.pools[0].layer_num if number in (FULL, WINDOW) else 0
+        of_target = 0 if stack.is_apart else stack.pools[0].layer_num
         for depth, layer in enumerate(range(of_target, stack.layers)):
             schedule[min(depth, last)].append((number, layer))
     return schedule

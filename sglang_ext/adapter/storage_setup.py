@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.drafts import described
 from sglang_ext.adapter.host_pools import HostKv
 from sglang_ext.adapter.identity import identity, settings
 from sglang_ext.adapter.served_weights import ServedWeights
@@ -62,7 +63,7 @@ class StorageSetup:
         self._options = settings(get_context().config_leaf)
         self._index = index
         self._kv_pool = kv_pool
-        self._group = host.group
+        self._host = host
         self._memory = host.memory
         self._metrics = metrics
         self.opened: str | None = None
@@ -86,7 +87,7 @@ class StorageSetup:
             HybridCacheController,
         )
 
-        if len(self._group.entries) == 1:
+        if len(self._host.group.entries) == 1:
             raise StartupError(
                 f"{BACKEND}: a storage tier for models without full-attention layers is not "
                 "supported"
@@ -101,9 +102,14 @@ class StorageSetup:
                 f"{_SETTINGS} hicache_storage_pass_prefix_keys true is not supported by "
                 f"--radix-cache-backend {BACKEND}; allowed: false"
             )
+        if name != "file" and any(stack.is_apart for stack in self._host.stacks):
+            raise StartupError(
+                f"--hicache-storage-backend {name} is not supported with drafts whose KV is of "
+                "another shape than the model's; allowed: file"
+            )
         geometry = self._index.geometry
-        pools = pools_for_storage(self._group, self._memory)
-        anchor = self._group.entries[0].host_pool
+        pools = pools_for_storage(self._host)
+        anchor = self._host.group.entries[0].host_pool
         # other backends know a model by its name alone. What the server is called does not count:
         # others call the same weights otherwise, and an update leaves the name as it was
         shared_name = self.weights.architecture
@@ -165,8 +171,9 @@ class StorageSetup:
                 "layers": [sorted(layers) for layers in layers_by_component(pool)],
                 "page": geometry.device_page,
                 "window": geometry.window,
-                "layout": self._group.entries[0].host_pool.layout,
+                "layout": self._host.group.entries[0].host_pool.layout,
                 # the ranks that share a page; how many there are in all does not count
                 "tp_size": get_parallel().attn_tp_size,
+                **described(self._host.stacks, geometry),
             },
         )
