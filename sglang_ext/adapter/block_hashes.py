@@ -46,18 +46,19 @@ def prepare() -> None:
         ) from error
 
 
-def units(names: Pages, geometry: Geometry) -> list[Any]:
-    """What each position of pages is of, as events tell it: a token, or several as a tuple.
+def units(names: Pages, geometry: Geometry, *, pairs: bool) -> list[Any]:
+    """What each position of pages is of, as events tell it.
 
     Args:
         names: (n, name_tokens) of the pages.
+        pairs: see ``Namings``.
     """
-    if geometry.overlap == 0:
-        tokens: list[Any] = names.reshape(-1).tolist()
-        return tokens
-    width = geometry.overlap + 1
-    of_positions = sliding_window_view(names, width, axis=1).reshape(-1, width)
-    return [tuple(unit) for unit in of_positions.tolist()]
+    if pairs:
+        return [
+            tuple(pair) for pair in sliding_window_view(names, 2, axis=1).reshape(-1, 2).tolist()
+        ]
+    tokens: list[Any] = names[:, : geometry.page_tokens].reshape(-1).tolist()
+    return tokens
 
 
 class Naming(NamedTuple):
@@ -83,9 +84,14 @@ class Namings:
         lora_names: names of adapters by extra key; the scheduler fills it.
         dynamo_format: equal tokens of different extra keys have different hashes. In the
             engine's own format only salts and named adapters make that difference.
+        pairs: a position is told as a pair, its token and the next one. Drafts whose KV is of both
+            may still be told as the engine does: not all of them are.
     """
 
-    def __init__(self, lora_names: "KvEventLoraNames", *, dynamo_format: bool) -> None:
+    def __init__(
+        self, lora_names: "KvEventLoraNames", *, dynamo_format: bool, pairs: bool = False
+    ) -> None:
+        self.pairs = pairs
         self._lora_names = lora_names
         self._dynamo_format = dynamo_format
 
@@ -163,9 +169,11 @@ class BlockHashes:
         page, per_page = geometry.device_page, geometry.slots_per_page
         named = np.count_nonzero(table.tokens[rows] != PAD, axis=1) - geometry.overlap
         tokens = table.prompt(rows)
+        if not self._namings.pairs:
+            tokens = tokens[: len(rows) * geometry.page_tokens]
         # what a tail is filled up with is no token; nothing goes on behind it
         tokens[tokens == PAD] = 0
-        key = RadixKey(array("q", tokens.tobytes()), is_bigram=geometry.overlap > 0)
+        key = RadixKey(array("q", tokens.tobytes()), is_bigram=self._namings.pairs)
         digests = np.frombuffer(
             bytes.fromhex("".join(get_hash_str(key, before, page))), dtype=np.uint8
         ).reshape(len(rows), per_page, _DIGEST_BYTES)

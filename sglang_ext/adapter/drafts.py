@@ -25,10 +25,11 @@ SERVED = ("EAGLE", "EAGLE3", "NEXTN", "FROZEN_KV_MTP", "STANDALONE", "NGRAM", "D
 """Algorithms by the engine's names."""
 
 
-def overlap(params: "CacheInitParams") -> int:
-    """Tokens behind a position that its KV is of as well: such a draft reads the hidden state of a
-    position together with the token after it."""
-    return int(params.is_eagle)
+def overlap(algorithm: Any) -> int:
+    """Tokens behind a position that its KV is of as well: such a draft reads each position together
+    with the token after it. The engine knows that of all but STANDALONE, whose KV is of another
+    request's next token after a hit in its own cache."""
+    return int(algorithm.is_eagle() or algorithm.is_standalone())
 
 
 def have_kv(algorithm: Any) -> bool:

@@ -69,16 +69,8 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
 
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
-    assert params.swa_retain_window is not None
     window_only = ctx.full_tokens_per_layer == 0
-    # what drafts have of a page that is shared in part is not copied on the device
-    whole_pages = window_only or drafts.have_kv(ctx.tp_worker.model_runner.spec_algorithm)
-    geometry = Geometry(
-        device_page=params.page_size,
-        window=params.swa_retain_window,
-        whole_pages=whole_pages,
-        overlap=drafts.overlap(params),
-    )
+    geometry = _geometry(ctx, window_only=window_only)
     allocator = params.token_to_kv_pool_allocator
     eviction = _eviction(get_memory().radix_eviction_policy, window_only=window_only)
     window_pages = allocator.size_swa // geometry.page_tokens
@@ -144,6 +136,18 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
     return cache
+
+
+def _geometry(ctx: "TreeCacheBuildContext", *, window_only: bool) -> Geometry:
+    params, algorithm = ctx.params, ctx.tp_worker.model_runner.spec_algorithm
+    assert params.swa_retain_window is not None
+    return Geometry(
+        device_page=params.page_size,
+        window=params.swa_retain_window,
+        # what drafts have of a page that is shared in part is not copied on the device
+        whole_pages=window_only or drafts.have_kv(algorithm),
+        overlap=drafts.overlap(algorithm),
+    )
 
 
 def _eviction(policy: str, *, window_only: bool) -> EvictionPolicy:
@@ -233,7 +237,9 @@ def _kv_events(ctx: "TreeCacheBuildContext", cache: SwaHiCache) -> KvEvents:
     block_hashes.prepare()
     params, controller = ctx.params, cache.cache_controller
     namings = block_hashes.Namings(
-        params.kv_event_lora_names, dynamo_format=params.dynamo_kv_event_format
+        params.kv_event_lora_names,
+        dynamo_format=params.dynamo_kv_event_format,
+        pairs=params.is_eagle,
     )
 
     def storage() -> str | None:

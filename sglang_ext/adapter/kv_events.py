@@ -66,7 +66,7 @@ class View:
     def __init__(
         self, table: PageTable, namings: Namings, storage: Callable[[], str | None]
     ) -> None:
-        self._table = table
+        self._table, self._pairs = table, namings.pairs
         self._changes = Changes(table)
         self._hashes = hashes = BlockHashes(table, namings)
         on_disk, elsewhere = (in_storage(table, storage, files=files) for files in (True, False))
@@ -93,7 +93,7 @@ class View:
             self._hashes.find(of_medium)
         events = []
         for medium, of_medium in zip(self._media, missing, strict=True):
-            events += medium.stored(of_medium, self._table)
+            events += medium.stored(of_medium, self._table, pairs=self._pairs)
             events += medium.removed()
             if len(too_early := medium.too_early()):
                 self._changes.note(too_early)
@@ -186,18 +186,19 @@ class Medium:
         """Rows that are there and not told."""
         return rows[self._there(rows) & ~self._told[rows]]
 
-    def stored(self, rows: Rows, table: PageTable) -> list[BlockStored]:
+    def stored(self, rows: Rows, table: PageTable, *, pairs: bool) -> list[BlockStored]:
         """Tell of rows.
 
         Args:
             rows: in the order of their depth, whose hashes are known.
+            pairs: see ``Namings``.
         """
         hashes, runs = self._hashes, Runs(self._name, self._hashes)
         size, per_page = table.geometry.device_page, table.geometry.slots_per_page
         above = table.parent[rows]
         # one list each: what is made for every row would have the collector look at all there is
         pages = hashes.hashes[rows].reshape(-1).tolist()
-        of_positions = units(table.tokens[rows], table.geometry)
+        of_positions = units(table.tokens[rows], table.geometry, pairs=pairs)
         at = -per_page
         for row, parent, count, before in zip(
             rows.tolist(),

@@ -45,11 +45,14 @@ class Followed:
         names: KvEventLoraNames | None = None,
         *,
         dynamo_format: bool = False,
+        pairs: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.pairs = engine, pairs
         self.view = KvView()
         self.known: dict[tuple[bytes, bytes], list[bytes]] = {}
-        namings = Namings(names or KvEventLoraNames(), dynamo_format=dynamo_format)
+        namings = Namings(
+            names or KvEventLoraNames(), dynamo_format=dynamo_format, pairs=self.pairs
+        )
         self.storage: str | None = "file"
         self.events = KvEvents(engine.index, namings, lambda: self.storage)
         reset = engine.reset
@@ -92,10 +95,11 @@ class Followed:
         blocks: list[list[int]] = []
         for row in path.tolist():
             tokens = table.tokens[row]
-            real, overlap = tokens[tokens != PAD], table.geometry.overlap
-            # of each position its token, and the one behind it if its KV is of that too
-            positions = [real[at : at + overlap + 1] for at in range(len(real) - overlap)]
-            whole = np.array(positions).reshape(-1, size * (overlap + 1))
+            real, width = tokens[tokens != PAD], 1 + self.pairs
+            # of each position its token, or that and the one behind it
+            stop = len(real) - table.geometry.overlap
+            positions = [real[at : at + width] for at in range(stop)]
+            whole = np.array(positions).reshape(-1, size * width)
             known = digest, tokens.tobytes()
             if known not in self.known:
                 self.known[known] = []
@@ -107,10 +111,12 @@ class Followed:
         return blocks
 
 
-def replay(seed: int, steps: int = STEPS, **kind: Any) -> tuple[Simulation, Followed]:
+def replay(
+    seed: int, steps: int = STEPS, *, pairs: bool = False, **kind: Any
+) -> tuple[Simulation, Followed]:
     """Seeded traffic with a subscriber, whose view is compared after every step."""
     simulation = Simulation(seed, **kind)
-    followed = Followed(simulation.engine)
+    followed = Followed(simulation.engine, pairs=pairs)
     weights = [weight for weight, _ in simulation.actions]
     actions = [action for _, action in simulation.actions]
     for action in simulation.rng.choices(actions, weights, k=steps):
@@ -122,16 +128,18 @@ def replay(seed: int, steps: int = STEPS, **kind: Any) -> tuple[Simulation, Foll
     return simulation, followed
 
 
-@pytest.mark.parametrize("kind", ["", "storage", "overlap"])
-def test_the_view_of_a_subscriber_is_the_table_after_any_traffic(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [{}, {"storage": True}, {"overlap": 1}, {"overlap": 1, "pairs": True}], ids=str
+)
+def test_the_view_of_a_subscriber_is_the_table_after_any_traffic(kind: dict[str, Any]) -> None:
     stored, sizes, cleared = set(), set(), 0
     for seed in (*FIRST, *range(SEEDS)):
-        simulation, followed = replay(seed, **({kind: True} if kind else {}))
+        simulation, followed = replay(seed, **kind)
         stored |= {medium for medium, blocks in followed.view.blocks.items() if blocks}
         sizes.add(simulation.engine.geometry.device_page)
         cleared += followed.view.cleared - 1
-    assert stored == {GPU, ON_HOST, *([DISK] if kind == "storage" else [])}
-    assert sizes == ({16, 32} if kind == "storage" else {1, 2, 16, 32})
+    assert stored == {GPU, ON_HOST, *([DISK] if "storage" in kind else [])}
+    assert sizes == ({16, 32} if "storage" in kind else {1, 2, 16, 32})
     assert cleared > 0, "nothing was flushed"
 
 
@@ -293,20 +301,20 @@ def serve(engine: SimEngine, tokens: NDArray[np.int64], namespace: Any = None) -
 @pytest.mark.parametrize("dynamo_format", [False, True])
 @pytest.mark.parametrize("page", [1, 16, 64])
 @pytest.mark.parametrize("namespace", NAMESPACES)
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(("overlap", "pairs"), [(0, False), (1, False), (1, True)])
 def test_events_are_those_of_the_engines_recorder(
-    page: int, namespace: Any, dynamo_format: bool, pairs: bool
+    page: int, namespace: Any, dynamo_format: bool, overlap: int, pairs: bool
 ) -> None:
     names = KvEventLoraNames()
     if namespace and namespace[0] == LORA:
         names.register(SimpleNamespace(lora_id=LORA, extra_key=LORA), "adapter")
     theirs = Recorded(namespace, page, names, pairs=pairs, dynamo_format=dynamo_format)
-    engine = engine_of(page, int(pairs))
-    followed = Followed(engine, names, dynamo_format=dynamo_format)
+    engine = engine_of(page, overlap)
+    followed = Followed(engine, names, dynamo_format=dynamo_format, pairs=pairs)
     assert followed.take() == [{"type": "AllBlocksCleared"}]
     tokens = np.random.default_rng(page).integers(0, 1 << 33, 4 * 64 + 5)
     serve(engine, tokens[:150], namespace)
-    known, end = ((count - pairs) // page * page for count in (150, len(tokens)))
+    known, end = ((count - overlap) // page * page for count in (150, len(tokens)))
     assert followed.take() == theirs.stored(tokens[: known + pairs])
     serve(engine, tokens, namespace)
     assert followed.take() == theirs.stored(tokens[known : end + pairs])
