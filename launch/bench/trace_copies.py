@@ -1,14 +1,14 @@
 """Copies between the tiers that have ended when they are submitted, and counts of them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launch.bench.call_times import CallTimes
-from sglang_ext.transfer.job import Job, PageCopies
+from sglang_ext.transfer.job import Job, PageCopies, Schedule
 
 FULL, WINDOW = KINDS = "full", "window"
-"""Kinds of KV, by number of the component."""
+"""Kinds of KV, by number of the pool."""
 
 
 class Copies:
@@ -47,13 +47,13 @@ class CopiesAtOnce:
         counted: Copies,
         page: int,
         copies: PageCopies,
-        layers: Sequence[tuple[int, int] | None],
+        layers: Schedule,
         *_: Any,
     ) -> None:
         self._counted = counted
         self._page = page
         self._copies = copies
-        self._layers = [layer for layer in layers if layer is not None]
+        self._layers = [layer for loaded in layers for layer in loaded]
         self._backed_up = self._loaded = -1
 
     def submit_backup(self, job: Job, fence: object | None) -> None:
@@ -72,7 +72,7 @@ class CopiesAtOnce:
         return OpenGate()
 
     def _tokens(self, job: Job) -> dict[str, int]:
-        return {KINDS[part.component]: len(part.host) * self._page for part in job.parts}
+        return {KINDS[part.pool]: len(part.host) * self._page for part in job.parts}
 
     def backed_up(self) -> tuple[int, range]:
         """See TransferEngine."""

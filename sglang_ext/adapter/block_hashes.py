@@ -1,22 +1,27 @@
 """How the engine's pages are called in KV events: what routers know them by.
 
 The hash of a page is the first eight bytes of a SHA-256 chain over the pages in front of it and
-its own tokens. The engine's functions compute it, so a page has the hash that the engine's own
-cache would give it.
+what its positions are of: a token, or a pair of tokens with drafts that have KV of the next one.
+The engine's functions compute it, so a page has the hash that the engine's own cache would give
+it.
 """
 
 import hashlib
 from array import array
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from sglang.srt.disaggregation.kv_events import kv_event_namespace_seed, namespaced_block_hash
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_hash_str
 
 from sglang_ext.core.compiled.constants import PAD
 from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.errors import StartupError
 
@@ -39,6 +44,21 @@ def prepare() -> None:
         raise StartupError(
             f"--kv-events-config needs the engine's hash function, which did not load: {error}"
         ) from error
+
+
+def units(names: Pages, geometry: Geometry, *, pairs: bool) -> list[Any]:
+    """What each position of pages is of, as events tell it.
+
+    Args:
+        names: (n, name_tokens) of the pages.
+        pairs: see ``Namings``.
+    """
+    if pairs:
+        return [
+            tuple(pair) for pair in sliding_window_view(names, 2, axis=1).reshape(-1, 2).tolist()
+        ]
+    tokens: list[Any] = names[:, : geometry.page_tokens].reshape(-1).tolist()
+    return tokens
 
 
 class Naming(NamedTuple):
@@ -64,9 +84,14 @@ class Namings:
         lora_names: names of adapters by extra key; the scheduler fills it.
         dynamo_format: equal tokens of different extra keys have different hashes. In the
             engine's own format only salts and named adapters make that difference.
+        pairs: a position is told as a pair, its token and the next one. Drafts whose KV is of both
+            may still be told as the engine does: not all of them are.
     """
 
-    def __init__(self, lora_names: "KvEventLoraNames", *, dynamo_format: bool) -> None:
+    def __init__(
+        self, lora_names: "KvEventLoraNames", *, dynamo_format: bool, pairs: bool = False
+    ) -> None:
+        self.pairs = pairs
         self._lora_names = lora_names
         self._dynamo_format = dynamo_format
 
@@ -140,24 +165,27 @@ class BlockHashes:
         naming = self._namings.of(table.namespace(path))
         before = self._ends[path[known - 1]].tobytes().hex() if known else naming.start
         rows = path[known:]
-        tokens = table.tokens[rows]
-        real = tokens != PAD
+        geometry = table.geometry
+        page, per_page = geometry.device_page, geometry.slots_per_page
+        named = np.count_nonzero(table.tokens[rows] != PAD, axis=1) - geometry.overlap
+        tokens = table.prompt(rows)
+        if not self._namings.pairs:
+            tokens = tokens[: len(rows) * geometry.page_tokens]
         # what a tail is filled up with is no token; nothing goes on behind it
-        tokens[~real] = 0
-        page, per_page = table.geometry.device_page, table.geometry.slots_per_page
+        tokens[tokens == PAD] = 0
+        key = RadixKey(array("q", tokens.tobytes()), is_bigram=self._namings.pairs)
         digests = np.frombuffer(
-            bytes.fromhex("".join(get_hash_str(array("q", tokens.tobytes()), before, page))),
-            dtype=np.uint8,
+            bytes.fromhex("".join(get_hash_str(key, before, page))), dtype=np.uint8
         ).reshape(len(rows), per_page, _DIGEST_BYTES)
         hashes = digests[:, :, :8].copy().view(">i8")[:, :, 0].astype(np.int64)
         if naming.space is not None:
-            named = [
+            of_space = [
                 namespaced_block_hash(h, namespace_seed=naming.space)
                 for h in hashes.reshape(-1).tolist()
             ]
-            hashes = np.array(named, dtype=np.int64).reshape(hashes.shape)
+            hashes = np.array(of_space, dtype=np.int64).reshape(hashes.shape)
         self.hashes[rows] = hashes
-        self.counts[rows] = np.count_nonzero(real, axis=1) // page
+        self.counts[rows] = named // page
         self.depth[rows] = table.depth[rows]
         self._ends[rows] = digests[:, -1]
         self._generation[rows] = table.generation[rows]

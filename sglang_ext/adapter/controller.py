@@ -18,8 +18,9 @@ from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 logger = logging.getLogger(__name__)
 
-FULL, WINDOW = 0, 1
-"""Component numbers of the transfer engine."""
+Pools = tuple[tuple[int, ...], tuple[int, ...]]
+"""Numbers of the pools of the transfer engine that have a page of full attention, and of those
+that have one of the windows."""
 _MOST_SECONDS_TO_SAVE = 10.0
 """The engine kills a scheduler that has not ended 15 seconds after it was told to."""
 _SECONDS_TO_SETTLE = 10.0
@@ -38,6 +39,7 @@ class HostTierController:
         layer_done_counter: see ``transfer.layer_counter``.
 
     Args:
+        pools: where pages of each component are.
         compare_ranks: check in every step that all ranks hold the same table. O(rows).
     """
 
@@ -48,6 +50,7 @@ class HostTierController:
         counter: LayerDoneCounter,
         agreement: RankAgreement,
         *,
+        pools: Pools = ((0,), (1,)),
         compare_ranks: bool = False,
     ) -> None:
         self.load_fence_stream: Any = None
@@ -58,6 +61,7 @@ class HostTierController:
         self.layer_done_counter = counter
         self._index = index
         self._engine = engine
+        self._pools = pools
         self._agreement = agreement
         self._queued: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
         self._ledger = Ledger(index)
@@ -109,22 +113,10 @@ class HostTierController:
         if not transfers:
             return None
         copied = [t for t in transfers if not (t.failed_here or t.abandoned)]
-        parts = [
-            part
-            for component, copies in (
-                (FULL, [t.full for t in copied]),
-                (WINDOW, [t.window for t in copied]),
-            )
-            if (part := self._part(component, copies)) is not None
-        ]
+        full, windows = self._pools
+        parts = _parts(full, [t.full for t in copied])
+        parts += _parts(windows, [t.window for t in copied])
         return Job(range(transfers[0].op, transfers[-1].op + 1), tuple(parts))
-
-    def _part(self, component: int, copies: list[Copies]) -> Part | None:
-        if not copies:
-            return None
-        host = np.concatenate([c.host.reshape(-1) for c in copies]).astype(np.int64)
-        device = np.concatenate([c.device.reshape(-1) for c in copies]).astype(np.int64)
-        return Part(component, host, device) if len(host) else None
 
     # ---- commit --------------------------------------------------------------
 
@@ -254,3 +246,12 @@ class HostTierController:
         self._engine.close()
         if self._storage is not None:
             self._storage.close()
+
+
+def _parts(pools: tuple[int, ...], copies: list[Copies]) -> list[Part]:
+    """The same pages of each of some pools."""
+    if not copies:
+        return []
+    host = np.concatenate([c.host.reshape(-1) for c in copies]).astype(np.int64)
+    device = np.concatenate([c.device.reshape(-1) for c in copies]).astype(np.int64)
+    return [Part(pool, host, device) for pool in pools] if len(host) else []

@@ -15,24 +15,24 @@ from sglang_ext.transfer.job import PageCopies, Part
 _FIRST, _SECOND = np.array([0], dtype=np.int64), np.array([1], dtype=np.int64)
 
 
-def try_copies(copies: PageCopies, components: Sequence[Sequence[Plane]], chosen: str) -> None:
-    """Copy a page of each component to the host and into another page of the device.
+def try_copies(copies: PageCopies, pools: Sequence[Sequence[Plane]], chosen: str) -> None:
+    """Copy a page of each pool to the host and into another page of the device.
 
     The device's memory is left as it was. On the host, the first page is overwritten.
 
     Args:
         copies: what will move pages.
-        components: the planes of each component, none of one without layers.
+        pools: the planes of each, none of one without layers.
         chosen: the options that led to these copies, for the message.
 
     Raises:
         StartupError: a copy failed, or brought back other bytes.
     """
-    for component, planes in enumerate(components):
+    for pool, planes in enumerate(pools):
         if not planes:
             continue
         try:
-            same = _there_and_back(copies, component, planes)
+            same = _there_and_back(copies, pool, planes)
         except Exception as error:
             raise StartupError(_message(chosen, repr(error))) from error
         if not same:
@@ -46,7 +46,7 @@ def _message(chosen: str, reason: str) -> str:
     )
 
 
-def _there_and_back(copies: PageCopies, component: int, planes: Sequence[Plane]) -> bool:
+def _there_and_back(copies: PageCopies, pool: int, planes: Sequence[Plane]) -> bool:
     page = planes[0].page_tokens
     # bytes of the first two device pages, [0, page) and [page, 2 * page), of every layer
     memory = [layer[: 2 * page].view(torch.uint8) for plane in planes for layer in plane.layers]
@@ -54,10 +54,10 @@ def _there_and_back(copies: PageCopies, component: int, planes: Sequence[Plane])
     try:
         for number, part in enumerate(memory):
             part[:page] = _pattern(number, part[:page])
-        copies.prepare([Part(component, host=_FIRST, device=_FIRST)]).backup()
-        load = copies.prepare([Part(component, host=_FIRST, device=_SECOND)])
+        copies.prepare([Part(pool, host=_FIRST, device=_FIRST)]).backup()
+        load = copies.prepare([Part(pool, host=_FIRST, device=_SECOND)])
         for layer in range(len(planes[0].layers)):
-            load.load_layer(component, layer)
+            load.load_layer(pool, layer)
         if memory[0].is_cuda:
             torch.cuda.synchronize()
         return all(

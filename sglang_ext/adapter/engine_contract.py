@@ -47,6 +47,7 @@ SIGNATURES: dict[str, str] = {
         "swa_attn_allocator mtp_full_device_pools mtp_swa_device_pools "
         "mtp_swa_full_device_pools transfer_layer_id_max"
     ),
+    "sglang.srt.mem_cache.kv_cache_builder.maybe_register_hicache_draft": ("tree_cache draft_plan"),
     "sglang.srt.mem_cache.allocator.swa.PureSWATokenToKVPoolAllocator.free_swa": "self free_index",
     "sglang.srt.mem_cache.hybrid_cache.hybrid_pool_assembler.build_kv_host_pool": (
         "kv_pool page_size use_mla override_kv_cache_dim host_size mtp_draft_device_pools "

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import block_hashes, checkpoint
+from sglang_ext.adapter import block_hashes, checkpoint, drafts
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
 from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
-from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
+from sglang_ext.adapter.host_pools import HostKv, build_host_kv
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.kv_events import KvEvents
-from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
+from sglang_ext.adapter.page_copies import chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
+from sglang_ext.adapter.stacks import schedule_of
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
@@ -48,7 +49,6 @@ from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
-    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
@@ -69,11 +69,8 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
 
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
-    assert params.sliding_window_size is not None
     window_only = ctx.full_tokens_per_layer == 0
-    geometry = Geometry(
-        device_page=params.page_size, window=params.sliding_window_size, whole_pages=window_only
-    )
+    geometry = _geometry(ctx, window_only=window_only)
     allocator = params.token_to_kv_pool_allocator
     eviction = _eviction(get_memory().radix_eviction_policy, window_only=window_only)
     window_pages = allocator.size_swa // geometry.page_tokens
@@ -81,8 +78,8 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     spare = Spare.for_device(device_pages, window_pages)
     host_pages = 0
     if ctx.enable_hierarchical_cache:
-        group, memory = build_host_group(params, kv_pool, geometry)
-        arena = memory.arena
+        host = build_host_kv(params, kv_pool, geometry)
+        memory, arena = host.memory, host.memory.arena
         host_pages = arena.shape.pages(0)
     if window_only:
         # what the host keeps of a prefix lies in the table, whatever of it has KV
@@ -127,7 +124,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         low_values_first=get_schedule().schedule_low_priority_values_first,
     )
     if ctx.enable_hierarchical_cache:
-        _attach_host_tier(ctx, cache, kv_pool, group, memory)
+        _attach_host_tier(ctx, cache, kv_pool, host)
     if params.enable_metrics:
         _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
@@ -139,6 +136,18 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
     return cache
+
+
+def _geometry(ctx: "TreeCacheBuildContext", *, window_only: bool) -> Geometry:
+    params, algorithm = ctx.params, ctx.tp_worker.model_runner.spec_algorithm
+    assert params.swa_retain_window is not None
+    return Geometry(
+        device_page=params.page_size,
+        window=params.swa_retain_window,
+        # what drafts have of a page that is shared in part is not copied on the device
+        whole_pages=window_only or drafts.have_kv(algorithm),
+        overlap=drafts.overlap(algorithm),
+    )
 
 
 def _eviction(policy: str, *, window_only: bool) -> EvictionPolicy:
@@ -198,20 +207,19 @@ def _attach_host_tier(
     ctx: "TreeCacheBuildContext",
     cache: SwaHiCache,
     kv_pool: "SWAKVPool",
-    group: "HostPoolGroup",
-    memory: ArenaMemory,
+    host: HostKv,
 ) -> None:
     from sglang.srt.runtime_context import get_memory, get_serving
 
     index = cache.index
-    controller = _controller(ctx, kv_pool, group, index)
-    usage = HostUsage(memory.arena, index.geometry.page_tokens)
-    cache.attach_host_tier(controller, group, memory, usage)
+    controller = _controller(ctx, kv_pool, host, index)
+    usage = HostUsage(host.memory.arena, index.geometry.page_tokens)
+    cache.attach_host_tier(controller, host.group, host.memory, usage)
     kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
     ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     metrics = ctx.params.enable_metrics
     weights = _served_weights(ctx)
-    setup = StorageSetup(index, kv_pool, group, memory, weights, metrics=metrics)
+    setup = StorageSetup(index, kv_pool, host, weights, metrics=metrics)
     cache.storage.use(controller, setup)
     if (manager := ctx.tp_worker.model_runner.lora_manager) is not None:
         index.name_namespaces(StoredNames(manager.loras).seed)
@@ -229,7 +237,9 @@ def _kv_events(ctx: "TreeCacheBuildContext", cache: SwaHiCache) -> KvEvents:
     block_hashes.prepare()
     params, controller = ctx.params, cache.cache_controller
     namings = block_hashes.Namings(
-        params.kv_event_lora_names, dynamo_format=params.dynamo_kv_event_format
+        params.kv_event_lora_names,
+        dynamo_format=params.dynamo_kv_event_format,
+        pairs=params.is_eagle,
     )
 
     def storage() -> str | None:
@@ -245,7 +255,8 @@ def _served_weights(ctx: "TreeCacheBuildContext") -> ServedWeights:
     root = None
     if not is_elsewhere(model.load_format, model.weight_cache_mode):
         root = checkpoint.find(model.model_path, model.revision, model.download_dir)
-    return ServedWeights(root, RankAgreement(_groups(ctx)).minimum)
+    of_drafts = drafts.checkpoints(ctx.tp_worker.model_runner.spec_algorithm)
+    return ServedWeights(root, RankAgreement(_groups(ctx)).minimum, of_drafts)
 
 
 def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:
@@ -288,18 +299,10 @@ def _refuse_scales_of_blocks(pool: "SWAKVPool") -> None:
             )
 
 
-def _pools(group: "HostPoolGroup") -> list[Pool]:
-    """Host and device pools of the full-attention and of the sliding-window component."""
-    from sglang.srt.mem_cache.hicache_storage import PoolName
-
-    entries = [group.entry_map.get(name) for name in (PoolName.KV, PoolName.SWA)]
-    return [None if e is None else (e.host_pool, e.device_pool) for e in entries]
-
-
 def _controller(
     ctx: "TreeCacheBuildContext",
     kv_pool: "SWAKVPool",
-    group: "HostPoolGroup",
+    host: HostKv,
     index: PrefixCache,
 ) -> HostTierController:
     from sglang.srt.environ import envs
@@ -309,11 +312,11 @@ def _controller(
     config = from_environment()
     indices = SlotIndices(index.geometry)
     io_backend = get_memory().hicache_io_backend
-    pools = _pools(group)
+    pools = host.pools
     copies = page_copies(config.copies, pools, indices, io_backend, device)
     said = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
     try_copies(copies, [planes(pool) for pool in pools], said)
-    layers = _layer_schedule(kv_pool)
+    layers = schedule_of(kv_pool, host.stacks)
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
     if faults != CopyFaults() and device.type != "cpu":
@@ -330,18 +333,9 @@ def _controller(
         engine,
         counter,
         RankAgreement(_groups(ctx)),
+        pools=host.of_components,
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
-
-
-def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
-    """(component, layer of the component) for each layer of the model."""
-    schedule: list[tuple[int, int] | None] = []
-    for component, layers in enumerate(layers_by_component(kv_pool)):
-        for layer, local in layers.items():
-            schedule.extend([None] * (layer + 1 - len(schedule)))
-            schedule[layer] = (component, local)
-    return schedule
 
 
 def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:

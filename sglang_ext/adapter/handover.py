@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Owned(NamedTuple):
-    """What a request owns at a checkpoint; positions in its row, in tokens.
+    """What a request owns at a checkpoint; positions in its row.
 
     The table has ``[0, shared)`` already. ``[owned, whole)`` are whole pages of the request, or
     will be: of a page that it resumed inside, ``[owned, shared)`` is not its own yet.
@@ -67,13 +67,14 @@ class Handovers:
         self._keys = keys
         self._locks = locks
         self._inside = inside
+        self._geometry = index.geometry
         self._page = index.geometry.page_tokens
 
     def owned(self, req: "Req", up_to: int) -> Owned:
         """What a request owns of the first ``up_to`` positions of its row."""
         shared, page = req.kv.cache_protected_len, self._page
         # in a batch that mixes prefills and decodes the last token has KV before it has a name
-        up_to = min(up_to, len(req.full_untruncated_fill_ids))
+        up_to = self._geometry.named(min(up_to, len(req.full_untruncated_fill_ids)))
         first, pages = shared // page, up_to // page
         if (short := pages - first - self._pool.takes(pages - first)) > 0:
             # what there are no numbers for stays with the request
@@ -101,7 +102,7 @@ class Handovers:
         full, swa = self._slots(req.kv, owned, own, row)
         first = owned.owned // self._page
         rows = self._index.insert(
-            self._keys.pages(req.full_untruncated_fill_ids, owned.whole),
+            self._keys.pages(req.full_untruncated_fill_ids, owned.whole + self._geometry.overlap),
             (req.extra_key, req.cache_salt),
             first,
             full,
@@ -110,7 +111,7 @@ class Handovers:
             priority,
             self._tail(req, owned, own, row),
         )
-        repeat = (len(req.origin_input_ids) - 1) // self._page
+        repeat = self._geometry.whole_pages_in(len(req.origin_input_ids) - 1)
         if first <= repeat <= len(rows):
             self._index.note_prompt_end(rows, repeat)
         taken = rows[first : owned.whole // self._page]

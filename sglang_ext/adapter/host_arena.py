@@ -1,4 +1,4 @@
-"""One host allocation behind SGLang's two host pools.
+"""One host allocation behind SGLang's host pools.
 
 Each pool is the engine's own class with its own layout and copies; only its tensors are
 views of the arena's memory, handed out by a host tensor allocator.
@@ -23,12 +23,13 @@ _ENOUGH = 1 << 62
 
 
 class ArenaMemory:
-    """The bytes of an arena: K of all pages in one plane, V in the other.
+    """The bytes of an arena: K of all pages in one plane, V in the next one; so for each shape of
+    layers.
 
     HostMemory (see ``core.ports``).
 
     Args:
-        pin: register the memory with CUDA, once for both pools.
+        pin: register the memory with CUDA, once for all pools.
 
     Attributes:
         source: what says how large it is.
@@ -65,14 +66,15 @@ class ArenaMemory:
         assert used <= sizes[number], f"{dims} is more than the arena holds"
         return self._bytes[start : start + used].view(dtype).view(dims)
 
-    def both_planes(self, dims: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor (2, ...) whose halves are the beginnings of the two planes."""
-        first, second = self.arena.shape.plane_bytes
-        assert first == second, "K and V of one tensor are equally large"
+    def both_planes(self, first: int, dims: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor (2, ...) whose halves are the beginnings of a plane and of the next one."""
+        sizes = self.arena.shape.plane_bytes
+        assert sizes[first] == sizes[first + 1], "K and V of one tensor are equally large"
         assert dims[0] == 2, f"{dims} is not K and V"
-        half = self.plane(1, dims[1:], dtype)
-        whole = self._bytes.view(dtype)
-        return whole.as_strided(dims, (first // dtype.itemsize, *half.stride()), 0)
+        half = self.plane(first + 1, dims[1:], dtype)
+        whole = self.plane(first, (sizes[first] // dtype.itemsize,), dtype)
+        apart = half.storage_offset() - whole.storage_offset()
+        return half.as_strided(dims, (apart, *half.stride()), whole.storage_offset())
 
     def whole(self, dtype: torch.dtype) -> torch.Tensor:
         """All of the memory, for registration."""
@@ -83,6 +85,8 @@ class ArenaMemory:
         shape = self.arena.shape
         old, new = source.reshape(-1), target.reshape(-1)
         for number, page_bytes in enumerate(shape.page_bytes[component]):
+            if page_bytes == 0:
+                continue
             slot_bytes = page_bytes // shape.slots_per_page
             slots = shape.plane_bytes[number] // slot_bytes
             # NumPy copies whole rows, where PyTorch's indexing takes byte by byte
@@ -133,20 +137,24 @@ class _Allocator:
     """What the engine calls a host tensor allocator: gives one pool its buffers.
 
     Pools with K and V of equal width ask once, for (2, ...); others for K and then for V.
+
+    Args:
+        first: the plane of K.
     """
 
-    def __init__(self, memory: ArenaMemory) -> None:
+    def __init__(self, memory: ArenaMemory, first: int) -> None:
         self._memory = memory
+        self._first = first
         self._asked = 0
 
     def allocate(self, dims: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
         """A view of the arena."""
         assert device == "cpu", f"host memory on {device}"
-        first, second = self._memory.arena.shape.plane_bytes
-        if first == second:
-            view = self._memory.both_planes(dims, dtype)
+        k_bytes, v_bytes = self._memory.arena.shape.plane_bytes[self._first : self._first + 2]
+        if k_bytes == v_bytes:
+            view = self._memory.both_planes(self._first, dims, dtype)
         else:
-            view = self._memory.plane(self._asked, dims, dtype)
+            view = self._memory.plane(self._first + self._asked, dims, dtype)
         self._asked += 1
         # the memory is registered as a whole, not by its pools
         setattr(view, _REGISTERED, [])
@@ -154,12 +162,13 @@ class _Allocator:
 
 
 @contextlib.contextmanager
-def tensors_from(memory: ArenaMemory) -> Iterator[None]:
-    """Host pools that are built inside get their tensors from ``memory``."""
+def tensors_from(memory: ArenaMemory, first: int = 0) -> Iterator[None]:
+    """Host pools that are built inside get their tensors from ``memory``, K from the ``first``
+    plane of each."""
     from sglang.srt.mem_cache.pool_host import base
 
     def allocator() -> _Allocator:
-        return _Allocator(memory)
+        return _Allocator(memory, first)
 
     allocators_from = engine_patches.HOST_ALLOCATOR.find() or _replaced_allocators
     with (

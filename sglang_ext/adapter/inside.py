@@ -2,20 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from sglang_ext.core.inserts import Own, Tail
 from sglang_ext.core.plan import Hold
 from sglang_ext.core.table.columns import Rows, Slots
-from sglang_ext.core.table.paths import Page, filled_up
+from sglang_ext.core.table.paths import Page, behind_pages, filled_up
 
 if TYPE_CHECKING:
     from sglang_ext.adapter.device_pool import EngineDevicePool
     from sglang_ext.core.cache import PrefixCache
-
-_TOKEN_BYTES = 8
-_NO_TOKENS: Page = np.empty(0, dtype=np.int64)
 
 
 class InsidePages:
@@ -30,19 +26,18 @@ class InsidePages:
     ) -> None:
         self._index = index
         self._pool = device_pool
+        self._geometry = index.geometry
         self._page = index.geometry.page_tokens
         self._device_page = index.geometry.device_page
         self._chunk = chunk
 
     def end(self, up_to: int) -> int:
-        """How many of a finished request's first ``up_to`` tokens are in whole device pages."""
+        """How many of a finished request's first ``up_to`` positions are in whole device pages."""
         return up_to // self._device_page * self._device_page
 
     def rest(self, token_ids: Any, length: int) -> Page:
-        """What of the first ``length`` tokens is behind the whole pages; a view."""
-        if count := length % self._page:
-            return np.frombuffer(token_ids, np.int64, count, (length - count) * _TOKEN_BYTES)
-        return _NO_TOKENS
+        """What the first ``length`` tokens name behind their whole pages; a view."""
+        return behind_pages(token_ids, length, self._geometry)
 
     def may_load(self, pages: int, max_new: int) -> bool:
         """Whether a load may end inside a page. It takes up to a page more of the device than
@@ -95,4 +90,6 @@ class InsidePages:
             full[: len(own.full)], swa[: len(own.swa)] = own.full, own.swa
         if not swa.all():
             return None
-        return Tail(filled_up(self.rest(token_ids, end), self._page), full, swa)
+        geometry = self._geometry
+        rest = self.rest(token_ids, end + geometry.overlap)
+        return Tail(filled_up(rest, geometry.name_tokens), full, swa)

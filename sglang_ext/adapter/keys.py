@@ -8,7 +8,7 @@ import numpy as np
 from sglang_ext.adapter.handles import Prefix
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.digest import Pages
-from sglang_ext.core.table.paths import Page
+from sglang_ext.core.table.paths import Page, pages_of
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -28,25 +28,20 @@ class Keys:
         self.root = Prefix(np.empty(0, dtype=np.int64), 0)
         self._index = index
         self._inside = inside
-        self._page_tokens = index.geometry.page_tokens
-        self._page_type = np.dtype((np.int64, (self._page_tokens,)))
+        self._geometry = index.geometry
 
     def of(self, key: "RadixKey") -> tuple[Pages, Hashable, Page | None]:
         """(whole pages, namespace, what is behind them if requests may resume there)."""
-        token_ids = key.token_ids
-        # a match of a short prompt is mostly calls; the length of a key is two of them
-        plain = key.limit is None and not key.is_bigram
-        length = len(token_ids) if plain else len(key)
+        token_ids, length = key.token_ids, len(key.token_ids)
+        if key.limit is not None:
+            length = min(length, key.limit)
         rest = None if self._inside is None else self._inside.rest(token_ids, length)
         return self.pages(token_ids, length), (key.extra_key, key.cache_salt), rest
 
     def pages(self, token_ids: Any, length: int) -> Pages:
-        """The whole pages of the first ``length`` tokens; a view where possible."""
-        page = self._page_tokens
-        count = length // page
-        if count == 0:
-            return np.empty((0, page), dtype=np.int64)
-        return np.frombuffer(token_ids, self._page_type, count)
+        """The whole pages that the first ``length`` tokens name; a view where possible."""
+        geometry = self._geometry
+        return pages_of(token_ids, geometry.whole_pages_in(length), geometry)
 
     def prefix(self, rows: Rows, cut: int = 0) -> Prefix:
         """Handle of a path without the last ``cut`` tokens."""

@@ -8,6 +8,7 @@ operations is, their view is that of the table.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from sglang.srt.disaggregation.kv_events import (
     StorageMedium,
 )
 
-from sglang_ext.adapter.block_hashes import BlockHashes, Namings
+from sglang_ext.adapter.block_hashes import BlockHashes, Namings, units
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.constants import FREE
 from sglang_ext.core.table.changes import Changes
@@ -65,7 +66,7 @@ class View:
     def __init__(
         self, table: PageTable, namings: Namings, storage: Callable[[], str | None]
     ) -> None:
-        self._table = table
+        self._table, self._pairs = table, namings.pairs
         self._changes = Changes(table)
         self._hashes = hashes = BlockHashes(table, namings)
         on_disk, elsewhere = (in_storage(table, storage, files=files) for files in (True, False))
@@ -92,7 +93,7 @@ class View:
             self._hashes.find(of_medium)
         events = []
         for medium, of_medium in zip(self._media, missing, strict=True):
-            events += medium.stored(of_medium, self._table)
+            events += medium.stored(of_medium, self._table, pairs=self._pairs)
             events += medium.removed()
             if len(too_early := medium.too_early()):
                 self._changes.note(too_early)
@@ -185,18 +186,19 @@ class Medium:
         """Rows that are there and not told."""
         return rows[self._there(rows) & ~self._told[rows]]
 
-    def stored(self, rows: Rows, table: PageTable) -> list[BlockStored]:
+    def stored(self, rows: Rows, table: PageTable, *, pairs: bool) -> list[BlockStored]:
         """Tell of rows.
 
         Args:
             rows: in the order of their depth, whose hashes are known.
+            pairs: see ``Namings``.
         """
         hashes, runs = self._hashes, Runs(self._name, self._hashes)
         size, per_page = table.geometry.device_page, table.geometry.slots_per_page
         above = table.parent[rows]
         # one list each: what is made for every row would have the collector look at all there is
         pages = hashes.hashes[rows].reshape(-1).tolist()
-        tokens = table.tokens[rows].reshape(-1).tolist()
+        of_positions = units(table.tokens[rows], table.geometry, pairs=pairs)
         at = -per_page
         for row, parent, count, before in zip(
             rows.tolist(),
@@ -217,7 +219,8 @@ class Medium:
                 if page in self._lost:  # by another row, just now
                     del self._lost[page]
                 elif self._rows_with[page] == 1:
-                    runs.add(row, page, last, tokens[number * size : (number + 1) * size])
+                    own = of_positions[number * size : (number + 1) * size]
+                    runs.add(row, page, last, own)
                 last = page
         return runs.events
 
@@ -245,17 +248,18 @@ class Runs:
         self._hashes = hashes
         self._by_last_page: dict[int | None, BlockStored] = {}
 
-    def add(self, row: int, page: int, before: int | None, tokens: list[int]) -> None:
+    def add(self, row: int, page: int, before: int | None, positions: list[Any]) -> None:
         """A page of a row, after the page in front of it.
 
         Args:
             page, before: hashes; ``before`` is None for the first page of a prompt.
+            positions: what they are of, see ``units``.
         """
         event = self._by_last_page.pop(before, None)
         if event is None:
-            event = self._begin(row, before, len(tokens))
+            event = self._begin(row, before, len(positions))
         event.block_hashes.append(page)
-        event.token_ids.extend(tokens)
+        event.token_ids.extend(positions)
         self._by_last_page[page] = event
 
     def _begin(self, row: int, before: int | None, block_size: int) -> BlockStored:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from sglang_ext.adapter.drafts import SERVED
 from sglang_ext.config import BACKEND, TOGGLE
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.errors import StartupError
@@ -35,7 +36,13 @@ KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
 memory of their own, which neither the host nor storage would get."""
 
 REFUSALS = (
-    Refusal("--speculative-algorithm", "speculative_algorithm", _is_set, "no value"),
+    # how others use slots is not known
+    Refusal(
+        "--speculative-algorithm",
+        "speculative_algorithm",
+        lambda v: v is not None and v.upper() not in SERVED,
+        f"no value, {', '.join(SERVED)}",
+    ),
     Refusal("--pp-size", "pp_size", _above_one, "1"),
     # calls that need an idle server must reach all ranks in the same step
     Refusal(

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.base import HostKVCache
 
 Pool = tuple["HostKVCache", Any] | None
-"""Host and device pool of a component, None for a component without layers."""
+"""Host and device pool of layers of one shape; None for a component without layers."""
 
 
 class EngineCopies:
     """PageCopies (see ``transfer.job``) by SGLang's host pools.
 
     Args:
-        pools: of each component.
+        pools: all of them, in the order of their numbers.
         indices: the engine copies by token index.
         io_backend: ``--hicache-io-backend``.
         device: where its kernels want the indices.
@@ -43,24 +43,29 @@ class EngineCopies:
 
     def prepare(self, parts: Sequence[Part]) -> PreparedCopies:
         """See PageCopies."""
-        own = [part for part in parts if self._pools[part.component] is not None]
-        return _EngineJob(self, {part.component: self._tokens(part) for part in own})
+        own = [part for part in parts if self._pools[part.pool] is not None]
+        return _EngineJob(self, {part.pool: self._tokens(part) for part in own})
 
-    def backup(self, component: int, host: torch.Tensor, device: torch.Tensor) -> None:
+    def backup(self, pool: int, host: torch.Tensor, device: torch.Tensor) -> None:
         """Copy tokens to the host, all layers."""
-        host_pool, device_pool = self._pool(component)
+        host_pool, device_pool = self._pool(pool)
         if self._io_backend == "kernel":
             device = self.on_device(device)
             # the staged page-first kernel walks host pages itself and wants them on the CPU
             host = host if host_pool.can_use_write_back_jit else self.on_device(host)
         host_pool.backup_from_device_all_layer(device_pool, host, device, self._io_backend)
 
-    def load_layer(
-        self, component: int, layer: int, host: torch.Tensor, device: torch.Tensor
-    ) -> None:
+    def load_layer(self, pool: int, layer: int, host: torch.Tensor, device: torch.Tensor) -> None:
         """Copy tokens to the device, one layer. Indices are where the io backend wants them."""
-        host_pool, device_pool = self._pool(component)
-        host_pool.load_to_device_per_layer(device_pool, host, device, layer, self._io_backend)
+        host_pool, device_pool = self._pool(pool)
+        host_pool.load_to_device_per_layer(
+            device_pool,
+            host,
+            device,
+            layer,
+            self._io_backend,
+            is_draft=layer >= host_pool.target_layer_num,
+        )
 
     def for_loads(self, index: torch.Tensor) -> torch.Tensor:
         """Indices where the io backend wants those of a load."""
@@ -70,9 +75,9 @@ class EngineCopies:
         """Indices on the device."""
         return index.to(self._device, non_blocking=True)
 
-    def _pool(self, component: int) -> tuple["HostKVCache", Any]:
-        pool = self._pools[component]
-        assert pool is not None, f"component {component} has no layers"
+    def _pool(self, number: int) -> tuple["HostKVCache", Any]:
+        pool = self._pools[number]
+        assert pool is not None, f"pool {number} has no layers"
         return pool
 
     def _tokens(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,23 +95,20 @@ class _EngineJob:
         self._for_loads: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def backup(self) -> None:
-        for component, (host, device) in self._tokens.items():
-            self._copies.backup(component, host, device)
+        for pool, (host, device) in self._tokens.items():
+            self._copies.backup(pool, host, device)
 
-    def load_layer(self, component: int, layer: int) -> None:
-        if component not in self._tokens:
+    def load_layer(self, pool: int, layer: int) -> None:
+        if pool not in self._tokens:
             return
-        if component not in self._for_loads:
-            host, device = self._tokens[component]
-            self._for_loads[component] = (
-                self._copies.for_loads(host),
-                self._copies.for_loads(device),
-            )
-        self._copies.load_layer(component, layer, *self._for_loads[component])
+        if pool not in self._for_loads:
+            host, device = self._tokens[pool]
+            self._for_loads[pool] = self._copies.for_loads(host), self._copies.for_loads(device)
+        self._copies.load_layer(pool, layer, *self._for_loads[pool])
 
 
 def planes(pool: Pool) -> list[Plane]:
-    """K and V of a component, where both are; none for a component without layers."""
+    """K and V of a pool, where both are; none for a component without layers."""
     if pool is None:
         return []
     host, _ = pool
@@ -135,19 +137,19 @@ def page_copies(
     """
     if chosen(kind, device) == "engine":
         return EngineCopies(pools, indices, io_backend, device)
-    components = [planes(pool) for pool in pools]
-    return KernelCopies(_copier(components, device), len(components))
+    of_pools = [planes(pool) for pool in pools]
+    return KernelCopies(_copier(of_pools, device), len(of_pools))
 
 
-def _copier(components: Sequence[Sequence[Plane]], device: torch.device) -> Copier:
+def _copier(of_pools: Sequence[Sequence[Plane]], device: torch.device) -> Copier:
     # one imports Triton, the other has Numba compile: each where it is used
     if device.type == "cpu":
         from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
 
-        return CpuPageCopier(components)
+        return CpuPageCopier(of_pools)
     if torch.version.hip is not None:
         # there host memory has another address on the device
         raise StartupError(f"{COPIES}=kernels is not supported on ROCm; use engine")
     from sglang_ext.kernels.page_copy.gpu import GpuPageCopier
 
-    return GpuPageCopier(components)
+    return GpuPageCopier(of_pools)

@@ -58,6 +58,7 @@ class SwaHiCache(BasePrefixCache):
     Attributes that the engine reads:
         sliding_window_size: tokens behind a sequence whose sliding-window KV the
             engine must keep, and count in its budgets.
+        draft_swa_window: those that drafts read.
         cache_controller: None without a host tier.
         ongoing_write_through, ongoing_load_back: transfers in flight.
         ongoing_prefetch, ongoing_backup: lookups and reads of storage, writes: while there are
@@ -95,6 +96,7 @@ class SwaHiCache(BasePrefixCache):
         self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
         self.page_size = params.page_size
         self.sliding_window_size = index.geometry.retained_tokens
+        self.draft_swa_window = params.draft_swa_window
         self.index = index
         self._device_pool = device_pool
         self._page_tokens = index.geometry.page_tokens
@@ -269,7 +271,8 @@ class SwaHiCache(BasePrefixCache):
     def _note_end(self, req: "Req", rows: Rows) -> None:
         """A request of which the cache has a path has ended, if it has."""
         if req.finished():
-            self.index.end_request(rows, len(req.origin_input_ids) // self._page_tokens)
+            geometry = self.index.geometry
+            self.index.end_request(rows, geometry.whole_pages_in(len(req.origin_input_ids)))
 
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:

@@ -1,6 +1,7 @@
 """Which weights this server computes with, as far as anybody can tell."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -54,11 +55,19 @@ class ServedWeights:
     Args:
         root: checkpoint that was loaded at start, None if it is not on this machine.
         smallest: element-wise minimum over all ranks; a collective.
+        drafts: checkpoints of drafts whose KV is stored as well, None for one that is not on this
+            machine. After an update nobody knows what they are.
     """
 
-    def __init__(self, root: Path | None, smallest: Callable[[Sequence[int]], list[int]]) -> None:
+    def __init__(
+        self,
+        root: Path | None,
+        smallest: Callable[[Sequence[int]], list[int]],
+        drafts: Sequence[Path | None] = (),
+    ) -> None:
         self._smallest = smallest
         self._source = Source.at(root)
+        self._drafts = [Source.at(draft) for draft in drafts]
         self._digest: bytes | None = None
         self.is_nobodys = False
         self.configuration, self.architecture = b"", "model"
@@ -68,6 +77,8 @@ class ServedWeights:
             try:
                 self.configuration = checkpoint.configuration(self._source.root)
                 self._tensors = checkpoint.tensor_names(self._source.root)
+                for draft in filter(None, self._drafts):
+                    self.configuration += checkpoint.configuration(draft.root)
             except OSError:
                 self._source = None
 
@@ -86,15 +97,19 @@ class ServedWeights:
         return self._digest
 
     def _read(self) -> bytes | None:
-        source = self._source
-        problem = "its weights are not in files on this machine"
+        problem = "their files are not on this machine"
+        found = []
         try:
-            if source is not None and source.is_untouched:
-                found = checkpoint.weights(source.root)
-                if found is not None and source.is_untouched:
-                    return found
-            if source is not None:
-                problem = f"{source.root} is not what was loaded any more, or has no weights"
+            for source in (self._source, *self._drafts):
+                if source is None:
+                    break
+                weights = checkpoint.weights(source.root) if source.is_untouched else None
+                if weights is None or not source.is_untouched:
+                    problem = f"{source.root} is not what was loaded any more, or has no weights"
+                    break
+                found.append(weights)
+            else:
+                return found[0] if len(found) == 1 else _digest(found)
         except OSError as error:
             problem = str(error)
         logger.warning(
@@ -113,6 +128,7 @@ class ServedWeights:
         """
         self._digest = None
         self._source = None
+        self._drafts = [None] * len(self._drafts)
         try:
             if source is not None and self._tensors is not None:
                 names = checkpoint.tensor_names(source.root)
@@ -125,6 +141,10 @@ class ServedWeights:
 def is_elsewhere(load_format: str, weight_cache: str) -> bool:
     """Whether weights come from somewhere else than the files of the model's path."""
     return load_format in _ELSEWHERE or weight_cache != "off"
+
+
+def _digest(parts: Sequence[bytes]) -> bytes:
+    return hashlib.blake2b(b"".join(parts), digest_size=_BYTES).digest()
 
 
 def _words(digest: bytes) -> list[int]:

@@ -66,11 +66,12 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         # not where a hook is left out: a server's log is set up after its plugins
         logger.info("sglang-ext: patches of the engine in place of hooks: %s", ", ".join(patches))
 
-    from sglang_ext.adapter import clear_answer, idle_calls, weight_updates
+    from sglang_ext.adapter import clear_answer, draft_pools, idle_calls, weight_updates
     from sglang_ext.adapter.factory import build_tree_cache
 
     if not ctx.disable_radix_cache:  # the engine's own has nothing to be told
         clear_answer.install()
+        draft_pools.install()
         weight_updates.install()
         idle_calls.install()
     return build_tree_cache(ctx)

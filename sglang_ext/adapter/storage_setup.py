@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.host_pools import layers_by_component, page_bytes
+from sglang_ext.adapter.drafts import described
+from sglang_ext.adapter.host_pools import HostKv
 from sglang_ext.adapter.identity import identity, settings
 from sglang_ext.adapter.served_weights import ServedWeights
+from sglang_ext.adapter.stacks import layers_by_component, page_bytes
 from sglang_ext.adapter.storage_backend import (
     EnginePageStore,
     create_backend,
@@ -25,11 +27,8 @@ from sglang_ext.storage.background import BackgroundStorage
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
-    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.observability.metrics_collector import StorageMetrics
-
-    from sglang_ext.adapter.host_arena import ArenaMemory
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +52,7 @@ class StorageSetup:
         self,
         index: PrefixCache,
         kv_pool: "SWAKVPool",
-        group: "HostPoolGroup",
-        memory: "ArenaMemory",
+        host: HostKv,
         weights: ServedWeights,
         *,
         metrics: bool,
@@ -65,8 +63,8 @@ class StorageSetup:
         self._options = settings(get_context().config_leaf)
         self._index = index
         self._kv_pool = kv_pool
-        self._group = group
-        self._memory = memory
+        self._host = host
+        self._memory = host.memory
         self._metrics = metrics
         self.opened: str | None = None
         self.labels: dict[str, Any] = {}
@@ -89,7 +87,7 @@ class StorageSetup:
             HybridCacheController,
         )
 
-        if len(self._group.entries) == 1:
+        if len(self._host.group.entries) == 1:
             raise StartupError(
                 f"{BACKEND}: a storage tier for models without full-attention layers is not "
                 "supported"
@@ -104,9 +102,14 @@ class StorageSetup:
                 f"{_SETTINGS} hicache_storage_pass_prefix_keys true is not supported by "
                 f"--radix-cache-backend {BACKEND}; allowed: false"
             )
+        if name != "file" and any(stack.is_apart for stack in self._host.stacks):
+            raise StartupError(
+                f"--hicache-storage-backend {name} is not supported with drafts whose KV is of "
+                "another shape than the model's; allowed: file"
+            )
         geometry = self._index.geometry
-        pools = pools_for_storage(self._group, self._memory)
-        anchor = self._group.entries[0].host_pool
+        pools = pools_for_storage(self._host)
+        anchor = self._host.group.entries[0].host_pool
         # other backends know a model by its name alone. What the server is called does not count:
         # others call the same weights otherwise, and an update leaves the name as it was
         shared_name = self.weights.architecture
@@ -168,8 +171,9 @@ class StorageSetup:
                 "layers": [sorted(layers) for layers in layers_by_component(pool)],
                 "page": geometry.device_page,
                 "window": geometry.window,
-                "layout": self._group.entries[0].host_pool.layout,
+                "layout": self._host.group.entries[0].host_pool.layout,
                 # the ranks that share a page; how many there are in all does not count
                 "tp_size": get_parallel().attn_tp_size,
+                **described(self._host.stacks, geometry),
             },
         )

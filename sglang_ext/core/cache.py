@@ -144,7 +144,7 @@ class PrefixCache:
     # ---- what a request does -------------------------------------------------
 
     def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
-        """Best resume point for a prompt of ``pages`` (n, page_tokens), and of ``rest`` behind
+        """Best resume point for a prompt of ``pages`` (n, name_tokens), and of ``rest`` behind
         them, see ``PageTable.match``. Read-only."""
         return self.table.match(pages, namespace, rest)
 

@@ -26,7 +26,7 @@ class Tail(NamedTuple):
     """What a request has behind its last whole page.
 
     Attributes:
-        tokens: (page_tokens,) from some token on PAD.
+        tokens: (name_tokens,) from some token on PAD.
         full, swa: (n,) its device slots, and their sliding-window peers.
     """
 
@@ -86,7 +86,7 @@ class Inserts:
         """Take over what a request computed and return the path of its prefix.
 
         Args:
-            pages: (n, page_tokens) tokens of the request's whole prefix.
+            pages: (n, name_tokens) names of the request's whole prefix.
             namespace: what separates this prefix from equal tokens elsewhere.
             first_owned: pages ``[0, first_owned)`` already belong to the table, and
                 the request holds a lock on them.
@@ -153,7 +153,7 @@ class Inserts:
 
         Args:
             rows: the path, as long as what was just inserted.
-            pages: ``(tokens of the prompt - 1) // page_tokens``.
+            pages: whole ones that all tokens of the prompt but the last one name.
         """
         table = self._table
         window = self._residency.window_of(rows[:pages])
@@ -205,7 +205,8 @@ class Inserts:
     def _is_left_to_one(self, row: int, used: int) -> bool:
         """Whether nobody but one request holds a tail, all of which that one uses."""
         table = self._table
-        if table.tokens[row, used * self._geometry.device_page] != PAD:
+        end = used * self._geometry.device_page + self._geometry.overlap
+        if table.tokens[row, end] != PAD:
             return False
         columns = (table.device, table.swa_device, table.host, table.swa_host)
         return [int(column.locks[row]) for column in columns] == [1, 1, 0, 0]

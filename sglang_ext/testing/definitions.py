@@ -145,10 +145,11 @@ def inside(
         tokens = table.tokens[top].tolist()
         same = [a == b != PAD for a, b in zip(tokens, wanted, strict=True)]
         shared = same.index(False) if False in same else len(same)
+        shared -= table.geometry.overlap
         shared -= shared % table.geometry.device_page
         here = bool(table.device.present[top] and table.swa_device.present[top])
         there = bool(table.swa_device.present[top] or table.swa_host.ready[top])
-        if (there or not usable) and (shared, here) > (most, best_is_here) and shared:
+        if (there or not usable) and shared > 0 and (shared, here) > (most, best_is_here):
             best, most, best_is_here = top, shared, here
         if tokens == wanted:
             break

@@ -29,7 +29,7 @@ from sglang_ext.core.storage.ledger import StorageLedger
 from sglang_ext.core.storage.plan import Prefetch
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.paths import filled_up
+from sglang_ext.core.table.paths import behind_pages, filled_up, pages_of
 from sglang_ext.core.table.table import STORED
 from sglang_ext.testing.pools import LAYERS, SimDevicePool, SimSlots, Tags, prefix_tags
 from sglang_ext.testing.requests import (
@@ -250,7 +250,7 @@ class SimEngine:
     def finish(self, request: SimRequest) -> None:
         """Keep what was computed and free the rest."""
         self._checkpoint(request, finished=True)
-        self.index.end_request(request.path, request.prompt // self.geometry.page_tokens)
+        self.index.end_request(request.path, self.geometry.whole_pages_in(request.prompt))
         self.abort(request)
 
     def abort(self, request: SimRequest) -> None:
@@ -299,10 +299,11 @@ class SimEngine:
     def _checkpoint(self, request: SimRequest, *, finished: bool = False) -> None:
         geometry = self.geometry
         page, per_page = geometry.page_tokens, geometry.slots_per_page
-        count, first = request.computed // page, request.protected // per_page
+        named = geometry.named(request.computed)
+        count, first = named // page, request.protected // per_page
         end = count * per_page
         if finished and geometry.resumes_inside:
-            end = request.computed // geometry.device_page
+            end = named // geometry.device_page
         if end <= request.protected:
             if self.index.count_request(request.path, request.number, request.priority):
                 self._back_up(request.path)
@@ -316,7 +317,7 @@ class SimEngine:
                 self._drop_window(request, one)
         own = slice(first * per_page, count * per_page)
         rows = self.index.insert(
-            request.tokens[: count * page].reshape(count, page),
+            pages_of(request.tokens, count, geometry),
             request.namespace,
             first,
             request.full[own].reshape(-1, per_page),
@@ -350,9 +351,9 @@ class SimEngine:
         behind = slice(start, end)
         if start == end or (request.swa[behind] == ABSENT).any():
             return None
-        page = self.geometry.page_tokens
-        rest = request.tokens[: end * self.geometry.device_page]
-        rest = filled_up(rest[len(rest) // page * page :], page)
+        geometry = self.geometry
+        length = end * geometry.device_page + geometry.overlap
+        rest = filled_up(behind_pages(request.tokens, length, geometry), geometry.name_tokens)
         return Tail(rest, request.full[behind], request.swa[behind])
 
     def _make_own(self, request: SimRequest, start: int) -> bool:
@@ -479,7 +480,8 @@ class SimEngine:
     # ---- checks --------------------------------------------------------------
 
     def _tags(self, request: SimRequest) -> Tags:
-        tokens = request.tokens[: request.computed]
+        # the token after the last position is known before that has KV, but for the very last one
+        tokens = request.tokens[: request.computed + self.geometry.overlap]
         return prefix_tags(tokens, request.namespace, self.geometry)
 
     def _check_contents(self, request: SimRequest) -> None:
@@ -504,10 +506,10 @@ class SimEngine:
         leaves = np.flatnonzero((table.parent != FREE) & (table.children == 0))
         for leaf in leaves.tolist():
             path = table.path(leaf)
-            tokens = table.tokens[path].reshape(-1)
-            tags = prefix_tags(tokens, table.namespace(path), self.geometry)
+            tags = prefix_tags(table.prompt(path), table.namespace(path), self.geometry)
             tags = tags.reshape(len(path), -1)
-            real = table.tokens[path][:, :: self.geometry.device_page] != PAD
+            ends = table.tokens[path][:, self.geometry.overlap :: self.geometry.device_page]
+            real = ends[:, : self.geometry.slots_per_page] != PAD
             for name, slots, column in (
                 ("device", self.device.full, table.device),
                 ("swa_device", self.device.window, table.swa_device),
@@ -570,7 +572,7 @@ class SimEngine:
                 assert np.array_equal(table.path(int(rows[-1])), rows), "a path has changed"
                 assert table.namespace(rows) == request.namespace
             count = request.protected * self.geometry.device_page
-            tokens = table.tokens[rows].reshape(-1)[:count]
+            tokens = table.prompt(rows)[:count] if len(rows) else rows
             assert np.array_equal(tokens, request.tokens[:count]), (
                 "a running request lost its prefix"
             )

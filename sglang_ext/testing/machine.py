@@ -32,6 +32,7 @@ from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import EVERY
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.paths import pages_of
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.model import ModelledIndex
@@ -53,13 +54,14 @@ class IndexMachine(RuleBasedStateMachine):
     """Requests whose prompts derive from earlier prompts, over a two-token alphabet.
 
     Attributes:
-        device_pages, windows, policies: what a run draws from; subclasses narrow it.
+        device_pages, windows, overlaps, policies: what a run draws from; subclasses narrow it.
         rule_steps: rules executed by all machines of the class.
         seen: what happened in them.
     """
 
     device_pages: Sequence[int] = (*DEVICE_PAGES, 32)
     windows: Sequence[int] = tuple(itertools.chain(*WINDOWS.values()))
+    overlaps: Sequence[int] = (0, 0, 1)
     policies: Sequence[WritePolicy] = tuple(WritePolicy)
     rule_steps = 0
     seen: ClassVar[set[str]] = set()
@@ -69,7 +71,9 @@ class IndexMachine(RuleBasedStateMachine):
         """Pools of 1 to 64 pages, half of them of a few pages only, and a few requests."""
         few_or_many = st.sampled_from(_POOLS)
         geometry = Geometry(
-            data.draw(st.sampled_from(self.device_pages)), data.draw(st.sampled_from(self.windows))
+            data.draw(st.sampled_from(self.device_pages)),
+            data.draw(st.sampled_from(self.windows)),
+            overlap=data.draw(st.sampled_from(self.overlaps)),
         )
         pages = data.draw(few_or_many)
         share = data.draw(st.sampled_from([0.1, 0.5, 0.8, 1.0]))
@@ -132,11 +136,9 @@ class IndexMachine(RuleBasedStateMachine):
         """A waiting request is matched and not admitted: its prefix is used, not locked."""
         if self.histories:
             history = self.histories[base % len(self.histories)]
-            page, index = self.engine.geometry.page_tokens, self.engine.index
-            count = int(len(history) * keep) // page
-            index.residency.use(
-                index.match(history[: count * page].reshape(count, page), None).rows
-            )
+            geometry, index = self.engine.geometry, self.engine.index
+            count = geometry.whole_pages_in(int(len(history) * keep))
+            index.residency.use(index.match(pages_of(history, count, geometry), None).rows)
 
     @rule(kind=st.sampled_from(TransferKind))
     def copy(self, kind: TransferKind) -> None:

@@ -86,7 +86,7 @@ class ModelledIndex(PrefixCache):
                 break
             known.append(self.pages[key])
         if rest is not None:
-            page = filled_up(rest, self.geometry.page_tokens)
+            page = filled_up(rest, self.geometry.name_tokens)
             page = pages[len(known)] if len(known) < len(pages) else page
             self._check_inside(pages[: len(known)], namespace, page)
             known += self._inside(pages[: len(known)], namespace, page, found)
@@ -113,7 +113,7 @@ class ModelledIndex(PrefixCache):
             if key[0] == namespace and child.parent == parent and child.depth == len(above):
                 tokens = np.frombuffer(key[1][len(prefix) :], dtype=np.int64)
                 differs = np.flatnonzero((tokens != page) | (page == PAD))
-                count = int(differs[0]) if len(differs) else len(page)
+                count = int(differs[0] if len(differs) else len(page)) - self.geometry.overlap
                 count -= count % self.geometry.device_page
                 if child.swa_device or child.swa_host == READY:
                     common[key] = count
@@ -123,7 +123,7 @@ class ModelledIndex(PrefixCache):
         if len(found.rows) > len(above):
             key = self._key(int(found.rows[-1]))
             _require(key in common, "a match ends inside a page that is not there")
-            _require(common[key] == len(page) - found.cut, "tokens of a page are not in common")
+            _require(common[key] + found.cut == self.geometry.page_tokens, "too much in common")
             _require(some_have_none or common[key] == most, "another page has more in common")
             return [self.pages[key]]
         _require(found.cut == 0, "a whole page is cut")

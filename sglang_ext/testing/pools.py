@@ -20,10 +20,12 @@ Tags = NDArray[np.int64]
 
 
 def prefix_tags(tokens: NDArray[np.int64], namespace: object, geometry: Geometry) -> Tags:
-    """Tag of every slot that ``tokens`` (1-D) fill: depends on all tokens up to its end."""
+    """Tag of every slot that ``tokens`` (1-D) name: depends on all tokens up to its end, and on
+    those behind it that its KV is of as well."""
     page, tag, tags = geometry.device_page, hash(namespace), []
-    for end in range(page, len(tokens) + 1, page):
-        tag = hash((tag, tokens[end - page : end].tobytes())) & 0x7FFFFFFFFFFF
+    for end in range(page, geometry.named(len(tokens)) + 1, page):
+        own = tokens[end - page : end + geometry.overlap]
+        tag = hash((tag, own.tobytes())) & 0x7FFFFFFFFFFF
         tags.append(tag)
     return np.array(tags, dtype=np.int64)
 

@@ -9,7 +9,7 @@ from sglang_ext.core.plan import Hold
 from sglang_ext.core.table.columns import Rows, Slots
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.paths import Page
+from sglang_ext.core.table.paths import Page, behind_pages, pages_of
 
 
 class DeviceFullError(Exception):
@@ -60,13 +60,11 @@ class Arrival:
 
 def whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Pages:
     """What a request with this prompt looks for: one token must be left to compute."""
-    page = geometry.page_tokens
-    count = max(0, len(tokens) - 1) // page
-    return tokens[: count * page].reshape(count, page)
+    return pages_of(tokens, geometry.whole_pages_in(max(0, len(tokens) - 1)), geometry)
 
 
 def behind_whole_pages(tokens: NDArray[np.int64], geometry: Geometry) -> Page | None:
     """What is behind the whole pages, if a request may resume there."""
     if not geometry.resumes_inside:
         return None
-    return tokens[len(tokens) // geometry.page_tokens * geometry.page_tokens :]
+    return behind_pages(tokens, len(tokens), geometry)

@@ -52,6 +52,7 @@ class Simulation:
         modelled: run the first rank beside the model; slower.
         storage: there is a storage tier, with faults.
         eviction: name of an eviction policy; None for one that the seed draws.
+        overlap: see ``Geometry``.
         loops: what ranks run, in turns: they agree only if what is compiled does the same.
     """
 
@@ -63,13 +64,14 @@ class Simulation:
         modelled: bool = False,
         storage: bool = False,
         eviction: str | None = None,
+        overlap: int = 0,
         loops: Sequence[Loops] = (COMPILED, INTERPRETED),
     ) -> None:
         self.rng = rng = random.Random(seed)
         self.dice = random.Random(~seed)
         # contents are known by table page, keys in storage by device page: the same there
         device_page = rng.choice([16, 16, 32] if storage else [1, 2, 16, 32])
-        geometry = Geometry(device_page, rng.choice([1, 16, 31, 40, 70]))
+        geometry = Geometry(device_page, rng.choice([1, 16, 31, 40, 70]), overlap=overlap)
         self.page = geometry.page_tokens
         # what is not worth a backup never gets to storage
         pages = rng.randint(16, 48) if storage else rng.randint(4, 24)
@@ -299,13 +301,14 @@ def _minimum(reports: list[list[int]]) -> list[int]:
     return [min(values) for values in zip(*reports, strict=True)]
 
 
-def _run_seed(job: tuple[int, int, int, bool, str | None]) -> tuple[set[str], Counter[str]]:
-    seed, steps, ranks, storage, eviction = job
-    simulation = Simulation(seed, ranks, storage=storage, eviction=eviction)
+def _run_seed(job: tuple[int, int, int, bool, str | None, int]) -> tuple[set[str], Counter[str]]:
+    seed, steps, ranks, storage, eviction, overlap = job
+    simulation = Simulation(seed, ranks, storage=storage, eviction=eviction, overlap=overlap)
     try:
         simulation.run(steps)
     except Exception as error:
-        option = " --storage" * storage + (f" --eviction {eviction}" if eviction else "")
+        option = " --storage" * storage + " --drafts" * overlap
+        option += f" --eviction {eviction}" if eviction else ""
         error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}{option}")
         raise
     return simulation.engine.seen, Counter(simulation.engine.index.counters.as_dict())
@@ -320,6 +323,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=whole(1), default=1)
     parser.add_argument("--processes", type=whole(1), default=1)
     parser.add_argument("--storage", action="store_true", help="with a storage tier")
+    parser.add_argument(
+        "--drafts", action="store_true", help="KV of a position is of the next token as well"
+    )
     parser.add_argument("--eviction", choices=EVERY, help="policy; drawn by each seed as a rule")
     return parser.parse_args(argv)
 
@@ -328,7 +334,8 @@ def main() -> None:
     """Run one seed, or many."""
     args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
-    jobs = [(seed, args.steps, args.ranks, args.storage, args.eviction) for seed in seeds]
+    overlap = int(args.drafts)
+    jobs = [(seed, args.steps, args.ranks, args.storage, args.eviction, overlap) for seed in seeds]
     seen: set[str] = set()
     counted: Counter[str] = Counter()
     with multiprocessing.Pool(args.processes) as pool:

@@ -36,15 +36,15 @@ def faults() -> list[str]:
 
 
 def _engine() -> tuple[Memory, cuda.CudaTransferEngine, list[tuple[int, int]]]:
-    """Memory, transfers on it, and (component, layer of it) of all layers."""
+    """Memory, transfers on it, and (pool, layer of it) of all layers."""
     memory = Memory(_CASE, torch.device("cuda"))
     layers = [
-        (component, layer)
-        for component, planes in enumerate(memory.components)
+        (pool, layer)
+        for pool, planes in enumerate(memory.components)
         for layer in range(len(planes[0].layers))
     ]
     copies = KernelCopies(GpuPageCopier(memory.components), len(memory.components))
-    return memory, cuda.CudaTransferEngine(copies, layers), layers
+    return memory, cuda.CudaTransferEngine(copies, [[layer] for layer in layers]), layers
 
 
 def _backup() -> list[str]:

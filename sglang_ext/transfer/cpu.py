@@ -9,11 +9,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
-from sglang_ext.transfer.job import Durations, Job, PageCopies
+from sglang_ext.transfer.job import Durations, Job, PageCopies, Schedule
 
 
 class ThreadLayerGate:
@@ -141,15 +141,14 @@ class CpuTransferEngine:
 
     Args:
         copies: who moves the bytes.
-        layers: for each global layer, (component, layer of the component), or None
-            for a layer without KV.
+        layers: what is loaded for each layer of the model.
         faults: trouble to make, for tests.
     """
 
     def __init__(
         self,
         copies: PageCopies,
-        layers: Sequence[tuple[int, int] | None],
+        layers: Schedule,
         faults: CopyFaults | None = None,
     ) -> None:
         self._copies = copies
@@ -174,8 +173,8 @@ class CpuTransferEngine:
         def run() -> None:
             try:
                 copies = self._copies.prepare(job.parts)
-                for number, layer in enumerate(self._layers):
-                    if layer is not None:
+                for number, loaded in enumerate(self._layers):
+                    for layer in loaded:
                         copies.load_layer(*layer)
                     gate.open(number)
             except BaseException as error:

@@ -6,12 +6,11 @@ module only orders it.
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from sglang_ext.transfer.job import Durations, Job, PageCopies, PreparedCopies
+from sglang_ext.transfer.job import Durations, Job, PageCopies, PreparedCopies, Schedule
 
 
 class EventLayerGate:
@@ -53,7 +52,7 @@ class CudaTransferEngine:
     def __init__(
         self,
         copies: PageCopies,
-        layers: Sequence[tuple[int, int] | None],
+        layers: Schedule,
         *,
         timed: bool = False,
     ) -> None:
@@ -86,8 +85,8 @@ class CudaTransferEngine:
         with torch.cuda.stream(self._load_stream):
             copies = self._copies.prepare(job.parts)
             start = self._mark()
-            for number, layer in enumerate(self._layers):
-                if layer is not None:
+            for number, loaded in enumerate(self._layers):
+                for layer in loaded:
                     copies.load_layer(*layer)
                 gate.record(number)
             done = self._mark()

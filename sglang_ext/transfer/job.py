@@ -14,14 +14,14 @@ MOST_DURATIONS = 256
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """Pages of one component (full attention, or sliding window) to copy.
+    """Pages of one pool to copy: of layers of one shape that have the same pages.
 
     Attributes:
-        component: its number.
+        pool: its number.
         host, device: int64; pages of the engine's allocators, pair by pair.
     """
 
-    component: int
+    pool: int
     host: NDArray[np.int64]
     device: NDArray[np.int64]
 
@@ -30,11 +30,11 @@ class PreparedCopies(Protocol):
     """The copies of one job, on the current stream."""
 
     def backup(self) -> None:
-        """Copy device to host, all layers of all components."""
+        """Copy device to host, all layers of all pools."""
         ...
 
-    def load_layer(self, component: int, layer: int) -> None:
-        """Copy host to device, one layer of a component; nothing if the job has none of it."""
+    def load_layer(self, pool: int, layer: int) -> None:
+        """Copy host to device, one layer of a pool; nothing if the job has none of it."""
         ...
 
 
@@ -49,10 +49,15 @@ class PageCopies(Protocol):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
     """One submission: consecutive operations that end, or fail, together; at most one part of each
-    component."""
+    pool."""
 
     ops: range
     parts: tuple[Part, ...]
+
+
+Schedule = Sequence[Sequence[tuple[int, int]]]
+"""For each layer of the model (pool, layer of the pool) of what is loaded before its gate opens;
+nothing for a layer without KV."""
 
 
 class LayerGate(Protocol):

@@ -14,8 +14,9 @@ from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage, tensors_from
-from sglang_ext.adapter.host_pools import page_bytes, size_to_ask_for
+from sglang_ext.adapter.host_pools import size_to_ask_for
 from sglang_ext.adapter.page_copies import page_copies
+from sglang_ext.adapter.stacks import Stack, page_bytes
 from sglang_ext.core.host.arena import shape_for
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.transfer.job import Part
@@ -82,7 +83,7 @@ class Component:
         host = get_mha_host_pool_cls(info)(
             info,
             1.0,
-            size_to_ask_for(shape, self.number, geometry),
+            size_to_ask_for(shape, Stack(self.number, (source,), 0), geometry),
             geometry.device_page,
             layout,
             pin_memory=on_gpu(),

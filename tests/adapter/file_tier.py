@@ -18,7 +18,7 @@ from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.core.storage.keys import chain
 from sglang_ext.core.storage.plan import StorageLimits
 from sglang_ext.storage.background import BackgroundStorage
-from tests.core.storage_ranks import PAGE, rank
+from tests.core.storage_ranks import GEOMETRY, PAGE, rank
 
 WINDOW_PAGES = 2
 PAGE_BYTES = 936
@@ -65,7 +65,7 @@ def backend(
 
 def keys(prompt: np.ndarray) -> list[bytes]:
     """Of the whole pages of a prompt."""
-    return chain(b"", prompt[: len(prompt) // PAGE * PAGE].reshape(-1, PAGE), 1)
+    return chain(b"", prompt[: len(prompt) // PAGE * PAGE].reshape(-1, PAGE), GEOMETRY)
 
 
 class Rank:

@@ -64,7 +64,7 @@ class _Job:
 
     def _copy(self, layers: range, *, to_host: bool) -> None:
         host, device = torch.from_numpy(self.part.host), torch.from_numpy(self.part.device)
-        for plane in self.copies.memory[self.part.component]:
+        for plane in self.copies.memory[self.part.pool]:
             reference_copy(plane, host, device, layers, to_host=to_host)
 
 

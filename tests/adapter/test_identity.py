@@ -15,7 +15,7 @@ from sglang.srt import runtime_context
 from sglang.srt.arg_groups.arg_utils import namespace_of
 from sglang.srt.server_args import ServerArgs
 
-from sglang_ext.adapter import checkpoint, storage_setup
+from sglang_ext.adapter import checkpoint, drafts, storage_setup
 from sglang_ext.adapter.identity import KV_OPTIONS, Kind
 from sglang_ext.adapter.served_weights import ServedWeights, Source, is_elsewhere
 from sglang_ext.core.table.geometry import Geometry
@@ -76,6 +76,10 @@ class Server:
         self.geometry = Geometry(device_page=16, window=128)
         self.layout = "page_first"
         self.tp_size = self.attn_tp_size = 1
+        self.stacks: list[Any] = []
+        self.drafts: list[Path | None] = []
+        draft_options = ("speculative_algorithm", *drafts.OPTIONS)
+        self.options |= dict.fromkeys(draft_options)
 
     def setup(self) -> storage_setup.StorageSetup:
         components = [
@@ -93,9 +97,10 @@ class Server:
         return storage_setup.StorageSetup(
             SimpleNamespace(geometry=self.geometry),  # type: ignore[arg-type]
             pool,  # type: ignore[arg-type]
-            SimpleNamespace(entries=[entry]),  # type: ignore[arg-type]
-            SimpleNamespace(),  # type: ignore[arg-type]
-            ServedWeights(self.root, same),
+            SimpleNamespace(  # type: ignore[arg-type]
+                group=SimpleNamespace(entries=[entry]), memory=SimpleNamespace(), stacks=self.stacks
+            ),
+            ServedWeights(self.root, same, self.drafts),
             metrics=False,
         )
 
@@ -468,3 +473,54 @@ def test_ranks_that_differ_agree_on_a_name_of_nobodys(
     one, two = agreed([root, second])
     assert one == two
     assert one not in (checkpoint.weights(root), second and checkpoint.weights(second))
+
+
+# ---- drafts --------------------------------------------------------------------
+
+
+def draft_stack(size: int = 512, layers: int = 1, kind: str = "torch.bfloat16") -> Any:
+    return SimpleNamespace(
+        component=0,
+        layers=layers,
+        kind=kind,
+        has_drafts=True,
+        page_bytes=lambda geometry: (size, size),
+    )
+
+
+def test_pages_of_other_drafts_are_others(server: Server, tmp_path: Path) -> None:
+    seen = [server.identity()]
+    server.geometry = Geometry(device_page=16, window=128, overlap=1)
+    seen.append(server.identity())
+    server.options["speculative_algorithm"] = "EAGLE3"
+    assert server.identity() == seen[-1], "a draft without KV of its own stores nothing"
+    for stack in (draft_stack(), draft_stack(1024), draft_stack(layers=2), draft_stack(kind="fp8")):
+        server.stacks = [stack]
+        seen.append(server.identity())
+    server.options["speculative_algorithm"] = "STANDALONE"
+    seen.append(server.identity())
+    for name in drafts.OPTIONS:
+        server.options[name] = "other"
+        seen.append(server.identity())
+    for number, name in enumerate(("one", "other")):
+        server.drafts = [write_model(tmp_path / name, seed=number + 5)]
+        seen.append(server.identity())
+        assert server.identity() == seen[-1]
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_draft_that_is_nowhere_shares_nothing(server: Server) -> None:
+    server.drafts = [None]
+    setup = server.setup()
+    assert setup.identity() == setup.identity() != server.identity()
+    assert setup.weights.is_nobodys
+
+
+def test_after_an_update_nobody_knows_the_draft(server: Server, tmp_path: Path) -> None:
+    server.drafts = [write_model(tmp_path / "draft", seed=5)]
+    setup = server.setup()
+    before = setup.identity()
+    assert not setup.weights.is_nobodys
+    setup.weights.changed(Source.at(server.root))
+    assert setup.identity() != before
+    assert setup.weights.is_nobodys

@@ -1,6 +1,7 @@
 """Requests that resume and end inside a table page, over the engine's own pools and allocators:
 every pass reads the KV of its own tokens, found to the token, and no slot is lost."""
 
+import itertools
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -28,10 +29,15 @@ Tokens = list[int]
 
 
 class Engine:
-    """What the engine does with a cache for one request after another, on pages of one token."""
+    """What the engine does with a cache for one request after another, on pages of one token.
 
-    def __init__(self, tokens: int = 1024) -> None:
-        geometry = Geometry(1, WINDOW)
+    Args:
+        overlap: KV of a position is of so many tokens behind it as well, as drafts have it.
+    """
+
+    def __init__(self, tokens: int = 1024, overlap: int = 0) -> None:
+        geometry = Geometry(1, WINDOW, overlap=overlap)
+        self.overlap = overlap
         self.pool = SWAKVPool(
             size=tokens,
             size_swa=tokens,
@@ -97,6 +103,9 @@ class Engine:
         assert slots is not None
         row = self.rows.req_to_token[req.kv.req_pool_idx]
         row[start:stop] = slots
+        if start:  # the last position gets its KV of the token behind it
+            start -= min(self.overlap, start - req.kv.cache_protected_len)
+            slots = row[start:stop].long()
         peers = self.allocator.full_to_swa_index_mapping[slots]
         for pool, where in ((self.pool.full_kv_pool, slots), (self.pool.swa_kv_pool, peers)):
             for layer, (k, v) in enumerate(zip(pool.k_buffer, pool.v_buffer, strict=True)):
@@ -108,9 +117,10 @@ class Engine:
     def kv_of(self, tokens: Tokens, layer: int) -> torch.Tensor:
         """What a layer has of each token: depends on all before it."""
         value, values = float(layer), []
-        for token in tokens:
+        # the last token has none behind it yet
+        for token, behind in itertools.zip_longest(tokens, tokens[self.overlap :], fillvalue=0):
             value = (value * 31 + token + 1) % 65521
-            values.append(value)
+            values.append((value + behind * self.overlap) % 65521)
         return torch.tensor(values)
 
     def check_reads(self, req: Any) -> None:
@@ -120,10 +130,11 @@ class Engine:
         for pool, where in ((self.pool.full_kv_pool, row), (self.pool.swa_kv_pool, peers)):
             first = 0 if where is row else max(0, req.computed - WINDOW)
             for layer, (k, v) in enumerate(zip(pool.k_buffer, pool.v_buffer, strict=True)):
-                kv = self.kv_of(req.tokens, layer)[first:]
+                named = slice(first, req.computed - self.overlap)
+                kv = self.kv_of(req.tokens, layer)[named]
                 assert (where[first:] > 0).all()
-                assert torch.equal(k[where[first:], 0, 0], kv)
-                assert torch.equal(v[where[first:], 0, 0], -kv)
+                assert torch.equal(k[where[named], 0, 0], kv)
+                assert torch.equal(v[where[named], 0, 0], -kv)
 
     def finish(self, req: Any) -> None:
         """What the engine does when a request has ended; no slot is lost."""
@@ -164,27 +175,30 @@ def words(count: int, seed: int = 0) -> Tokens:
     return found
 
 
+@pytest.mark.parametrize("overlap", [0, 1])
 @pytest.mark.parametrize("turn", [1, 9, 16, 37])
-def test_a_conversation_is_found_to_its_last_token(turn: int) -> None:
-    engine = Engine()
+def test_a_conversation_is_found_to_its_last_token(turn: int, overlap: int) -> None:
+    """With drafts, to the last position whose next token was known."""
+    engine = Engine(overlap=overlap)
     conversation, length = words(21), 0
     for number in range(4):
         answer = words(turn, number + 100)
-        assert engine.serve(conversation, answer) == length
+        assert engine.serve(conversation, answer) == max(0, length - overlap)
         conversation += answer
         length = len(conversation)
         conversation += words(5, number + 200)
     assert engine.index.counters.copied_inside == 0
 
 
-@pytest.mark.parametrize("cut", [1, 15, 17, 40, 63, 79])
-def test_branches_copy_what_they_share_of_a_page(cut: int) -> None:
-    engine = Engine()
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("cut", [1, 15, 18, 40, 63, 79])
+def test_branches_copy_what_they_share_of_a_page(cut: int, overlap: int) -> None:
+    engine = Engine(overlap=overlap)
     shared = words(80)
     engine.serve(shared)
     for seed in range(1, 6):
-        assert engine.serve(shared[:cut] + words(20, seed), words(3, seed)) == cut
-    assert engine.index.counters.copied_inside > 0
+        assert engine.serve(shared[:cut] + words(20, seed), words(3, seed)) == cut - overlap
+    assert (engine.index.counters.copied_inside > 0) is (cut > overlap)
 
 
 def test_two_that_run_at_once_go_on_in_one_tail() -> None:
@@ -218,10 +232,11 @@ def test_an_aborted_request_leaves_the_page_that_it_resumed_inside() -> None:
     assert engine.serve([*start, 7]) == 40
 
 
-def test_small_pools_cost_hits_and_nothing_else() -> None:
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_small_pools_cost_hits_and_nothing_else(overlap: int) -> None:
     """Tails and pages of their own find no room, or take it from others."""
     rng = np.random.default_rng(5)
-    engine = Engine(tokens=160)
+    engine = Engine(tokens=160, overlap=overlap)
     histories = [words(20 + seed, seed) for seed in range(4)]
     found = 0
     for number in range(40):

@@ -45,11 +45,14 @@ class Followed:
         names: KvEventLoraNames | None = None,
         *,
         dynamo_format: bool = False,
+        pairs: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.pairs = engine, pairs
         self.view = KvView()
         self.known: dict[tuple[bytes, bytes], list[bytes]] = {}
-        namings = Namings(names or KvEventLoraNames(), dynamo_format=dynamo_format)
+        namings = Namings(
+            names or KvEventLoraNames(), dynamo_format=dynamo_format, pairs=self.pairs
+        )
         self.storage: str | None = "file"
         self.events = KvEvents(engine.index, namings, lambda: self.storage)
         reset = engine.reset
@@ -92,7 +95,11 @@ class Followed:
         blocks: list[list[int]] = []
         for row in path.tolist():
             tokens = table.tokens[row]
-            whole = tokens[tokens != PAD].reshape(-1, size)
+            real, width = tokens[tokens != PAD], 1 + self.pairs
+            # of each position its token, or that and the one behind it
+            stop = len(real) - table.geometry.overlap
+            positions = [real[at : at + width] for at in range(stop)]
+            whole = np.array(positions).reshape(-1, size * width)
             known = digest, tokens.tobytes()
             if known not in self.known:
                 self.known[known] = []
@@ -104,10 +111,12 @@ class Followed:
         return blocks
 
 
-def replay(seed: int, steps: int = STEPS, **kind: bool) -> tuple[Simulation, Followed]:
+def replay(
+    seed: int, steps: int = STEPS, *, pairs: bool = False, **kind: Any
+) -> tuple[Simulation, Followed]:
     """Seeded traffic with a subscriber, whose view is compared after every step."""
     simulation = Simulation(seed, **kind)
-    followed = Followed(simulation.engine)
+    followed = Followed(simulation.engine, pairs=pairs)
     weights = [weight for weight, _ in simulation.actions]
     actions = [action for _, action in simulation.actions]
     for action in simulation.rng.choices(actions, weights, k=steps):
@@ -119,16 +128,18 @@ def replay(seed: int, steps: int = STEPS, **kind: bool) -> tuple[Simulation, Fol
     return simulation, followed
 
 
-@pytest.mark.parametrize("kind", ["", "storage"])
-def test_the_view_of_a_subscriber_is_the_table_after_any_traffic(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [{}, {"storage": True}, {"overlap": 1}, {"overlap": 1, "pairs": True}], ids=str
+)
+def test_the_view_of_a_subscriber_is_the_table_after_any_traffic(kind: dict[str, Any]) -> None:
     stored, sizes, cleared = set(), set(), 0
     for seed in (*FIRST, *range(SEEDS)):
-        simulation, followed = replay(seed, **({kind: True} if kind else {}))
+        simulation, followed = replay(seed, **kind)
         stored |= {medium for medium, blocks in followed.view.blocks.items() if blocks}
         sizes.add(simulation.engine.geometry.device_page)
         cleared += followed.view.cleared - 1
-    assert stored == {GPU, ON_HOST, *([DISK] if kind else [])}
-    assert sizes == ({16, 32} if kind else {1, 2, 16, 32})
+    assert stored == {GPU, ON_HOST, *([DISK] if "storage" in kind else [])}
+    assert sizes == ({16, 32} if "storage" in kind else {1, 2, 16, 32})
     assert cleared > 0, "nothing was flushed"
 
 
@@ -244,7 +255,10 @@ NAMESPACES = [None, (None, "salt"), ("tenant", None), ("tenant", "salt"), (LORA,
 class Recorded:
     """What the engine's own recorder says of nodes of its tree, each below the one before."""
 
-    def __init__(self, namespace: Any, page: int, names: KvEventLoraNames, **how: bool) -> None:
+    def __init__(
+        self, namespace: Any, page: int, names: KvEventLoraNames, *, pairs: bool, **how: bool
+    ) -> None:
+        self.pairs = pairs
         self.recorder = KVCacheEventRecorder(enabled=True, page_size=page, lora_names=names, **how)
         self.namespace = namespace or (None, None)
         self.last = self.node(np.empty(0, dtype=np.int64), parent=None)
@@ -252,7 +266,8 @@ class Recorded:
 
     def node(self, tokens: NDArray[np.int64], parent: Any) -> Any:
         extra_key, salt = self.namespace
-        key = RadixKey(array("q", tokens.tolist()), extra_key, cache_salt=salt)
+        raw = array("q", tokens.tolist())
+        key = RadixKey(raw, extra_key, is_bigram=self.pairs, cache_salt=salt)
         return SimpleNamespace(key=key, parent=parent, hash_value=None, event_hash_value=None)
 
     def stored(self, tokens: NDArray[np.int64]) -> list[dict[str, Any]]:
@@ -262,8 +277,8 @@ class Recorded:
         return [msgspec.to_builtins(event) for event in self.recorder.take()]
 
 
-def engine_of(page: int) -> SimEngine:
-    return SimEngine(Geometry(page, 32), Sizes(64, 64, 64, 64, low_share=1000))
+def engine_of(page: int, overlap: int = 0) -> SimEngine:
+    return SimEngine(Geometry(page, 32, overlap=overlap), Sizes(64, 64, 64, 64, low_share=1000))
 
 
 def prompt(pages: int, seed: int = 0) -> NDArray[np.int64]:
@@ -286,24 +301,23 @@ def serve(engine: SimEngine, tokens: NDArray[np.int64], namespace: Any = None) -
 @pytest.mark.parametrize("dynamo_format", [False, True])
 @pytest.mark.parametrize("page", [1, 16, 64])
 @pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize(("overlap", "pairs"), [(0, False), (1, False), (1, True)])
 def test_events_are_those_of_the_engines_recorder(
-    page: int,
-    namespace: Any,
-    dynamo_format: bool,
+    page: int, namespace: Any, dynamo_format: bool, overlap: int, pairs: bool
 ) -> None:
     names = KvEventLoraNames()
     if namespace and namespace[0] == LORA:
         names.register(SimpleNamespace(lora_id=LORA, extra_key=LORA), "adapter")
-    theirs = Recorded(namespace, page, names, dynamo_format=dynamo_format)
-    engine = engine_of(page)
-    followed = Followed(engine, names, dynamo_format=dynamo_format)
+    theirs = Recorded(namespace, page, names, pairs=pairs, dynamo_format=dynamo_format)
+    engine = engine_of(page, overlap)
+    followed = Followed(engine, names, dynamo_format=dynamo_format, pairs=pairs)
     assert followed.take() == [{"type": "AllBlocksCleared"}]
     tokens = np.random.default_rng(page).integers(0, 1 << 33, 4 * 64 + 5)
     serve(engine, tokens[:150], namespace)
-    known = 150 // page * page
-    assert followed.take() == theirs.stored(tokens[:known])
+    known, end = ((count - overlap) // page * page for count in (150, len(tokens)))
+    assert followed.take() == theirs.stored(tokens[: known + pairs])
     serve(engine, tokens, namespace)
-    assert followed.take() == theirs.stored(tokens[known : len(tokens) // page * page])
+    assert followed.take() == theirs.stored(tokens[known : end + pairs])
 
 
 # ---- what is told when -------------------------------------------------------------------------

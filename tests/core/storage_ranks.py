@@ -10,6 +10,7 @@ from sglang_ext.testing.sizes import Sizes
 from sglang_ext.testing.storage import SimStore, StorageFaults
 
 PAGE = 16
+GEOMETRY = Geometry(PAGE, 2 * PAGE)
 FAST = StorageFaults(mean=1e-6)
 
 
@@ -26,9 +27,7 @@ def rank(
         "storage_threshold": 1,
         "storage_stop": 16,
     }
-    return kind(
-        Geometry(PAGE, 2 * PAGE), Sizes(**{**defaults, **sizes}), store=store, storage_faults=FAST
-    )
+    return kind(GEOMETRY, Sizes(**{**defaults, **sizes}), store=store, storage_faults=FAST)
 
 
 def tokens(pages: int, seed: int = 0, extra: int = 1) -> np.ndarray:

@@ -186,3 +186,33 @@ def test_five_planes_of_different_widths_are_one_memory() -> None:
             starts = np.arange(shape.extents) * extent
             assert (first * size >= starts).all()
             assert (stop * size <= starts + extent).all()
+
+
+@given(
+    budget=st.integers(10**9, 10**11),
+    sizes=st.tuples(st.integers(1, 500), st.integers(1, 500)),
+    own=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+@settings(deadline=None, derandomize=True)
+def test_a_plane_may_be_of_one_component_alone(
+    budget: int, sizes: tuple[int, int], own: tuple[int, int]
+) -> None:
+    """Drafts have layers of another shape, with a page of one component."""
+    unit = 16
+    full = unit * sizes[0], unit * sizes[0], unit * (own[0] + 1), 0
+    window = unit * sizes[1], unit * sizes[1], 0, unit * (own[1] + 1)
+    shape = shape_for(budget, (full, window), 1)
+    assert budget - sum(shape.extent_bytes) < sum(shape.plane_bytes) <= budget
+    assert all(extent % unit == 0 for extent in shape.extent_bytes)
+    for component, pages in enumerate(shape.page_bytes):
+        first, stop = shape.page_numbers(component)
+        assert (stop > first).all()
+        for page, extent in zip(pages, shape.extent_bytes, strict=True):
+            start = np.arange(shape.extents) * extent
+            assert page == 0 or (first * page >= start).all()
+            assert (stop * page <= start + extent).all()
+    memory = Arena(shape)
+    for component in (0, 1):
+        pages_of_one = memory.allocate(component, 1)
+        assert pages_of_one is not None
+        assert memory.usage()[("full", "window")[component]] == sum(shape.page_bytes[component])

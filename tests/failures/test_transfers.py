@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from sglang_ext.adapter import factory
-from sglang_ext.adapter.controller import FULL, WINDOW
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.page_copies import EngineCopies
+from sglang_ext.adapter.stacks import schedule_of
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
+from sglang_ext.storage.port import FULL, WINDOW
 from sglang_ext.transfer.cpu import CpuTransferEngine
 from sglang_ext.transfer.job import Job, Part
 from tests.failures.scenarios import ALL, check_all, engine_with, find, prompt, run, serve
@@ -76,12 +77,13 @@ def test_indices_lie_where_the_copy_wants_them(
 
     class HostPool:
         can_use_write_back_jit = staged
+        target_layer_num = 1
 
         def backup_from_device_all_layer(self, pool: Any, host: Any, device: Any, io: str) -> None:
             seen.append((host.device.type, device.device.type))
 
         def load_to_device_per_layer(
-            self, pool: Any, host: Any, device: Any, layer: int, io: str
+            self, pool: Any, host: Any, device: Any, layer: int, io: str, *, is_draft: bool
         ) -> None:
             seen.append((host.device.type, device.device.type))
 
@@ -124,29 +126,29 @@ class Recorder:
     def backup(self) -> None:
         pass
 
-    def load_layer(self, component: int, layer: int) -> None:
-        self._log.append((component, layer))
+    def load_layer(self, pool: int, layer: int) -> None:
+        self._log.append((pool, layer))
 
 
 def test_readers_wait_for_layers_by_their_number_in_the_model() -> None:
     """G-7: each component counts its own layers, and some layers have no KV at all."""
     mapping = {0: (0, True), 1: (0, False), 3: (1, True), 5: (2, True), 6: (1, False)}
     pool: Any = SimpleNamespace(layers_mapping=mapping)
-    schedule = factory._layer_schedule(pool)
+    schedule = schedule_of(pool, [])
     assert schedule == [
-        *((WINDOW, 0), (FULL, 0), None, (WINDOW, 1)),
-        *(None, (WINDOW, 2), (FULL, 1)),
+        *([(WINDOW, 0)], [(FULL, 0)], [], [(WINDOW, 1)]),
+        *([], [(WINDOW, 2)], [(FULL, 1)]),
     ]
     log: list[tuple[int, int]] = []
     engine = CpuTransferEngine(Recorder(log), schedule)
     index = np.arange(1)
     parts = (Part(FULL, index, index), Part(WINDOW, index, index))
     gate = engine.submit_load(Job(range(1), parts), None)
-    for number, layer in enumerate(schedule):
+    for number, layers in enumerate(schedule):
         gate.wait(number)
-        assert layer is None or layer in log, "the reader went ahead of its layer"
+        assert set(layers) <= set(log), "the reader went ahead of its layer"
     engine.close()
-    assert log == [layer for layer in schedule if layer is not None]
+    assert log == [layer for layers in schedule for layer in layers]
 
 
 def _context(pool: Any) -> Any:

@@ -57,7 +57,7 @@ class PreparedTensorCopies:
 
 def engine_and_copies() -> tuple[CpuTransferEngine, TensorCopies]:
     copies = TensorCopies()
-    return CpuTransferEngine(copies, [(0, layer) for layer in range(LAYERS)]), copies
+    return CpuTransferEngine(copies, [[(0, layer)] for layer in range(LAYERS)]), copies
 
 
 def job(op: int, host: list[int], device: list[int]) -> Job:
@@ -162,7 +162,7 @@ def test_the_counter_forgets_old_gates_but_not_closed_ones() -> None:
 
 def test_a_copy_may_be_reported_late() -> None:
     copies = TensorCopies()
-    layers = [(0, layer) for layer in range(LAYERS)]
+    layers = [[(0, layer)] for layer in range(LAYERS)]
     engine = CpuTransferEngine(copies, layers, CopyFaults(report_after_s=0.2))
     copies.device[:] = 7
     copies.open()

@@ -52,9 +52,9 @@ FIELDS = {
     "links": SLOTS,
 }
 """The arrays of a table. Each has an element for each row, unless it is in ``_SHAPES``."""
-_SIZES = ("rows", "width", "n_buckets", "n_links", "device_page")
-"""What an address leads to first: rows, tokens of a page, buckets and links of a table, and tokens
-of a device page."""
+_SIZES = ("rows", "width", "n_buckets", "n_links", "device_page", "overlap")
+"""What an address leads to first: rows, tokens of a name, buckets and links of a table, tokens of
+a device page, and those that the names of pages have in common."""
 _SHAPES = {
     "tokens": "(rows, width)",
     "buckets": "n_buckets",
@@ -62,8 +62,8 @@ _SHAPES = {
     "stay": str(CLASSES),
     "links": "(n_links, 3)",
 }
-Columns: Any = namedtuple("Columns", (*FIELDS, "device_page"))
-COLUMNS = NamedTuple((*FIELDS.values(), int64), Columns)
+Columns: Any = namedtuple("Columns", (*FIELDS, "device_page", "overlap"))
+COLUMNS = NamedTuple((*FIELDS.values(), int64, int64), Columns)
 TABLE = int64
 """Address of what ``addresses`` gives: one number instead of many arrays, each of which would have
 to be looked at in every call."""
@@ -78,8 +78,8 @@ def addresses(table: Any) -> NDArray[np.int64]:
     """
     for name, type_ in FIELDS.items():
         assert numba.typeof(getattr(table, name)) == type_, f"{name} is not {type_}"
-    sizes = *table.tokens.shape, len(table.buckets), len(table.links), table.device_page
-    return np.array([*sizes, *(array.ctypes.data for array in table[:-1])], dtype=np.int64)
+    sizes = *table.tokens.shape, len(table.buckets), len(table.links), *table[-2:]
+    return np.array([*sizes, *(array.ctypes.data for array in table[:-2])], dtype=np.int64)
 
 
 def _source() -> str:

@@ -54,7 +54,7 @@ _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
 
 @compiled(int64(COLUMNS, int64, PAGES, int64))
 def difference(c, row, pages, number):
-    """0 if a row has the tokens of a page."""
+    """0 if a row has the name of a page."""
     differs = int64(0)
     for k in range(c.weights.size):
         differs |= c.tokens[row, k] ^ pages[number, k]
@@ -127,7 +127,7 @@ def _match(c, pages, root, seed, window, out):
             last, shared = int64(-1), int64(0)
         if last >= 0:
             out[known] = last
-            count, cut = known + 1, width - shared
+            count, cut = known + 1, width - c.overlap - shared
     usable = np.empty(count, dtype=np.bool_)
     on_device = count
     for i in range(count - 1, -1, -1):

@@ -15,7 +15,8 @@ LEFT, RIGHT, TOP = range(3)
 
 @compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64), inline=True)
 def compare(c, row, parent, pages, number):
-    """(order of a row and a page below ``parent``: -1, 0 or 1; tokens that both begin with)."""
+    """(order of a row and a page below ``parent``: -1, 0 or 1; tokens that both names begin
+    with)."""
     if c.parent[row] != parent:
         return int64(-1 if c.parent[row] < parent else 1), int64(0)
     for k in range(c.weights.size):
@@ -40,6 +41,7 @@ def inside_of(c, parent, pages, number, device_page, usable):
     row = int64(c.links[top_of(c, parent), TOP])
     while row >= 0:
         order, shared = compare(c, row, parent, pages, number)
+        shared -= c.overlap
         shared -= shared % device_page
         if shared > 0 and (not usable or c.swa_device[row] or c.swa_host_ready[row]):
             here = c.device[row] and c.swa_device[row]

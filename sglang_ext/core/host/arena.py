@@ -5,14 +5,16 @@ component, whose pages fill it; a page lies in one extent. Full-attention pages 
 sliding-window pages are of different size, so each component numbers its pages as if
 the whole memory were its own: page ``n`` is the bytes ``[n * page_bytes, (n + 1) *
 page_bytes)``. That is what lets two ordinary pools be views of one memory. Pools keep K
-and V apart, in two *planes* of the memory; the same holds in each.
+and V apart, in two *planes* of the memory; the same holds in each. A component may have more
+pools, of layers of another shape, in planes that other components leave empty.
 
 Nothing here depends on anything but the calls made, so every rank gets the same pages.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,8 @@ Pages = NDArray[np.int64]
 NOBODY = -1
 _PAGES = 16
 """Pages of the larger component in an extent, if the memory is neither small nor large."""
+_ALIGNMENT = 256
+"""Bytes; as far as pages are multiples of it."""
 _FEWEST, _MOST = 32, 1024
 """Extents of a small and of a large memory."""
 
@@ -36,7 +40,8 @@ class ArenaShape:
     Attributes:
         extents: how many there are.
         extent_bytes: size of an extent in each plane.
-        page_bytes: for each component, size of a page in each plane.
+        page_bytes: for each component, size of a page in each plane; 0 where it has nothing. All
+            have something in the first one.
         slots_per_page: slots of one page, numbered in the order of their bytes.
     """
 
@@ -49,9 +54,9 @@ class ArenaShape:
         for size in self.page_bytes:
             if any(2 * page > extent for page, extent in zip(size, self.extent_bytes, strict=True)):
                 raise ValueError(f"extents of {self.extent_bytes} bytes are too small for {size}")
-            ratio = [page * self.extent_bytes[0] for page in size]
-            if ratio != [extent * size[0] for extent in self.extent_bytes]:
-                raise ValueError(f"pages of {self.page_bytes} bytes divide K and V differently")
+            for page, extent in zip(size, self.extent_bytes, strict=True):
+                if page and page * self.extent_bytes[0] != extent * size[0]:
+                    raise ValueError(f"pages of {self.page_bytes} bytes divide K and V differently")
 
     @property
     def plane_bytes(self) -> tuple[int, ...]:
@@ -60,7 +65,7 @@ class ArenaShape:
 
     def page_numbers(self, component: int) -> tuple[Pages, Pages]:
         """Pages ``[first, stop)`` of a component that lie in each extent as a whole."""
-        # the same in every plane: all are divided in the same proportion
+        # the same in every plane that it uses: all are divided in the same proportion
         page, extent = self.page_bytes[component][0], self.extent_bytes[0]
         start = np.arange(self.extents, dtype=np.int64) * extent
         return -(-start // page), (start + extent) // page
@@ -82,16 +87,32 @@ def shape_for(
     Raises:
         ValueError: the components divide a page between the planes in different proportions.
     """
-    planes = [max(sizes) for sizes in zip(*page_bytes, strict=True)]
-    most = budget // sum(planes)
+    planes = list(zip(*page_bytes, strict=True))
+    shares = [_share_of_first(sizes, planes[0]) for sizes in planes]
+    most = int(budget // (max(planes[0]) * sum(shares)))
     pages = max(2, min(_PAGES, most // _FEWEST), most // _MOST)
-    extent_bytes = []
-    for plane, largest in enumerate(planes):
-        even = math.lcm(*(sizes[plane] for sizes in page_bytes))
-        size = pages * largest
-        extent_bytes.append(size // even * even if even <= size else size)
+    size = pages * max(planes[0])
+    # an extent begins where a tensor may in every plane, and with a page of each if it can
+    unit = math.gcd(_ALIGNMENT, *(size for sizes in page_bytes for size in sizes))
+    step = unit * math.lcm(*(share.denominator for share in shares))
+    even = math.lcm(step, *planes[0])
+    step = even if even <= size else step
+    size = max(1, size // step) * step
+    extent_bytes = tuple(int(size * share) for share in shares)
     extents = budget // sum(extent_bytes)
-    return ArenaShape(extents, tuple(extent_bytes), page_bytes, slots_per_page)
+    return ArenaShape(extents, extent_bytes, page_bytes, slots_per_page)
+
+
+def _share_of_first(sizes: Sequence[int], first: Sequence[int]) -> Fraction:
+    """What an extent has in a plane for each byte in the first one.
+
+    Args:
+        sizes, first: of a page of each component in the plane, and in the first one.
+    """
+    shares = {Fraction(size, of) for size, of in zip(sizes, first, strict=True) if size}
+    if len(shares) != 1:
+        raise ValueError(f"pages of {first} and {sizes} bytes divide K and V differently")
+    return shares.pop()
 
 
 class Arena:

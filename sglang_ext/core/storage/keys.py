@@ -1,7 +1,7 @@
 """Keys of pages in storage: a SHA-256 chain, byte for byte that of SGLang.
 
-Each key hashes the key before it and the tokens of one device page, so it names a page
-together with everything in front of it. See ``get_storage_hash_str`` in the engine's
+Each key hashes the key before it and what the positions of one device page are of, so it names a
+page together with everything in front of it. See ``get_storage_hash_str`` in the engine's
 ``mem_cache/utils.py``; a test compares the two.
 """
 
@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from sglang_ext.core.table.digest import Pages
+from sglang_ext.core.table.geometry import Geometry
 
 Key = bytes
 """32 bytes. What the engine calls the hash of a page is this in hexadecimal."""
@@ -39,14 +41,17 @@ def namespace_seed(namespace: Hashable) -> Key:
     return digest.digest()
 
 
-def chain(before: Key, pages: Pages, per_page: int) -> list[Key]:
-    """Keys of the device pages of ``pages`` (n, page_tokens), in order.
+def chain(before: Key, pages: Pages, geometry: Geometry) -> list[Key]:
+    """Keys of the device pages of ``pages`` (n, name_tokens), in order.
 
     Args:
         before: key of the device page in front of them, or the namespace's seed.
-        per_page: device pages in one table page.
     """
-    tokens = pages.reshape(len(pages) * per_page, pages.shape[1] // per_page)
+    # what a position is of: its token and those behind it that its KV is of as well
+    units = sliding_window_view(pages, geometry.overlap + 1, axis=1)
+    tokens = units.reshape(
+        len(pages) * geometry.slots_per_page, geometry.device_page * units.shape[2]
+    )
     narrow = tokens.astype("<u4")
     wide = np.any(tokens > _LARGEST, axis=1).tolist()
     keys = []

@@ -66,7 +66,7 @@ class Prefetches:
         """Look for a prompt in storage; None: there is too little to gain.
 
         Args:
-            pages: (n, page_tokens) of the prompt.
+            pages: (n, name_tokens) of the prompt.
         """
         limits = self._attachment.limits
         if limits is None or self._attachment.is_suspended:
@@ -84,7 +84,7 @@ class Prefetches:
         per_page = self._geometry.slots_per_page
         known = table.storage_keys(rows)
         before = known[-1] if known else table.seed(namespace)
-        keys = known[first * per_page :] + chain(before, pages[len(rows) : limit], per_page)
+        keys = known[first * per_page :] + chain(before, pages[len(rows) : limit], self._geometry)
         prefetch = Prefetch(
             op=self._attachment.number_prefetch(),
             pages=pages[:limit].copy(),

@@ -19,9 +19,9 @@ _WEIGHT_SEED = 0xD1B54A32D192ED03
 Pages = NDArray[np.int64]
 
 
-def page_weights(page_tokens: int) -> NDArray[np.int64]:
-    """(page_tokens,) by which the tokens of a page are multiplied; odd."""
-    weights = [int(COMPILED.digests.mix(_WEIGHT_SEED + i & _MASK)) | 1 for i in range(page_tokens)]
+def page_weights(name_tokens: int) -> NDArray[np.int64]:
+    """(name_tokens,) by which the tokens of a page's name are multiplied; odd."""
+    weights = [int(COMPILED.digests.mix(_WEIGHT_SEED + i & _MASK)) | 1 for i in range(name_tokens)]
     return np.array(weights, dtype=np.uint64).view(np.int64)
 
 

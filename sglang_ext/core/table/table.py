@@ -88,7 +88,8 @@ class PageTable:
     Attributes:
         parent: (rows,) int32, parent row; FREE, or the root of a namespace.
         depth: (rows,) int32, pages before this one.
-        tokens: (rows, page_tokens) int64; multimodal placeholders do not fit int32.
+        tokens: (rows, name_tokens) int64, what pages are named by, see ``Geometry``; multimodal
+            placeholders do not fit int32.
         children: (rows,) int32, rows whose parent this is.
         age: (rows,) int64, orders full-attention eviction: smaller goes first.
             Later access is larger, if the policy does not rank it lower, and on one
@@ -136,7 +137,7 @@ class PageTable:
         self.parent: NDArray[np.int32] = np.full(capacity, FREE, dtype=np.int32)
         self.depth = zeros("depth", capacity, np.int32)
         self.digest = zeros("digest", capacity, np.uint64)
-        self.tokens: Pages = zeros("tokens", (capacity, geometry.page_tokens), np.int64)
+        self.tokens: Pages = zeros("tokens", (capacity, geometry.name_tokens), np.int64)
         self.children = zeros("children", capacity, np.int32)
         self.generation = zeros("generation", capacity, np.int32)
         self.age = zeros("age", capacity, np.int64)
@@ -191,9 +192,10 @@ class PageTable:
             "swa_locks": self.swa_device.locks,
             "swa_host_ready": self.swa_host.ready,
             "buckets": np.full(buckets, EMPTY_BUCKET, dtype=np.uint64),
-            "weights": page_weights(self.geometry.page_tokens),
+            "weights": page_weights(self.geometry.name_tokens),
             "links": np.full((links, 3), -1, dtype=np.int32),
             "device_page": self.geometry.device_page,
+            "overlap": self.geometry.overlap,
         }
         own = {name: getattr(self, name) for name in FIELDS if name not in of_others}
         return Columns(**own, **of_others)
@@ -201,7 +203,7 @@ class PageTable:
     # ---- lookup --------------------------------------------------------------
 
     def lookup(self, pages: Pages, namespace: Hashable) -> Rows:
-        """Rows of the longest stored prefix of ``pages`` (n, page_tokens). Read-only.
+        """Rows of the longest stored prefix of ``pages`` (n, name_tokens). Read-only.
 
         Rows of one insert are consecutive, so the digest index is asked only where a run of
         them ends.
@@ -213,11 +215,11 @@ class PageTable:
         return rows[: self._paths.lookup(self._arrays, pages, root, self._seeds[root], rows)]
 
     def match(self, pages: Pages, namespace: Hashable, rest: Page | None = None) -> PrefixMatch:
-        """Best resume point for a prompt of ``pages`` (n, page_tokens). Read-only.
+        """Best resume point for a prompt of ``pages`` (n, name_tokens). Read-only.
 
         Args:
-            rest: (n,) tokens that follow the pages, less than a page of them; None for a request
-                that must not resume inside a page.
+            rest: (n,) tokens that name what follows the pages, less than a page; None for a
+                request that must not resume inside a page.
         """
         root = self._roots.get(namespace)
         if root is None:
@@ -262,11 +264,11 @@ class PageTable:
         where the page would be.
 
         Args:
-            page: (page_tokens,) tokens, from some token on PAD.
+            page: (name_tokens,) tokens, from some token on PAD.
             usable: leave out pages without a window on any tier.
 
         Returns:
-            (row, tokens in common, in whole device pages); (-1, 0) if there is none.
+            (row, positions in common, in whole device pages); (-1, 0) if there is none.
         """
         row, shared = self.loops.siblings.inside(self._arrays, parent, page[None], usable)
         return int(row), int(shared)
@@ -313,6 +315,12 @@ class PageTable:
         self._paths.path(self._arrays, row, rows)
         return rows
 
+    def prompt(self, path: Rows) -> Page:
+        """Tokens that name the pages of a path that is not empty, each of them once."""
+        own = self.tokens[path, : self.geometry.page_tokens].reshape(-1)
+        shared: Page = self.tokens[path[-1], self.geometry.page_tokens :]
+        return np.concatenate((own, shared)) if len(shared) else own
+
     def namespace(self, path: Rows) -> Hashable:
         """Namespace of a path that is not empty."""
         return self._namespaces[int(self.parent[path[0]])]
@@ -337,8 +345,7 @@ class PageTable:
             before = self.seed(self.namespace(path))
             if known:
                 before = self.keys[path[known - 1], -1].tobytes()
-            per_page = self.geometry.slots_per_page
-            self.set_keys(path[known:], chain(before, self.tokens[path[known:]], per_page))
+            self.set_keys(path[known:], chain(before, self.tokens[path[known:]], self.geometry))
         text = self.keys[path].tobytes()
         return [text[i : i + 32] for i in range(0, len(text), 32)]
 
@@ -370,7 +377,7 @@ class PageTable:
     # ---- rows ----------------------------------------------------------------
 
     def add_rows(self, above: Rows, pages: Pages, namespace: Hashable) -> Rows:
-        """Append ``pages`` (n, page_tokens) as new rows below the path ``above``.
+        """Append ``pages`` (n, name_tokens) as new rows below the path ``above``.
 
         Returns the new rows, fewer than n where a digest is already taken by
         another prefix (a collision), the table has no free row, or the prefix is
