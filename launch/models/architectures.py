@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.models import gemma4, gpt_oss, llama4, mimo_v2, random_weights, tiny
+from launch.models import gemma4, gpt_oss, llama4, mimo_v2, random_weights, step, tiny
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "gpt-oss": gpt_oss.make,
@@ -14,11 +14,18 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "llama-4": llama4.make,
 }
 """What writes config, weights and tokenizer of one into a directory, by name."""
+DRAFTING: dict[str, Callable[[Path], Path]] = {
+    "gpt-oss-eagle3": gpt_oss.make_draft,
+    "gemma-4-assistant": gemma4.make_assistant,
+    "step-3.5": step.make_with_drafts,
+}
+"""The same for speculative decoding: drafts for models above, and a model with layers that draft;
+MiMo-V2 has some too."""
 
 
 def ready_made(name: str) -> Path:
     """The model of that name, made unless one is there that the same code has made."""
-    make = MAKERS[name]
+    make = {**MAKERS, **DRAFTING}[name]
     files = (make.__code__.co_filename, random_weights.__file__, tiny.__file__)
     sources = [Path(file) for file in files]
     digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=4)

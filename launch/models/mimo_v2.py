@@ -1,7 +1,8 @@
-"""A tiny MiMo-V2: K wider than V, more heads and sinks in its windows.
+"""A tiny MiMo-V2: K wider than V, more heads and sinks in its windows, and layers that draft.
 
-Heads of K and V, their widths, the window and the order of the layers are those of MiMo-V2-Flash;
-there are fewer layers and heads of Q, no experts, and everything else is narrow.
+Heads of K and V, their widths, the window, the order of the layers and the three that draft are
+those of MiMo-V2-Flash; there are fewer layers and heads of Q, no experts, and everything else is
+narrow.
 """
 
 import json
@@ -18,6 +19,8 @@ HEADS, K_WIDTH, V_WIDTH, WINDOW = 8, 192, 128, 128
 KV_HEADS = {"full": 4, "window": 8}
 WINDOWS = [0, 1, 1, 1, 1, 0]
 """1 where a layer has a window: the first layer has none, nor has every sixth."""
+DRAFTS = 3
+"""Layers of which each drafts one more token; all have a window."""
 
 
 def config() -> dict[str, Any]:
@@ -75,21 +78,38 @@ def weights() -> dict[str, torch.Tensor]:
     }
     for layer, window in enumerate(WINDOWS):
         name = f"model.layers.{layer}"
-        kv_heads = KV_HEADS["window" if window else "full"]
+        shapes |= _layer(name, window=bool(window))
+        shapes[f"{name}.post_attention_layernorm.weight"] = (HIDDEN,)
+    for draft in range(DRAFTS):
+        name = f"model.mtp.layers.{draft}"
+        shapes |= _layer(name, window=True)
         shapes |= {
-            f"{name}.input_layernorm.weight": (HIDDEN,),
-            f"{name}.post_attention_layernorm.weight": (HIDDEN,),
-            f"{name}.self_attn.q_proj.weight": (HEADS * K_WIDTH, HIDDEN),
-            f"{name}.self_attn.k_proj.weight": (kv_heads * K_WIDTH, HIDDEN),
-            f"{name}.self_attn.v_proj.weight": (kv_heads * V_WIDTH, HIDDEN),
-            f"{name}.self_attn.o_proj.weight": (HIDDEN, HEADS * V_WIDTH),
-            f"{name}.mlp.gate_proj.weight": (MLP, HIDDEN),
-            f"{name}.mlp.up_proj.weight": (MLP, HIDDEN),
-            f"{name}.mlp.down_proj.weight": (HIDDEN, MLP),
+            f"{name}.pre_mlp_layernorm.weight": (HIDDEN,),
+            # of the embedded token and of the hidden state behind it, side by side
+            f"{name}.enorm.weight": (HIDDEN,),
+            f"{name}.hnorm.weight": (HIDDEN,),
+            f"{name}.eh_proj.weight": (HIDDEN, 2 * HIDDEN),
+            f"{name}.final_layernorm.weight": (HIDDEN,),
         }
-        if window:
-            shapes[f"{name}.self_attn.attention_sink_bias"] = (HEADS,)
     return {name: drawn(name, torch.Size(shape)) for name, shape in shapes.items()}
+
+
+def _layer(name: str, *, window: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer by name."""
+    kv_heads = KV_HEADS["window" if window else "full"]
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{name}.input_layernorm.weight": (HIDDEN,),
+        f"{name}.self_attn.q_proj.weight": (HEADS * K_WIDTH, HIDDEN),
+        f"{name}.self_attn.k_proj.weight": (kv_heads * K_WIDTH, HIDDEN),
+        f"{name}.self_attn.v_proj.weight": (kv_heads * V_WIDTH, HIDDEN),
+        f"{name}.self_attn.o_proj.weight": (HIDDEN, HEADS * V_WIDTH),
+        f"{name}.mlp.gate_proj.weight": (MLP, HIDDEN),
+        f"{name}.mlp.up_proj.weight": (MLP, HIDDEN),
+        f"{name}.mlp.down_proj.weight": (HIDDEN, MLP),
+    }
+    if window:
+        shapes[f"{name}.self_attn.attention_sink_bias"] = (HEADS,)
+    return shapes
 
 
 def make(out: Path) -> Path:

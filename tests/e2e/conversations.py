@@ -26,6 +26,8 @@ class Answer:
     storage_tokens: int
     output: tuple[int, ...]
     retractions: int = 0
+    request: str = ""
+    """What the server calls it."""
 
 
 def rounds(server: Any, traffic: Traffic, number: int, **fields: Any) -> Iterator[Answer]:
@@ -42,6 +44,7 @@ def rounds(server: Any, traffic: Traffic, number: int, **fields: Any) -> Iterato
             details.get("storage", 0),
             tuple(result["output_ids"]),
             meta.get("num_retractions", 0),
+            meta["id"],
         )
 
 

@@ -42,6 +42,8 @@ def activate() -> str | None:
     if not selected():
         return None
     if not on_gpu():
+        # schedulers inherit it; see ``speculation``
+        os.environ["TRITON_INTERPRET"] = "1"
         return "sglang_ext_cpu.platform.ExtCpuPlatform"
     import torch
 
@@ -70,6 +72,7 @@ def install_fixes() -> None:
             in_place,
             model_attention,
             pinned,
+            proposals,
             step_times,
         )
 
@@ -85,6 +88,7 @@ def install_fixes() -> None:
             dp_attention.install()
         host_reserve.install()
         step_times.install()
+        proposals.install()
     except Exception as error:
         raise SystemExit(f"sglang-ext-cpu: cannot install the CPU fixes: {error!r}") from error
 

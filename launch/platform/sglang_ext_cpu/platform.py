@@ -7,6 +7,8 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
+from sglang_ext_cpu import speculation
+
 
 class ExtCpuPlatform(SRTPlatform):
     """Runs the unmodified engine on a plain CPU, without sgl-kernel.
@@ -56,6 +58,14 @@ class ExtCpuPlatform(SRTPlatform):
     def get_torch_distributed_backend_str(self) -> str:
         """Collectives between CPU ranks."""
         return "gloo"
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """Which ways to draft tokens run here."""
+        return algorithm in speculation.ALGORITHMS
+
+    def get_speculative_worker_cls(self, algorithm: str) -> None:
+        """The engine's own; it is asked for before its module is imported."""
+        speculation.prepare()
 
 
 class ExtGpuPlatform(ExtCpuPlatform):

@@ -1,0 +1,83 @@
+"""Speculative decoding on the CPU platform: what drafts is the engine's own, and so is the cache.
+
+Tokens are those of a server without drafts, and what is drafted is the same with stock's host tier
+and without: then proposals can be the oracle for a cache that has the KV of drafts on its host.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from launch.server import STRICT_CHECKS
+from launch.traffic import Traffic, generate, tokens
+from tests.e2e.conftest import COMMON, assert_idle_and_alive
+from tests.e2e.conversations import converse, differences, hit_rates
+from tests.e2e.drafts import KINDS, LOG, Drafted, Drafting, compare, converse_and_draft
+from tests.fixtures.zygote import Zygote
+
+# one request at a time: what is computed beside others differs in its last bit
+TRAFFIC = Traffic(conversations=4, rounds=3, parallel=1, seed=5)
+PAGE = ("--page-size", "16")
+ROOM = ("--max-total-tokens", "6144")
+TIGHT = ("--max-total-tokens", "1536")
+HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
+FEW = ("mimo-v2",)
+"""Three layers that draft, in a window; the others have their place in the whole matrix."""
+
+
+def drafted(zygote: Zygote, folder: Path, kind: Drafting, *options: str) -> Drafted:
+    """The traffic with a server that drafts."""
+    folder.mkdir()
+    arguments = [*kind.arguments(), *COMMON, *options]
+    variables = {**STRICT_CHECKS, LOG: str(folder / "proposals")}
+    with zygote.running(arguments, folder / "log", variables) as server:
+        found = converse_and_draft(server, TRAFFIC, folder / "proposals")
+        assert_idle_and_alive(server)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FEW else pytest.mark.full) for name in KINDS],
+)
+def test_tokens_are_those_without_drafts(zygote: Zygote, tmp_path: Path, name: str) -> None:
+    kind = KINDS[name]
+    plain = [*kind.without(), *COMMON, *PAGE, *ROOM, "--disable-radix-cache"]
+    with zygote.running(plain, tmp_path / "plain.log", STRICT_CHECKS) as server:
+        expected = converse(server, TRAFFIC)
+    found = drafted(zygote, tmp_path / "drafts", kind, *PAGE, *ROOM)
+    assert not differences(found.answers, expected)
+    assert hit_rates(found.answers)["hit_rate"] > 0
+    assert found.proposals
+    # a target takes its own drafts, and a random one by chance
+    assert found.accept_length > (2.0 if name == "standalone" else 1.0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["mimo-v2", "eagle3"])
+def test_drafts_are_those_without_a_host(zygote: Zygote, tmp_path: Path, name: str) -> None:
+    """Those drafts whose KV stock keeps on its host: packed into its pages, or beside them."""
+    device = drafted(zygote, tmp_path / "device", KINDS[name], *PAGE, *ROOM)
+    host = drafted(zygote, tmp_path / "host", KINDS[name], *PAGE, *TIGHT, *HOST)
+    assert hit_rates(host.answers)["host_share"] > 0
+    assert not differences(host.answers, device.answers)
+    comparison = compare(host, device)
+    assert comparison.steps > 0
+    assert not comparison.different, comparison
+
+
+@pytest.mark.full
+def test_trees_of_drafts(zygote: Zygote, tmp_path: Path) -> None:
+    """With pages of one token several drafts can follow one token. A tree that is read as a chain
+    gives other tokens."""
+    kind = KINDS["ngram"]
+    trees = ("--speculative-ngram-max-bfs-breadth", "4", "--speculative-num-draft-tokens", "8")
+    prompt = tokens(3, 40) * 6
+    answers = []
+    for options in ([*kind.without()], [*kind.arguments(), *trees]):
+        arguments = [*options, *COMMON, *ROOM, "--page-size", "1"]
+        with zygote.running(arguments, tmp_path / "log", STRICT_CHECKS) as server:
+            # what it has said once it drafts, and then it has a choice
+            answers.append([generate(server, prompt, 64)["output_ids"] for _ in range(3)])
+            assert_idle_and_alive(server)
+    assert answers[0] == answers[1]
