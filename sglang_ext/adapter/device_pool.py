@@ -1,6 +1,6 @@
 """The core's device pool over SGLang's hybrid sliding-window allocator."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from sglang_ext.core.table.geometry import Geometry
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+
+    from sglang_ext.adapter.drafts import DraftLayers
 
 
 class SlotIndices:
@@ -90,6 +92,9 @@ class EngineDevicePool:
     Attributes:
         rows_name_full: the row of a request names the full-attention slots of its pages.
         forward: the order of what is copied on the device.
+
+    Args:
+        drafts: layers with the same slots.
     """
 
     rows_name_full = True
@@ -99,7 +104,9 @@ class EngineDevicePool:
         allocator: "SWATokenToKVPoolAllocator",
         geometry: Geometry,
         forward: ForwardOrder | None = None,
+        drafts: Sequence["DraftLayers"] = (),
     ) -> None:
+        self._drafts = drafts
         self.forward = forward or ForwardOrder()
         self._allocator = allocator
         self._device = allocator.device
@@ -147,14 +154,16 @@ class EngineDevicePool:
     def copy(self, full: Slots, swa: Slots, new_full: Slots, new_swa: Slots) -> None:
         """See DevicePool."""
         cache = self._allocator.get_kvcache()
-        pools = ((cache.full_kv_pool, full, new_full), (cache.swa_kv_pool, swa, new_swa))
-        for pool, old, new in pools:
+        components = ((cache.full_kv_pool, full, new_full), (cache.swa_kv_pool, swa, new_swa))
+        for component, (own, old, new) in enumerate(components):
             source, target = self._tokens(old), self._tokens(new)
+            drafts = [draft.pool for draft in self._drafts if draft.component == component]
             with self.forward.after(source, target):
-                # the engine's other way is set up for speculative decoding only
-                native, pool.use_native_move_kv_cache = pool.use_native_move_kv_cache, True
-                pool.move_kv_cache(target, source)
-                pool.use_native_move_kv_cache = native
+                for pool in (own, *drafts):
+                    # the engine's other way is set up for trees of drafts only
+                    native, pool.use_native_move_kv_cache = pool.use_native_move_kv_cache, True
+                    pool.move_kv_cache(target, source)
+                    pool.use_native_move_kv_cache = native
 
     def bind_window(self, full: Slots, swa: Slots) -> None:
         """See DevicePool."""

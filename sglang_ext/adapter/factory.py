@@ -144,8 +144,10 @@ def _geometry(ctx: "TreeCacheBuildContext", *, window_only: bool) -> Geometry:
     return Geometry(
         device_page=params.page_size,
         window=params.swa_retain_window,
-        # what drafts have of a page that is shared in part is not copied on the device
-        whole_pages=window_only or drafts.have_kv(algorithm),
+        # without a host tier the engine does not say what drafts have, and a page that is shared
+        # in part is copied
+        whole_pages=window_only
+        or (drafts.have_kv(algorithm) and not ctx.enable_hierarchical_cache),
         overlap=drafts.overlap(algorithm),
     )
 
@@ -192,7 +194,7 @@ def _device_pool(
     if geometry.whole_pages:
         return WindowOnlyDevicePool(allocator, geometry, device_pages)
     forward = ForwardOrder(ctx.tp_worker.model_runner.forward_stream)
-    return EngineDevicePool(allocator, geometry, forward)
+    return EngineDevicePool(allocator, geometry, forward, drafts.layers(ctx.params))
 
 
 def _inside(

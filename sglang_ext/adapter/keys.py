@@ -28,7 +28,10 @@ class Keys:
         self.root = Prefix(np.empty(0, dtype=np.int64), 0)
         self._index = index
         self._inside = inside
-        self._geometry = index.geometry
+        self._geometry = geometry = index.geometry
+        self._page_tokens, self._overlap = geometry.page_tokens, geometry.overlap
+        self._page_type = np.dtype((np.int64, (geometry.page_tokens,)))
+        self._no_pages = np.empty((0, geometry.name_tokens), dtype=np.int64)
 
     def of(self, key: "RadixKey") -> tuple[Pages, Hashable, Page | None]:
         """(whole pages, namespace, what is behind them if requests may resume there)."""
@@ -40,8 +43,13 @@ class Keys:
 
     def pages(self, token_ids: Any, length: int) -> Pages:
         """The whole pages that the first ``length`` tokens name; a view where possible."""
-        geometry = self._geometry
-        return pages_of(token_ids, geometry.whole_pages_in(length), geometry)
+        count = (length - self._overlap) // self._page_tokens
+        if count <= 0:
+            return self._no_pages
+        if self._overlap:
+            return pages_of(token_ids, count, self._geometry)
+        # the same, in a quarter of the time: a match of a short prompt is mostly calls
+        return np.frombuffer(token_ids, self._page_type, count)
 
     def prefix(self, rows: Rows, cut: int = 0) -> Prefix:
         """Handle of a path without the last ``cut`` tokens."""

@@ -1,6 +1,6 @@
 """An arena with contents: what one component writes, the other one's pages would show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,14 @@ from sglang_ext.core.table.columns import Slots
 from sglang_ext.testing.pools import LAYERS, STALE, Tags
 from sglang_ext.testing.sizes import Sizes
 
-_SLOT_BYTES = (2, 3)
-"""Of each component: neither is a multiple of the other."""
+_SLOT_BYTES = ((2, 2), (3, 0))
+"""Of each component, in each plane. Neither is a multiple of the other; a draft has KV with the
+pages of one of them alone."""
 
 
 class SimSharedMemory:
-    """Bytes of an arena, each with the tag of the page that was last written there.
+    """Bytes of an arena, each with the tag of the page that was last written there. One plane is
+    the model's, another one that of its draft.
 
     HostMemory (see ``core.ports``).
 
@@ -23,23 +25,24 @@ class SimSharedMemory:
         in_flight: host slots of a component that transfers read or write.
     """
 
-    def __init__(self, arena: Arena, slot_bytes: tuple[int, int]) -> None:
+    def __init__(self, arena: Arena, slot_bytes: Sequence[Sequence[int]]) -> None:
         self.arena = arena
         self.in_flight: Callable[[int], list[Slots]] = lambda _: []
-        (size,) = arena.shape.plane_bytes
-        self.content: Tags = np.full((LAYERS, size), STALE, dtype=np.int64)
+        self.content: list[Tags] = [
+            np.full((LAYERS, size), STALE, dtype=np.int64) for size in arena.shape.plane_bytes
+        ]
         self.full, self.window = (
-            SharedSlots(self, component, size) for component, size in enumerate(slot_bytes)
+            SharedSlots(self, component, sizes) for component, sizes in enumerate(slot_bytes)
         )
 
     @classmethod
     def of(cls, sizes: Sizes, per_page: int) -> "SimSharedMemory":
-        """As much as separate pools of these sizes would have together."""
-        page_bytes = [size * per_page for size in _SLOT_BYTES]
-        total = sizes.host_pages * page_bytes[0] + sizes.host_window_pages * page_bytes[1]
-        extent_bytes = sizes.extent_pages * max(page_bytes) + 1
-        pages = tuple((size,) for size in page_bytes)
-        shape = ArenaShape(total // extent_bytes, (extent_bytes,), pages, per_page)
+        """As much as separate pools of these sizes would have together, in the first plane."""
+        full, window = pages = [tuple(size * per_page for size in planes) for planes in _SLOT_BYTES]
+        total = sizes.host_pages * full[0] + sizes.host_window_pages * window[0]
+        extent_bytes = sizes.extent_pages * max(full[0], window[0]) + 1
+        planes = (extent_bytes, extent_bytes * full[1] // full[0])
+        shape = ArenaShape(total // extent_bytes, planes, tuple(pages), per_page)
         return cls(Arena(shape), _SLOT_BYTES)
 
     def move(self, component: int, source: Slots, target: Slots) -> None:
@@ -55,22 +58,28 @@ class SimSharedMemory:
     def clear(self) -> None:
         """Take everything back."""
         self.arena.clear()
-        self.content[:] = STALE
+        for plane in self.content:
+            plane[:] = STALE
 
 
 class SharedSlots(ArenaPool):
-    """One component's slots; the part of SimSlots that an engine and its lanes use."""
+    """One component's slots; the part of SimSlots that an engine and its lanes use.
 
-    def __init__(self, memory: SimSharedMemory, component: int, slot_bytes: int) -> None:
+    Attributes:
+        memory: that they are in.
+    """
+
+    def __init__(self, memory: SimSharedMemory, component: int, sizes: Sequence[int]) -> None:
         super().__init__(memory.arena, component)
-        self._memory = memory
-        self._bytes = np.arange(slot_bytes)
+        self.memory = memory
+        self._planes = [(plane, np.arange(size)) for plane, size in enumerate(sizes) if size]
         self._per_page = memory.arena.shape.slots_per_page
 
     @property
     def total(self) -> int:
         """Slots if the whole memory belonged to this component."""
-        return int(self._memory.content.shape[1]) // len(self._bytes)
+        plane, own = self._planes[0]
+        return int(self.memory.content[plane].shape[1]) // len(own)
 
     @property
     def used(self) -> int:
@@ -85,21 +94,24 @@ class SharedSlots(ArenaPool):
 
     def clear(self) -> None:
         """Take everything back, the other component's too."""
-        self._memory.clear()
+        self.memory.clear()
 
     def get(self, layer: int, slots: Any) -> Tags:
         """Tag of each slot; STALE where its bytes are of different pages."""
-        found = self._memory.content[layer, self._span(slots)]
+        spans = self._spans(slots)
+        found = np.concatenate([self.memory.content[p][layer, at] for p, at in spans], axis=-1)
         mixed = (found != found[..., :1]).any(axis=-1)
         return np.where(mixed, STALE, found[..., 0])
 
     def put(self, layer: int, slots: Any, tags: Any) -> None:
         """Write the tag of each slot."""
-        self._memory.content[layer, self._span(slots)] = np.asarray(tags)[..., None]
+        for plane, span in self._spans(slots):
+            self.memory.content[plane][layer, span] = np.asarray(tags)[..., None]
 
     def holds(self, slots: Slots, tags: Tags) -> bool:
         """Whether each slot holds its tag, in every layer."""
         return all((self.get(layer, slots) == tags).all() for layer in range(LAYERS))
 
-    def _span(self, slots: Any) -> Any:
-        return np.asarray(slots, dtype=np.int64)[..., None] * len(self._bytes) + self._bytes
+    def _spans(self, slots: Any) -> list[tuple[int, Any]]:
+        first = np.asarray(slots, dtype=np.int64)[..., None]
+        return [(plane, first * len(own) + own) for plane, own in self._planes]

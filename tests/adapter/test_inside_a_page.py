@@ -3,6 +3,7 @@ every pass reads the KV of its own tokens, found to the token, and no slot is lo
 
 import itertools
 from array import array
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,13 @@ from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.device_pool import EngineDevicePool
+from sglang_ext.adapter.drafts import layers
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.core.cache import PrefixCache
@@ -61,7 +63,20 @@ class Engine:
             page_size=1,
             sliding_window_size=WINDOW,
         )
-        device_pool = EngineDevicePool(self.allocator, geometry)
+        # a draft of both kinds of layers, and of a shape of its own
+        self.draft = SWAKVPool(
+            size=tokens,
+            size_swa=tokens,
+            page_size=1,
+            dtype=torch.float32,
+            head_num=1,
+            head_dim=1,
+            swa_attention_layer_ids=[0],
+            full_attention_layer_ids=[1],
+            device="cpu",
+        )
+        params.sidecar_draft_device_pools = (self.draft,)
+        device_pool = EngineDevicePool(self.allocator, geometry, drafts=layers(params))
         self.index = PrefixCache(geometry, tokens // geometry.page_tokens, device_pool)
         admission = Admission(1 << 30, geometry.retained_tokens, 1, None)
         inside = InsidePages(self.index, device_pool, None)
@@ -107,12 +122,18 @@ class Engine:
             start -= min(self.overlap, start - req.kv.cache_protected_len)
             slots = row[start:stop].long()
         peers = self.allocator.full_to_swa_index_mapping[slots]
-        for pool, where in ((self.pool.full_kv_pool, slots), (self.pool.swa_kv_pool, peers)):
+        for pool, where in self.places(slots, peers):
             for layer, (k, v) in enumerate(zip(pool.k_buffer, pool.v_buffer, strict=True)):
                 kv = self.kv_of(req.tokens, layer)[start:stop]
                 k[where, 0, 0], v[where, 0, 0] = kv, -kv
         req.computed = req.kv.kv_allocated_len = req.kv.kv_committed_len = stop
         self.check_reads(req)
+
+    def places(self, full: torch.Tensor, swa: torch.Tensor) -> Iterator[tuple[Any, torch.Tensor]]:
+        """Pools of the model and of the draft, with slots that tokens have there."""
+        for hybrid in (self.pool, self.draft):
+            yield hybrid.full_kv_pool, full
+            yield hybrid.swa_kv_pool, swa
 
     def kv_of(self, tokens: Tokens, layer: int) -> torch.Tensor:
         """What a layer has of each token: depends on all before it."""
@@ -127,7 +148,7 @@ class Engine:
         """All full-attention KV of a request, and its window, is of its own tokens."""
         row = self.rows.req_to_token[req.kv.req_pool_idx][: req.computed].long()
         peers = self.allocator.full_to_swa_index_mapping[row]
-        for pool, where in ((self.pool.full_kv_pool, row), (self.pool.swa_kv_pool, peers)):
+        for pool, where in self.places(row, peers):
             first = 0 if where is row else max(0, req.computed - WINDOW)
             for layer, (k, v) in enumerate(zip(pool.k_buffer, pool.v_buffer, strict=True)):
                 named = slice(first, req.computed - self.overlap)
@@ -278,3 +299,19 @@ def test_a_flush_forgets_how_often_pages_came_and_went() -> None:
     shared = words(60)
     engine.serve(shared)
     assert engine.serve([*shared, 7]) == 60
+
+
+def test_the_kv_of_a_draft_that_stays_behind_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(overlap=1)
+    moves = MHATokenToKVPool.move_kv_cache
+
+    def without_drafts(pool: Any, target: torch.Tensor, source: torch.Tensor) -> None:
+        if pool not in (draft.full_kv_pool, draft.swa_kv_pool):
+            moves(pool, target, source)
+
+    draft = engine.draft
+    monkeypatch.setattr(MHATokenToKVPool, "move_kv_cache", without_drafts)
+    shared = words(80)
+    engine.serve(shared)
+    with pytest.raises(AssertionError):
+        engine.serve(shared[:40] + words(20, 1))

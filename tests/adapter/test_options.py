@@ -5,10 +5,11 @@ from typing import get_type_hints
 
 import pytest
 import torch
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 import sglang_ext_cpu
 from sglang_ext import config
-from sglang_ext.adapter import setup
+from sglang_ext.adapter import drafts, setup
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.options import KV_TYPES, REFUSALS, refuse_model, refuse_unsupported
 from sglang_ext.adapter.page_copies import EngineCopies, page_copies
@@ -58,6 +59,34 @@ def test_each_refusal_names_option_value_and_what_is_allowed(refusal) -> None:  
     message = str(caught.value)
     assert f"{refusal.option} {bad} " in message
     assert f"allowed: {refusal.allowed}" in message
+
+
+@pytest.mark.parametrize("algorithm", drafts.SERVED)
+def test_drafts_whose_kv_has_a_place_are_served(algorithm: str) -> None:
+    for name in (algorithm, algorithm.lower()):
+        refuse_unsupported(SimpleNamespace(**{**GOOD, "speculative_algorithm": name}))
+
+
+@pytest.mark.parametrize("algorithm", ["DSPARK", "UNO", "MINE"])
+def test_drafts_that_nobody_has_looked_at_are_refused_with_what_to_use(algorithm: str) -> None:
+    refused = rf"--speculative-algorithm {algorithm} .* allowed: no value, EAGLE, .*NGRAM, DFLASH"
+    with pytest.raises(StartupError, match=refused):
+        refuse_unsupported(SimpleNamespace(**{**GOOD, "speculative_algorithm": algorithm}))
+
+
+def test_every_algorithm_of_the_engine_is_known() -> None:
+    """What a new one has KV of, and at which positions, has to be looked at first."""
+    names = {algorithm.name for algorithm in SpeculativeAlgorithm}
+    assert names == {*drafts.SERVED, "NONE", "DSPARK", "UNO"} - {"NEXTN"}
+    assert SpeculativeAlgorithm.from_string("NEXTN") is SpeculativeAlgorithm.EAGLE
+    found = {
+        algorithm.name: (drafts.have_kv(algorithm), drafts.overlap(algorithm))
+        for algorithm in SpeculativeAlgorithm
+    }
+    expected = {"NONE": (False, 0), "NGRAM": (False, 0), "FROZEN_KV_MTP": (False, 1)}
+    expected |= dict.fromkeys(("EAGLE", "EAGLE3", "STANDALONE"), (True, 1))
+    assert {name: found[name] for name in expected} == expected
+    assert found["DFLASH"] == (True, 0)
 
 
 @pytest.mark.parametrize("kind", ["nvfp4", "fp4_mx_block16", "mxfp8"])

@@ -40,7 +40,7 @@ def test_no_option_of_the_scheduler_is_left_out() -> None:
         field
         for space, field in engine_options()
         if not field.startswith("_")
-        and space != "Spec"  # refused as a whole
+        and space != "Spec"  # what drafts, and not how requests are batched
         and (space == "Schedule" or ABOUT_ORDER.search(field))
     ]
     assert len(fields) > 60, "the engine keeps its options elsewhere now"

@@ -111,7 +111,11 @@ class Drafted:
 
 def converse_and_draft(server: Server, traffic: Traffic, log: Path) -> Drafted:
     """Hold conversations with a server whose proposals go to ``log``."""
-    answers = converse(server, traffic)
+    return drafted_for(converse(server, traffic), log)
+
+
+def drafted_for(answers: list[Answer], log: Path) -> Drafted:
+    """What ``log`` has of the requests with these answers."""
     asked = {answer.request: (answer.conversation, answer.round) for answer in answers}
     proposals, accepted = {}, {}
     for line in map(json.loads, log.read_text().splitlines()):

@@ -224,7 +224,7 @@ RUN = (
 
 TRAINED = "asks for right answers: needs a trained model"
 SESSIONS = "streaming sessions are refused by name (`--enable-streaming-session`)"
-SPECULATION = "speculative decoding is refused by name (`--speculative-algorithm`)"
+SPECULATION = "asks for a draft that its target takes: needs trained models"
 TREE = (
     "looks into the nodes of the engine's own tree; this cache has rows of a table "
     "(`sglang_ext/testing` has its own state machine)"
