@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sglang_ext.adapter.options import REFUSALS
+from sglang_ext.adapter.options import EARLY_REFUSALS, REFUSALS
 from sglang_ext.arguments import Parser, output_file
 from sglang_ext.config import BACKEND, TOGGLE, VARIABLES, ExtConfig, Variable
 
@@ -43,6 +43,7 @@ Every option means what it means in stock. These have something to add here.
 | `--radix-eviction-policy` | order of eviction on the device, see the next section |
 | `--schedule-low-priority-values-first` | with eviction by priority, low values stay longest |
 | `--page-size` | below 16 the table has pages of 16 tokens, and prefixes are found to the token |
+| `--disaggregation-mode` | `prefill`: see [architecture](architecture.md#prefill-servers) |
 | `--disable-radix-cache` | the engine's own disabled cache; nothing of ours runs |
 | `--enable-metrics` | exports the cache's metrics too, see [operations](operations.md) |
 | `--kv-events-config` | also tells of pages in storage, see [operations](operations.md#kv-events) |
@@ -100,7 +101,7 @@ def page() -> str:
     )
     options = table(
         ("option", "allowed"),
-        ((f"`{refusal.option}`", refusal.allowed) for refusal in REFUSALS),
+        ((f"`{refusal.option}`", refusal.allowed) for refusal in (*EARLY_REFUSALS, *REFUSALS)),
     )
     return "\n".join((_INTRODUCTION, variables)) + "\n".join((_ENGINE, options)) + _MODELS
 

@@ -65,14 +65,18 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
         return default_radix_cache_factory(ctx)
-    from sglang.srt.runtime_context import get_memory, get_schedule
+    from sglang.srt.runtime_context import get_disagg, get_memory, get_schedule
 
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
     assert params.sliding_window_size is not None
     window_only = ctx.full_tokens_per_layer == 0
     geometry = Geometry(
-        device_page=params.page_size, window=params.sliding_window_size, whole_pages=window_only
+        device_page=params.page_size,
+        window=params.sliding_window_size,
+        # a prefill server sends what a request shares before the request has slots of its own
+        # for the page inside which it resumed, and nothing holds that page from then on
+        whole_pages=window_only or get_disagg().disaggregation_mode == "prefill",
     )
     allocator = params.token_to_kv_pool_allocator
     eviction = _eviction(get_memory().radix_eviction_policy, window_only=window_only)
@@ -180,7 +184,7 @@ def _device_pool(
     ctx: "TreeCacheBuildContext", geometry: Geometry, device_pages: int
 ) -> EngineDevicePool | WindowOnlyDevicePool:
     allocator: Any = ctx.params.token_to_kv_pool_allocator
-    if geometry.whole_pages:
+    if ctx.full_tokens_per_layer == 0:
         return WindowOnlyDevicePool(allocator, geometry, device_pages)
     forward = ForwardOrder(ctx.tp_worker.model_runner.forward_stream)
     return EngineDevicePool(allocator, geometry, forward)

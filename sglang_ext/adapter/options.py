@@ -46,7 +46,8 @@ REFUSALS = (
     ),
     Refusal("--attn-cp-size", "attn_cp_size", _above_one, "1"),
     Refusal("--dcp-size", "dcp_size", _above_one, "1"),
-    Refusal("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "null"),
+    # a decode server would keep its cache and its host tier, and clear the storage of all others
+    Refusal("--enable-pd-role-switch", "enable_pd_role_switch", _is_set, "off"),
     Refusal(
         "--hicache-host-memory-mode", "hicache_host_memory_mode", lambda v: v != "cache", "cache"
     ),
@@ -83,18 +84,27 @@ REFUSALS = (
     ),
 )
 
+EARLY_REFUSALS = (
+    # what it decodes comes from the prefill server; the engine turns every cache off
+    Refusal(
+        "--disaggregation-mode", "disaggregation_mode", lambda v: v == "decode", "null, prefill"
+    ),
+)
+"""Of options with which the engine would serve without the cache, and say nothing."""
 
-def refuse_unsupported(options: Any) -> None:
-    """Check the engine's resolved options.
+
+def refuse_unsupported(options: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> None:
+    """Check the engine's options.
 
     Args:
-        options: an object with the engine's option names as attributes.
+        options: an object with the engine's option names as attributes: resolved, or for
+            EARLY_REFUSALS as they were given.
 
     Raises:
         StartupError: an option is set to a value that the cache does not support;
             the message names the option, the value and what is allowed.
     """
-    for refusal in REFUSALS:
+    for refusal in refusals:
         value = getattr(options, refusal.field)
         if refusal.refused(value):
             raise StartupError(

@@ -10,7 +10,13 @@ import sglang_ext_cpu
 from sglang_ext import config
 from sglang_ext.adapter import setup
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.options import KV_TYPES, REFUSALS, refuse_model, refuse_unsupported
+from sglang_ext.adapter.options import (
+    EARLY_REFUSALS,
+    KV_TYPES,
+    REFUSALS,
+    refuse_model,
+    refuse_unsupported,
+)
 from sglang_ext.adapter.page_copies import EngineCopies, page_copies
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
@@ -22,7 +28,7 @@ GOOD = {
     "enable_dp_attention_local_control_broadcast": False,
     "attn_cp_size": 1,
     "dcp_size": 1,
-    "disaggregation_mode": "null",
+    "enable_pd_role_switch": False,
     "hicache_storage_backend": None,
     "hicache_write_policy": "write_through",
     "hicache_host_memory_mode": "cache",
@@ -65,6 +71,13 @@ def test_kv_with_scales_of_blocks_is_refused_with_what_to_use(kind: str) -> None
     refused = rf"--kv-cache-dtype {kind} .* allowed: auto, bf16, bfloat16, fp8_e4m3, fp8_e5m2"
     with pytest.raises(StartupError, match=refused):
         refuse_unsupported(SimpleNamespace(**{**GOOD, "kv_cache_dtype": kind}))
+
+
+def test_a_prefill_server_passes_and_a_decode_server_does_not() -> None:
+    for mode in ("null", "prefill"):
+        refuse_unsupported(SimpleNamespace(disaggregation_mode=mode), EARLY_REFUSALS)
+    with pytest.raises(StartupError, match=r"--disaggregation-mode decode .* null, prefill"):
+        refuse_unsupported(SimpleNamespace(disaggregation_mode="decode"), EARLY_REFUSALS)
 
 
 def test_every_type_of_kv_that_the_engine_offers_is_known() -> None:
