@@ -38,6 +38,9 @@ class HostTierController:
         layer_done_counter: see ``transfer.layer_counter``.
 
     Args:
+        agreement: of all ranks that hold this table.
+        in_calls: of those that a call of an operator reaches in the same moment. It gets from one
+            pipeline stage to the next when the first one is done with it.
         compare_ranks: check in every step that all ranks hold the same table. O(rows).
     """
 
@@ -48,6 +51,7 @@ class HostTierController:
         counter: LayerDoneCounter,
         agreement: RankAgreement,
         *,
+        in_calls: RankAgreement | None = None,
         compare_ranks: bool = False,
     ) -> None:
         self.load_fence_stream: Any = None
@@ -59,6 +63,7 @@ class HostTierController:
         self._index = index
         self._engine = engine
         self._agreement = agreement
+        self._in_calls = in_calls or agreement
         self._queued: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
         self._ledger = Ledger(index)
         self._compare_ranks = compare_ranks
@@ -130,6 +135,9 @@ class HostTierController:
 
     def commit_finished(self) -> None:
         """Commit what has ended on every rank. One collective."""
+        self._commit_finished(self._agreement)
+
+    def _commit_finished(self, agreement: RankAgreement) -> None:
         backed_up, failed = self._engine.backed_up()
         self._ledger.failed(failed)
         report = self._ledger.report(backed_up, self._engine.loaded())
@@ -138,10 +146,10 @@ class HostTierController:
             report += self._storage.report()
         if self._compare_ranks:
             mark = fingerprint(self._index)
-            *report, low, high = self._agreement.minimum([*report, mark, -mark])
+            *report, low, high = agreement.minimum([*report, mark, -mark])
             assert low == -high, "ranks hold different tables"
         else:
-            report = self._agreement.minimum(report)
+            report = agreement.minimum(report)
         if failed_ops := self._ledger.commit(report[:own]):
             self._log_failures(failed_ops)
         if self._storage is not None:
@@ -167,8 +175,8 @@ class HostTierController:
     # ---- storage -------------------------------------------------------------
 
     def all_ranks(self, done: bool) -> bool:
-        """Whether something is done on every rank. A collective."""
-        return bool(self._agreement.minimum([int(done)])[0])
+        """Whether something is done on every rank that a call has reached. A collective."""
+        return bool(self._in_calls.minimum([int(done)])[0])
 
     def attach_storage(self, storage: StorageTier, name: str, backend: Any) -> None:
         """There is a storage tier from now on."""
@@ -235,7 +243,7 @@ class HostTierController:
         deadline = time.monotonic() + _SECONDS_TO_SETTLE
         while self.is_busy and self.all_ranks(time.monotonic() < deadline):
             time.sleep(_A_MOMENT)
-            self.commit_finished()
+            self._commit_finished(self._in_calls)
 
     def reset(self) -> None:
         """Let transfers end and forget them; for a flush, before the index is reset."""

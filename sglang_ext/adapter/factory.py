@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import block_hashes, checkpoint
+from sglang_ext.adapter import block_hashes, checkpoint, pipeline
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
@@ -93,8 +93,16 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         host_pages *= ROWS_PER_WINDOW_PAGE
         device_pages *= ROWS_PER_WINDOW_PAGE
     device_pool = _device_pool(ctx, geometry, device_pages)
+    spare_pages = _spare_pages(eviction, geometry)
     if not ctx.enable_hierarchical_cache:
-        index = PrefixCache(geometry, device_pages, device_pool, eviction=eviction, spare=spare)
+        index = PrefixCache(
+            geometry,
+            device_pages,
+            device_pool,
+            eviction=eviction,
+            spare=spare,
+            spare_pages=spare_pages,
+        )
     else:
         tokens = from_environment().checkpoint_tokens
         interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
@@ -113,7 +121,14 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         else:
             tier = HostTier.on(arena, memory)
         index = PrefixCache(
-            geometry, device_pages + host_pages, device_pool, tier, policy, eviction, spare
+            geometry,
+            device_pages + host_pages,
+            device_pool,
+            tier,
+            policy,
+            eviction,
+            spare,
+            spare_pages=spare_pages,
         )
     admission = Admission(
         pool=allocator.size_swa,
@@ -152,6 +167,23 @@ def _eviction(policy: str, *, window_only: bool) -> EvictionPolicy:
     if eviction is EvictionPolicy.LRU and not window_only:
         return EVERY[from_environment().retention]
     return eviction
+
+
+def _spare_pages(eviction: EvictionPolicy, geometry: Geometry) -> int:
+    """Pages at the end of a prefix that may go first: what a prompt that goes on from it may
+    compute beside its own tokens.
+
+    The engine knows this policy in its own cache alone, and ends the server if that is not the one
+    that was built: any other would go by recency without a word. From here on it is told so.
+    """
+    from sglang.srt.runtime_context import get_context, get_memory
+
+    if eviction is not EvictionPolicy.TLRU:
+        return 0
+    told = get_memory().radix_eviction_policy_config or {}
+    get_context().override("sglang-ext: tlru", radix_eviction_policy="lru")
+    tokens = told.get("threshold", 0) - told.get("next_prompt_estimate", 0)
+    return int(tokens // geometry.page_tokens)
 
 
 def start_plan(
@@ -253,6 +285,7 @@ def _served_weights(ctx: "TreeCacheBuildContext") -> ServedWeights:
 
 
 def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:
+    """Of the ranks of one pipeline stage."""
     return ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group
 
 
@@ -276,6 +309,8 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
         if all(issubclass(kind, MHATokenToKVPool) for kind in kinds):
             _refuse_scales_of_blocks(pool)
+            allocator: Any = ctx.params.token_to_kv_pool_allocator
+            pipeline.refuse_unlike(ctx.params, (allocator.size_full, allocator.size_swa))
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
     raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
@@ -333,7 +368,8 @@ def _controller(
         index,
         engine,
         counter,
-        RankAgreement(_groups(ctx)),
+        RankAgreement((*_groups(ctx), ctx.params.pp_cache_group)),
+        in_calls=RankAgreement(_groups(ctx)),
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sglang_ext.adapter import pipeline
 from sglang_ext.adapter.host_arena import ArenaMemory, tensors_from
 from sglang_ext.config import BACKEND
 from sglang_ext.core.host.arena import ArenaShape, shape_for
@@ -68,6 +69,7 @@ def build_host_group(
         raise StartupError(
             f"{BACKEND}: this model's KV cannot share a host memory: {error}"
         ) from error
+    pipeline.refuse_unlike(params, (shape.extents, *map(sum, shape.page_bytes)))
     least = 2 * sum(shape.extent_bytes)
     if shape.extents < 2:
         raise StartupError(

@@ -61,6 +61,7 @@ class PrefixCache:
             prefetches: the objects that decide; others after each flush.
 
     Args:
+        spare_pages: see PageTable.
         limits, loops, retention: what only tests choose.
     """
 
@@ -74,6 +75,7 @@ class PrefixCache:
         eviction: EvictionPolicy = EvictionPolicy.LRU,
         spare: Spare = NO_SPARE,
         *,
+        spare_pages: int = 0,
         limits: AgeLimits = NO_LESS,
         loops: Loops = COMPILED,
         retention: Retention | None = None,
@@ -91,6 +93,7 @@ class PrefixCache:
         self.eviction_policy, self._limits, self._spare = eviction, limits, spare
         self._loops = loops
         self._memory = RowMemory()
+        self.spare_pages = spare_pages
         self.expiry: Expiry | NoExpiry = NoExpiry()
         if eviction is EvictionPolicy.LEARNED:
             self.expiry = Expiry(retention or Retention([capacity]))
@@ -108,6 +111,7 @@ class PrefixCache:
             self._limits,
             self._loops,
             self._memory,
+            self.spare_pages,
         )
         table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy

@@ -29,6 +29,9 @@ class EvictionPolicy(enum.IntEnum):
     """Of requests of the lowest priority."""
     LEARNED = constants.LEARNED
     """What is not expected back, see ``retention.expiry``."""
+    TLRU = constants.TLRU
+    """What is behind all that a prefix needs, so that the next prompt that goes on from it has
+    no more to compute than it may: tail-optimized, arXiv:2510.15152."""
 
 
 MOST_USES = 256.0

@@ -154,9 +154,12 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
     with serve(128, *OURS, "--disable-radix-cache") as server:
         generate(server, prompt(1), 8)
         assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0}
-    with serve(128, *OURS, "--page-size", "16") as server:
+    tlru = {"threshold": 128, "next_prompt_estimate": 64}
+    policy = ["--radix-eviction-policy", "tlru", "--radix-eviction-policy-config", json.dumps(tlru)]
+    with serve(128, *OURS, "--page-size", "16", *policy) as server:
         generate(server, prompt(1), 8)
         assert cached(generate(server, prompt(1), 8)) == {"device": 288, "host": 0}
+        assert "eviction tlru" in server.log.read_text()
 
 
 @pytest.mark.parametrize(

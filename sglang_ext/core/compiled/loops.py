@@ -39,6 +39,7 @@ from sglang_ext.core.compiled.constants import (
     RANK_SHIFT,
     SLRU,
     TICK_SHIFT,
+    TLRU,
     UNUSED_BAND,
 )
 from sglang_ext.core.compiled.digests import find, forget, half, page_digest, power, remember
@@ -179,6 +180,8 @@ def rank_of(c, row, policy):
         return int64(c.hits[row] >= 2)
     if policy == PRIORITY:
         return int64(c.priority[row])
+    if policy == TLRU:
+        return int64(c.depth[row] < c.priority[row])
     return int64(0)
 
 
