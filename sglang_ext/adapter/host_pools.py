@@ -6,6 +6,7 @@ import torch
 
 from sglang_ext.adapter import pipeline
 from sglang_ext.adapter.host_arena import ArenaMemory, tensors_from
+from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.config import BACKEND
 from sglang_ext.core.host.arena import ArenaShape, shape_for
 from sglang_ext.core.table.geometry import Geometry
@@ -67,7 +68,8 @@ def build_host_group(
         shape = shape_for(budget, sizes, geometry.slots_per_page)
     except ValueError as error:
         raise StartupError(
-            f"{BACKEND}: this model's KV cannot share a host memory: {error}"
+            f"{BACKEND}: this model's KV cannot share a host memory: {error}; use the device "
+            f"alone, without --enable-hierarchical-cache, or {OWN_CACHE}"
         ) from error
     pipeline.refuse_unlike(params, (shape.extents, *map(sum, shape.page_bytes)))
     least = 2 * sum(shape.extent_bytes)
@@ -80,7 +82,7 @@ def build_host_group(
     if budget > available:
         raise StartupError(
             f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
-            f"{max(0, available) / 1e9:.2f} GB are available to this rank"
+            f"{max(0, available) / 1e9:.2f} GB are available to this rank; ask for less"
         )
     memory = ArenaMemory(shape, source, pin=torch.device(pool.device).type == "cuda")
     build = _both_components if full_layers else _windows_alone

@@ -86,6 +86,14 @@ REFUSALS = (
         "--tp-size",
     ),
     Refusal(
+        "--pp-async-batch-depth",
+        "pp_async_batch_depth",
+        lambda value, options: value > 0 and options.enable_hierarchical_cache,
+        "0 with --enable-hierarchical-cache",
+        "a stage would wait for what the one before sends a step later, and that one for it",
+        "the device alone: without --enable-hierarchical-cache",
+    ),
+    Refusal(
         "--disaggregation-mode",
         "disaggregation_mode",
         lambda value, options: value != "null" and options.pp_size > 1,
@@ -147,12 +155,11 @@ REFUSALS = (
         "the policy has no such parameter",
     ),
     Refusal(
-        "--enable-session-radix-cache",
-        "enable_session_radix_cache",
-        _is_set,
-        "off",
-        "pages do not know of sessions",
-        "requests of a session as they are: a turn finds what the one before has left",
+        "--radix-eviction-policy",
+        "radix_eviction_policy",
+        lambda value, options: options.enable_session_radix_cache and value != "lru",
+        "lru with --enable-session-radix-cache",
+        "what open sessions have used goes last, and the rest by its last use",
     ),
     Refusal(
         "--enable-streaming-session",

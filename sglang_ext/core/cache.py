@@ -29,6 +29,7 @@ from sglang_ext.core.ports import DevicePool
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.retention.retention import Retention
+from sglang_ext.core.sessions import Sessions
 from sglang_ext.core.storage.attachment import Attachment
 from sglang_ext.core.storage.keys import Key
 from sglang_ext.core.storage.persists import Persists
@@ -58,7 +59,7 @@ class PrefixCache:
         expiry: when pages expire, if the eviction policy is learned.
         table, kept, host, host_window: see Residency.
         residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
-            prefetches: the objects that decide; others after each flush.
+            prefetches, sessions: the objects that decide; others after each flush.
 
     Args:
         spare_pages: see PageTable.
@@ -144,6 +145,7 @@ class PrefixCache:
         self.loads = Loads(residency, self.eviction, self.ahead, log, self.sampling)
         self.inserts = Inserts(residency, self.eviction, self.ahead, policy.checkpoint_pages)
         self.prefetches = Prefetches(residency, self.room, self.ahead, attachment)
+        self.sessions = Sessions(residency)
 
     # ---- what a request does -------------------------------------------------
 

@@ -75,6 +75,7 @@ class ModelPage:
             "lfu": min(2047, len(self.requests)),
             "slru": int(len(self.requests) >= 2),
             "priority": self.priority,
+            "sessions": 0,  # nobody opens one
             "tlru": int(self.depth < self.longest - spare_pages),
         }[policy]
 

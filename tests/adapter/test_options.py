@@ -25,6 +25,8 @@ from sglang_ext.transfer.kernel_copies import KernelCopies
 GOOD = {
     "speculative_algorithm": None,
     "pp_size": 1,
+    "pp_async_batch_depth": 0,
+    "enable_hierarchical_cache": True,
     "enable_dp_attention_local_control_broadcast": False,
     "attn_cp_size": 1,
     "dcp_size": 1,
@@ -60,9 +62,12 @@ def test_supported_options_pass() -> None:
 def test_each_refusal_names_option_value_and_what_is_allowed(refusal) -> None:  # noqa: ANN001
     bad = 2 if isinstance(GOOD[refusal.field], int) else "other"
     bad = True if isinstance(GOOD[refusal.field], bool) else bad
-    options = {**GOOD, refusal.field: bad, "pp_size": 2 if "--pp-size" in refusal.allowed else 1}
+    # some are refused beside others alone
+    beside = {"pp_size": ("--pp-size" in refusal.allowed and 2) or 1}
+    beside["enable_session_radix_cache"] = "--enable-session" in refusal.allowed
+    options = {**GOOD, **beside, refusal.field: bad}
     with pytest.raises(StartupError) as caught:
-        refuse_unsupported(SimpleNamespace(**options))
+        refuse_unsupported(SimpleNamespace(**options), (refusal,))
     message = str(caught.value)
     assert f"{refusal.option} {bad} " in message
     assert refusal.why in message

@@ -7,7 +7,7 @@ import pytest
 from launch.models.tiny import make_model, parse_args
 from launch.server import CPU, OURS, Server, free_ports
 from launch.traffic import Traffic, generate
-from tests.e2e.conftest import RANKS, assert_idle_and_alive
+from tests.e2e.conftest import RANKS, assert_idle_and_alive, beside_no_cache
 from tests.e2e.conversations import converse, differences
 from tests.e2e.test_operations import prompt
 from tests.e2e.test_server import cached
@@ -15,6 +15,7 @@ from tests.e2e.test_storage import flush, wait_until_idle
 
 TRAFFIC = Traffic(conversations=6, rounds=4, seed=51)
 HOST = (*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "4")
+THREE = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1|0"}
 
 
 def stages(count: int) -> list[str]:
@@ -24,9 +25,9 @@ def stages(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(serve) -> Iterator[Server]:  # noqa: ANN001
-    """Two stages with host memory, and more batches on their way than stages."""
+    """Two stages with host memory."""
     options = [*HOST, *stages(2), "--page-size", "16", "--chunked-prefill-size", "256"]
-    options += ["--pp-max-micro-batch-size", "3", "--pp-async-batch-depth", "1"]
+    options += ["--pp-max-micro-batch-size", "3"]
     with serve(128, *options, tokens=1536, **RANKS) as server:
         yield server
 
@@ -48,6 +49,27 @@ def test_stages_flush_together(server: Server) -> None:
     assert cached(again) == {"device": 0, "host": 0}
     assert cached(generate(server, prompt(1), 8))["device"] > 0
     assert_idle_and_alive(server)
+
+
+@pytest.mark.full
+def test_three_stages(zygote, tmp_path) -> None:  # noqa: ANN001
+    """Of two layers each."""
+    model = tmp_path / "model"
+    make_model(parse_args(["--out", str(model), "--window", "100", "--layers", "6"]))
+    tier = ["--chunked-prefill-size", "256", "--max-total-tokens", "1536", *stages(3)]
+    answers, expected = beside_no_cache(zygote, model, tmp_path, TRAFFIC, 16, tier, **THREE)
+    assert not differences(answers, expected)
+    assert sum(a.host_tokens for a in answers) > 0
+
+
+@pytest.mark.full
+def test_more_batches_than_stages_on_the_device_alone(serve, reference) -> None:  # noqa: ANN001
+    options = [*OURS, *stages(2), "--page-size", "16", "--pp-async-batch-depth", "1"]
+    with serve(128, *options, tokens=3072, **RANKS) as server:
+        answers = converse(server, TRAFFIC)
+        assert_idle_and_alive(server)
+    assert not differences(answers, reference(128, TRAFFIC))
+    assert sum(a.device_tokens for a in answers) > 0
 
 
 @pytest.mark.full

@@ -100,7 +100,8 @@ class PageTable:
             had gone on from here: what a prefix that many share has, and the end of a
             conversation has not.
         priority: (rows,) int32, rank of the largest priority among them, see ``PriorityRanks``;
-            with TLRU the most pages that one of their prefixes needs.
+            with TLRU the most pages that one of their prefixes needs, with SESSIONS how many
+            open sessions have used the page.
         kind: (rows,) int8, class of the page; UNKNOWN until a request has ended that used it.
         used: (rows,) int64, the last such request, in requests; 0 for none.
         stay: (classes,) int64, ticks from its use until a page of that class expires.
@@ -553,6 +554,13 @@ class PageTable:
         if self._policy == EvictionPolicy.TLRU:
             return max(0, len(path) - self._spare_pages)
         return self.priority_rank(requested)
+
+    def refer(self, rows: Rows, sessions: int) -> None:
+        """So many more sessions, or fewer, have used pages, each with all pages before it on its
+        path. When they were used does not change."""
+        self.priority[rows] += sessions
+        within = self.age[rows] & ((1 << RANK_SHIFT) - 1)
+        self.age[rows] = within + ((self.priority[rows] > 0).astype(np.int64) << RANK_SHIFT)
 
     def priority_rank(self, requested: int) -> int:
         """Rank of the priority of a request; 0 if the eviction policy does not look at it."""
