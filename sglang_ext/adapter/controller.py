@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from sglang_ext.adapter.pipeline import Stages
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.storage_tier import StorageTier
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.fingerprint import fingerprint
-from sglang_ext.core.moves.ledger import Ledger
+from sglang_ext.core.moves.ledger import ENTRIES, Ledger
 from sglang_ext.core.plan import Copies, Declined, Transfer, TransferKind
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.transfer.job import Job, Part, TransferEngine
@@ -38,9 +39,9 @@ class HostTierController:
         layer_done_counter: see ``transfer.layer_counter``.
 
     Args:
-        agreement: of all ranks that hold this table.
-        in_calls: of those that a call of an operator reaches in the same moment. It gets from one
-            pipeline stage to the next when the first one is done with it.
+        agreement: of the ranks that a call of an operator reaches in the same moment: all, or those
+            of one stage.
+        stages: of a pipeline; None if there are none.
         compare_ranks: check in every step that all ranks hold the same table. O(rows).
     """
 
@@ -51,7 +52,7 @@ class HostTierController:
         counter: LayerDoneCounter,
         agreement: RankAgreement,
         *,
-        in_calls: RankAgreement | None = None,
+        stages: Stages | None = None,
         compare_ranks: bool = False,
     ) -> None:
         self.load_fence_stream: Any = None
@@ -63,7 +64,7 @@ class HostTierController:
         self._index = index
         self._engine = engine
         self._agreement = agreement
-        self._in_calls = in_calls or agreement
+        self._stages = stages
         self._queued: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
         self._ledger = Ledger(index)
         self._compare_ranks = compare_ranks
@@ -135,25 +136,31 @@ class HostTierController:
 
     def commit_finished(self) -> None:
         """Commit what has ended on every rank. One collective."""
-        self._commit_finished(self._agreement)
+        report, mark = self._agreed()
+        if self._stages is not None:
+            report = self._stages.follow(report, mark, lambda: self._agreed()[0])
+        self._commit(report)
 
-    def _commit_finished(self, agreement: RankAgreement) -> None:
+    def _agreed(self) -> tuple[list[int], int]:
+        """What has ended on every rank that a call reaches in the same moment, and a mark that
+        tells tables apart, 0 if nobody compares them. A collective."""
         backed_up, failed = self._engine.backed_up()
         self._ledger.failed(failed)
         report = self._ledger.report(backed_up, self._engine.loaded())
-        own = len(report)
         if self._storage is not None:
             report += self._storage.report()
-        if self._compare_ranks:
-            mark = fingerprint(self._index)
-            *report, low, high = agreement.minimum([*report, mark, -mark])
-            assert low == -high, "ranks hold different tables"
-        else:
-            report = agreement.minimum(report)
-        if failed_ops := self._ledger.commit(report[:own]):
+        if not self._compare_ranks:
+            return self._agreement.minimum(report), 0
+        mark = fingerprint(self._index)
+        *report, low, high = self._agreement.minimum([*report, mark, -mark])
+        assert low == -high, "ranks hold different tables"
+        return report, mark
+
+    def _commit(self, report: list[int]) -> None:
+        if failed_ops := self._ledger.commit(report[:ENTRIES]):
             self._log_failures(failed_ops)
         if self._storage is not None:
-            self._storage.commit(report[own:])
+            self._storage.commit(report[ENTRIES:])
 
     def _log_failures(self, ops: list[int]) -> None:
         """One line each time the number of failures has doubled."""
@@ -176,7 +183,7 @@ class HostTierController:
 
     def all_ranks(self, done: bool) -> bool:
         """Whether something is done on every rank that a call has reached. A collective."""
-        return bool(self._in_calls.minimum([int(done)])[0])
+        return bool(self._agreement.minimum([int(done)])[0])
 
     def attach_storage(self, storage: StorageTier, name: str, backend: Any) -> None:
         """There is a storage tier from now on."""
@@ -243,7 +250,7 @@ class HostTierController:
         deadline = time.monotonic() + _SECONDS_TO_SETTLE
         while self.is_busy and self.all_ranks(time.monotonic() < deadline):
             time.sleep(_A_MOMENT)
-            self._commit_finished(self._in_calls)
+            self._commit(self._agreed()[0])
 
     def reset(self) -> None:
         """Let transfers end and forget them; for a flush, before the index is reset."""

@@ -379,8 +379,8 @@ def _controller(
         index,
         engine,
         counter,
-        RankAgreement((*_groups(ctx), ctx.params.pp_cache_group)),
-        in_calls=RankAgreement(_groups(ctx)),
+        RankAgreement(_groups(ctx)),
+        stages=pipeline.Stages(ctx.params.pp_cache_group) if ctx.params.pp_size > 1 else None,
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
 

@@ -86,14 +86,6 @@ REFUSALS = (
         "--tp-size",
     ),
     Refusal(
-        "--pp-async-batch-depth",
-        "pp_async_batch_depth",
-        lambda value, options: value > 0 and options.enable_hierarchical_cache,
-        "0 with --enable-hierarchical-cache",
-        "a stage would wait for what the one before sends a step later, and that one for it",
-        "the device alone: without --enable-hierarchical-cache",
-    ),
-    Refusal(
         "--disaggregation-mode",
         "disaggregation_mode",
         lambda value, options: value != "null" and options.pp_size > 1,

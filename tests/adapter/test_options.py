@@ -25,8 +25,6 @@ from sglang_ext.transfer.kernel_copies import KernelCopies
 GOOD = {
     "speculative_algorithm": None,
     "pp_size": 1,
-    "pp_async_batch_depth": 0,
-    "enable_hierarchical_cache": True,
     "enable_dp_attention_local_control_broadcast": False,
     "attn_cp_size": 1,
     "dcp_size": 1,

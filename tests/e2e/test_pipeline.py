@@ -25,9 +25,9 @@ def stages(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server(serve) -> Iterator[Server]:  # noqa: ANN001
-    """Two stages with host memory."""
+    """Two stages with host memory, and more batches on their way than stages."""
     options = [*HOST, *stages(2), "--page-size", "16", "--chunked-prefill-size", "256"]
-    options += ["--pp-max-micro-batch-size", "3"]
+    options += ["--pp-max-micro-batch-size", "3", "--pp-async-batch-depth", "1"]
     with serve(128, *options, tokens=1536, **RANKS) as server:
         yield server
 
@@ -60,16 +60,6 @@ def test_three_stages(zygote, tmp_path) -> None:  # noqa: ANN001
     answers, expected = beside_no_cache(zygote, model, tmp_path, TRAFFIC, 16, tier, **THREE)
     assert not differences(answers, expected)
     assert sum(a.host_tokens for a in answers) > 0
-
-
-@pytest.mark.full
-def test_more_batches_than_stages_on_the_device_alone(serve, reference) -> None:  # noqa: ANN001
-    options = [*OURS, *stages(2), "--page-size", "16", "--pp-async-batch-depth", "1"]
-    with serve(128, *options, tokens=3072, **RANKS) as server:
-        answers = converse(server, TRAFFIC)
-        assert_idle_and_alive(server)
-    assert not differences(answers, reference(128, TRAFFIC))
-    assert sum(a.device_tokens for a in answers) > 0
 
 
 @pytest.mark.full
