@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from sglang_ext.adapter.options import REFUSALS
+from sglang_ext.adapter.options import EARLY_REFUSALS, OWN_CACHE, REFUSALS
 from sglang_ext.arguments import Parser, output_file
 from sglang_ext.config import BACKEND, TOGGLE, VARIABLES, ExtConfig, Variable
 
@@ -40,9 +40,11 @@ Every option means what it means in stock. These have something to add here.
 | `--hicache-mem-layout` | `layer_first` becomes `page_first`: on the host a page is in one place |
 | `--hicache-io-backend` | which of the engine's copies run, if the engine copies |
 | `--hicache-write-policy` | what is copied to the host at once; all copy ahead of eviction |
-| `--radix-eviction-policy` | order of eviction on the device, see the next section |
+| `--radix-eviction-policy` | order of eviction on the device, see the next section. `tlru` takes \
+`threshold` and `next_prompt_estimate` in `--radix-eviction-policy-config`, as in stock |
 | `--schedule-low-priority-values-first` | with eviction by priority, low values stay longest |
 | `--page-size` | below 16 the table has pages of 16 tokens, and prefixes are found to the token |
+| `--disaggregation-mode` | `prefill`: see [architecture](architecture.md#prefill-servers) |
 | `--disable-radix-cache` | the engine's own disabled cache; nothing of ours runs |
 | `--enable-metrics` | exports the cache's metrics too, see [operations](operations.md) |
 | `--kv-events-config` | also tells of pages in storage, see [operations](operations.md#kv-events) |
@@ -53,7 +55,7 @@ Every option means what it means in stock. These have something to add here.
 ## Options of the engine that are checked
 
 They are checked when the engine has resolved them. Any other value than an allowed one ends the
-server at start, with one line that names the option, the value and what is allowed.
+server at start, with one line that names the option, the value, what is allowed and what to use.
 """
 
 _MODELS = """\
@@ -99,8 +101,16 @@ def page() -> str:
         ((f"`{v.name}`", kind(v), default(v), v.allowed, v.meaning) for v in VARIABLES),
     )
     options = table(
-        ("option", "allowed"),
-        ((f"`{refusal.option}`", refusal.allowed) for refusal in REFUSALS),
+        ("option", "allowed", "why no other value", "or use"),
+        (
+            (
+                f"`{refusal.option}`",
+                refusal.allowed,
+                refusal.why,
+                refusal.instead.replace(OWN_CACHE, "SGLang's own cache"),
+            )
+            for refusal in (*EARLY_REFUSALS, *REFUSALS)
+        ),
     )
     return "\n".join((_INTRODUCTION, variables)) + "\n".join((_ENGINE, options)) + _MODELS
 

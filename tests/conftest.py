@@ -23,6 +23,8 @@ LONGEST_FIRST = (
     "tests/e2e/test_scheduler_options.py",
     "tests/e2e/test_weights.py",
     "tests/e2e/test_dp_attention.py",
+    "tests/e2e/test_disaggregation.py",
+    "tests/e2e/test_pipeline.py",
     "tests/e2e/test_models.py",
     "tests/e2e/test_edges.py",
     "tests/e2e/test_patches.py",

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from sglang_ext.adapter.pipeline import Stages
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.storage_tier import StorageTier
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.fingerprint import fingerprint
-from sglang_ext.core.moves.ledger import Ledger
+from sglang_ext.core.moves.ledger import ENTRIES, Ledger
 from sglang_ext.core.plan import Copies, Declined, Transfer, TransferKind
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.transfer.job import Job, Part, TransferEngine
@@ -40,6 +41,9 @@ class HostTierController:
 
     Args:
         pools: where pages of each component are.
+        agreement: of the ranks that a call of an operator reaches in the same moment: all, or those
+            of one stage.
+        stages: of a pipeline; None if there are none.
         compare_ranks: check in every step that all ranks hold the same table. O(rows).
     """
 
@@ -51,6 +55,7 @@ class HostTierController:
         agreement: RankAgreement,
         *,
         pools: Pools = ((0,), (1,)),
+        stages: Stages | None = None,
         compare_ranks: bool = False,
     ) -> None:
         self.load_fence_stream: Any = None
@@ -63,6 +68,7 @@ class HostTierController:
         self._engine = engine
         self._pools = pools
         self._agreement = agreement
+        self._stages = stages
         self._queued: dict[TransferKind, list[Transfer]] = {kind: [] for kind in TransferKind}
         self._ledger = Ledger(index)
         self._compare_ranks = compare_ranks
@@ -122,22 +128,31 @@ class HostTierController:
 
     def commit_finished(self) -> None:
         """Commit what has ended on every rank. One collective."""
+        report, mark = self._agreed()
+        if self._stages is not None:
+            report = self._stages.follow(report, mark, lambda: self._agreed()[0])
+        self._commit(report)
+
+    def _agreed(self) -> tuple[list[int], int]:
+        """What has ended on every rank that a call reaches in the same moment, and a mark that
+        tells tables apart, 0 if nobody compares them. A collective."""
         backed_up, failed = self._engine.backed_up()
         self._ledger.failed(failed)
         report = self._ledger.report(backed_up, self._engine.loaded())
-        own = len(report)
         if self._storage is not None:
             report += self._storage.report()
-        if self._compare_ranks:
-            mark = fingerprint(self._index)
-            *report, low, high = self._agreement.minimum([*report, mark, -mark])
-            assert low == -high, "ranks hold different tables"
-        else:
-            report = self._agreement.minimum(report)
-        if failed_ops := self._ledger.commit(report[:own]):
+        if not self._compare_ranks:
+            return self._agreement.minimum(report), 0
+        mark = fingerprint(self._index)
+        *report, low, high = self._agreement.minimum([*report, mark, -mark])
+        assert low == -high, "ranks hold different tables"
+        return report, mark
+
+    def _commit(self, report: list[int]) -> None:
+        if failed_ops := self._ledger.commit(report[:ENTRIES]):
             self._log_failures(failed_ops)
         if self._storage is not None:
-            self._storage.commit(report[own:])
+            self._storage.commit(report[ENTRIES:])
 
     def _log_failures(self, ops: list[int]) -> None:
         """One line each time the number of failures has doubled."""
@@ -159,7 +174,7 @@ class HostTierController:
     # ---- storage -------------------------------------------------------------
 
     def all_ranks(self, done: bool) -> bool:
-        """Whether something is done on every rank. A collective."""
+        """Whether something is done on every rank that a call has reached. A collective."""
         return bool(self._agreement.minimum([int(done)])[0])
 
     def attach_storage(self, storage: StorageTier, name: str, backend: Any) -> None:
@@ -227,7 +242,7 @@ class HostTierController:
         deadline = time.monotonic() + _SECONDS_TO_SETTLE
         while self.is_busy and self.all_ranks(time.monotonic() < deadline):
             time.sleep(_A_MOMENT)
-            self.commit_finished()
+            self._commit(self._agreed()[0])
 
     def reset(self) -> None:
         """Let transfers end and forget them; for a flush, before the index is reset."""

@@ -128,6 +128,7 @@ SIGNATURES: dict[str, str] = {
         "model target_device"
     ),
     "sglang.srt.runtime_context.RuntimeContext.config_leaf": "self name",
+    "sglang.srt.runtime_context.RuntimeContext.override": "self source fields",
     "sglang.srt.managers.tp_worker.TpModelWorker.register_hicache_layer_transfer_counter": (
         "self counter"
     ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import block_hashes, checkpoint, drafts
+from sglang_ext.adapter import block_hashes, checkpoint, drafts, pipeline
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import try_copies
@@ -17,10 +17,12 @@ from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_pools import HostKv, build_host_kv
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.kv_events import KvEvents
+from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.adapter.page_copies import chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
+from sglang_ext.adapter.session_refs import SessionRefs
 from sglang_ext.adapter.stacks import schedule_of
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
@@ -49,6 +51,7 @@ from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
@@ -65,55 +68,50 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
         return default_radix_cache_factory(ctx)
-    from sglang.srt.runtime_context import get_memory, get_schedule
+    from sglang.srt.runtime_context import get_schedule
 
     params = ctx.params
     kv_pool = _hybrid_pool(ctx)
     window_only = ctx.full_tokens_per_layer == 0
     geometry = _geometry(ctx, window_only=window_only)
     allocator = params.token_to_kv_pool_allocator
-    eviction = _eviction(get_memory().radix_eviction_policy, window_only=window_only)
+    eviction = _eviction(params, window_only=window_only)
     window_pages = allocator.size_swa // geometry.page_tokens
     device_pages = allocator.size_full // geometry.page_tokens
     spare = Spare.for_device(device_pages, window_pages)
-    host_pages = 0
+    host_pages, tier, policy = 0, None, None
     if ctx.enable_hierarchical_cache:
         host = build_host_kv(params, kv_pool, geometry)
-        memory, arena = host.memory, host.memory.arena
-        host_pages = arena.shape.pages(0)
+        memory = host.memory
+        host_pages = memory.arena.shape.pages(0)
     if window_only:
         # what the host keeps of a prefix lies in the table, whatever of it has KV
         host_pages *= ROWS_PER_WINDOW_PAGE
         device_pages *= ROWS_PER_WINDOW_PAGE
-    device_pool = _device_pool(ctx, geometry, device_pages)
-    if not ctx.enable_hierarchical_cache:
-        index = PrefixCache(geometry, device_pages, device_pool, eviction=eviction, spare=spare)
-    else:
-        tokens = from_environment().checkpoint_tokens
-        interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
-        dense = dense_pages(geometry, arena.shape.page_bytes, interval)
-        policy = BackupPolicy.for_device(
-            WritePolicy(get_memory().hicache_write_policy),
-            interval,
-            device_pages,
-            window_pages,
-            arena.shape.pages(0),
-            dense,
-            (params.chunked_prefill_size or 0) // geometry.page_tokens,
-        )
+    if ctx.enable_hierarchical_cache:
+        policy = _backup_policy(params, geometry, memory.arena, (device_pages, window_pages))
         if window_only:
-            tier = HostTier(numbers(host_pages, geometry), ArenaPool(arena, 0))
+            tier = HostTier(numbers(host_pages, geometry), ArenaPool(memory.arena, 0))
         else:
-            tier = HostTier.on(arena, memory)
-        index = PrefixCache(
-            geometry, device_pages + host_pages, device_pool, tier, policy, eviction, spare
-        )
+            tier = HostTier.on(memory.arena, memory)
+    device_pool = _device_pool(ctx, geometry, device_pages)
+    index = PrefixCache(
+        geometry,
+        device_pages + host_pages,
+        device_pool,
+        tier,
+        policy,
+        eviction,
+        spare,
+        spare_pages=_spare_pages(eviction, geometry),
+    )
     admission = Admission(
         pool=allocator.size_swa,
         window=geometry.retained_tokens,
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
     )
+    by_session = eviction is EvictionPolicy.SESSIONS
     cache = SwaHiCache(
         params,
         index,
@@ -122,11 +120,12 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         kv=DeviceKv(index, windows_alone=window_only),
         inside=_inside(index, device_pool, admission.chunk),
         low_values_first=get_schedule().schedule_low_priority_values_first,
+        session_refs=SessionRefs(lambda: index.sessions) if by_session else None,
     )
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, host)
     if params.enable_metrics:
-        _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
+        _attach_metrics(cache, memory.arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
     plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
@@ -139,26 +138,74 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
 
 
 def _geometry(ctx: "TreeCacheBuildContext", *, window_only: bool) -> Geometry:
+    from sglang.srt.runtime_context import get_disagg
+
     params, algorithm = ctx.params, ctx.tp_worker.model_runner.spec_algorithm
     assert params.swa_retain_window is not None
     return Geometry(
         device_page=params.page_size,
         window=params.swa_retain_window,
+        whole_pages=window_only
+        # a prefill server sends what a request shares before the request has slots of its own
+        # for the page inside which it resumed, and nothing holds that page from then on
+        or get_disagg().disaggregation_mode == "prefill"
         # without a host tier the engine does not say what drafts have, and a page that is shared
         # in part is copied
-        whole_pages=window_only
         or (drafts.have_kv(algorithm) and not ctx.enable_hierarchical_cache),
         overlap=drafts.overlap(algorithm),
     )
 
 
-def _eviction(policy: str, *, window_only: bool) -> EvictionPolicy:
-    """What evicts, by the engine's name of the policy."""
-    eviction = POLICIES[policy]
+def _backup_policy(
+    params: "CacheInitParams", geometry: Geometry, arena: Arena, device: tuple[int, int]
+) -> BackupPolicy:
+    """What is backed up when.
+
+    Args:
+        device: pages of the device, and window pages.
+    """
+    from sglang.srt.runtime_context import get_memory
+
+    tokens = from_environment().checkpoint_tokens
+    interval = checkpoint_pages(geometry, arena.shape.page_bytes, tokens)
+    return BackupPolicy.for_device(
+        WritePolicy(get_memory().hicache_write_policy),
+        interval,
+        *device,
+        arena.shape.pages(0),
+        dense_pages(geometry, arena.shape.page_bytes, interval),
+        (params.chunked_prefill_size or 0) // geometry.page_tokens,
+    )
+
+
+def _eviction(params: "CacheInitParams", *, window_only: bool) -> EvictionPolicy:
+    """What evicts, by the engine's options."""
+    from sglang.srt.runtime_context import get_memory
+
+    if params.enable_session_radix_cache:
+        return EvictionPolicy.SESSIONS
+    eviction = POLICIES[get_memory().radix_eviction_policy]
     # without full attention pages are numbers: which windows there is room for is not learned
     if eviction is EvictionPolicy.LRU and not window_only:
         return EVERY[from_environment().retention]
     return eviction
+
+
+def _spare_pages(eviction: EvictionPolicy, geometry: Geometry) -> int:
+    """Pages at the end of a prefix that may go first: what a prompt that goes on from it may
+    compute beside its own tokens.
+
+    The engine knows this policy in its own cache alone, and ends the server if that is not the one
+    that was built: any other would go by recency without a word. From here on it is told so.
+    """
+    from sglang.srt.runtime_context import get_context, get_memory
+
+    if eviction is not EvictionPolicy.TLRU:
+        return 0
+    told = get_memory().radix_eviction_policy_config or {}
+    get_context().override("sglang-ext: tlru", radix_eviction_policy="lru")
+    tokens = told.get("threshold", 0) - told.get("next_prompt_estimate", 0)
+    return int(tokens // geometry.page_tokens)
 
 
 def start_plan(
@@ -191,7 +238,7 @@ def _device_pool(
     ctx: "TreeCacheBuildContext", geometry: Geometry, device_pages: int
 ) -> EngineDevicePool | WindowOnlyDevicePool:
     allocator: Any = ctx.params.token_to_kv_pool_allocator
-    if geometry.whole_pages:
+    if ctx.full_tokens_per_layer == 0:
         return WindowOnlyDevicePool(allocator, geometry, device_pages)
     forward = ForwardOrder(ctx.tp_worker.model_runner.forward_stream)
     return EngineDevicePool(allocator, geometry, forward, drafts.layers(ctx.params))
@@ -262,6 +309,7 @@ def _served_weights(ctx: "TreeCacheBuildContext") -> ServedWeights:
 
 
 def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:
+    """Of the ranks of one pipeline stage."""
     return ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group
 
 
@@ -273,21 +321,25 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
     if ctx.is_hybrid_ssm or not ctx.is_hybrid_swa:
         raise StartupError(
             f"--radix-cache-backend {BACKEND} serves models with full and sliding-window "
-            f"attention; this model's pool is {type(pool).__name__}"
+            f"attention; this model's pool is {type(pool).__name__}; use {OWN_CACHE}"
         )
     if ctx.tp_worker.model_runner.prefill_aware_swa:
         raise StartupError(
             f"{BACKEND}: models that read their whole prompt while they decode, with a "
-            "sliding window for the rest, are not supported"
+            f"sliding window for the rest, are not supported; use {OWN_CACHE}"
         )
     kinds = [type(pool)]
     if type(pool) is SWAKVPool:
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
         if all(issubclass(kind, MHATokenToKVPool) for kind in kinds):
             _refuse_scales_of_blocks(pool)
+            allocator: Any = ctx.params.token_to_kv_pool_allocator
+            pipeline.refuse_unlike(ctx.params, (allocator.size_full, allocator.size_swa))
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
-    raise StartupError(f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA")
+    raise StartupError(
+        f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA; or use {OWN_CACHE}"
+    )
 
 
 def _refuse_scales_of_blocks(pool: "SWAKVPool") -> None:
@@ -322,7 +374,7 @@ def _controller(
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
     if faults != CopyFaults() and device.type != "cpu":
-        raise StartupError(f"{REPORT_DELAY} and {SLOWDOWN} are for the CPU platform only")
+        raise StartupError(f"unset {REPORT_DELAY} and {SLOWDOWN}: they are for the CPU platform")
     if device.type == "cuda":
         engine = CudaTransferEngine(copies, layers, timed=ctx.params.enable_metrics)
     elif device.type == "cpu":
@@ -336,6 +388,7 @@ def _controller(
         counter,
         RankAgreement(_groups(ctx)),
         pools=host.of_components,
+        stages=pipeline.Stages(ctx.params.pp_cache_group) if ctx.params.pp_size > 1 else None,
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
 

@@ -24,7 +24,10 @@ def apply(*hooks: Hook) -> None:
         if any(known is function for _, known, _ in HookRegistry._hooks[target]):
             continue
         if target in HookRegistry._patched:  # the registry would leave ours out without a word
-            raise StartupError(f"{target} has been hooked by another plugin already")
+            raise StartupError(
+                f"{target} has been hooked by another plugin already; leave it out, with "
+                "SGLANG_PLUGINS"
+            )
         HookRegistry.register(target, function, kind)
     HookRegistry.apply_hooks()
     for target, _, _ in hooks:

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from sglang_ext.adapter import pipeline
 from sglang_ext.adapter.controller import Pools
 from sglang_ext.adapter.drafts import layers as draft_layers
 from sglang_ext.adapter.host_arena import ArenaMemory, tensors_from
+from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.adapter.page_copies import Pool
 from sglang_ext.adapter.stacks import Stack, bytes_by_plane, layers_by_component, stacks_of
 from sglang_ext.config import BACKEND
@@ -81,8 +83,10 @@ def build_host_kv(params: "CacheInitParams", pool: "SWAKVPool", geometry: Geomet
         shape = shape_for(budget, sizes, geometry.slots_per_page)
     except ValueError as error:
         raise StartupError(
-            f"{BACKEND}: this model's KV cannot share a host memory: {error}"
+            f"{BACKEND}: this model's KV cannot share a host memory: {error}; use the device "
+            f"alone, without --enable-hierarchical-cache, or {OWN_CACHE}"
         ) from error
+    pipeline.refuse_unlike(params, (shape.extents, *map(sum, shape.page_bytes)))
     least = 2 * sum(shape.extent_bytes)
     if shape.extents < 2:
         raise StartupError(
@@ -93,7 +97,7 @@ def build_host_kv(params: "CacheInitParams", pool: "SWAKVPool", geometry: Geomet
     if budget > available:
         raise StartupError(
             f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
-            f"{max(0, available) / 1e9:.2f} GB are available to this rank"
+            f"{max(0, available) / 1e9:.2f} GB are available to this rank; ask for less"
         )
     memory = ArenaMemory(shape, source, pin=torch.device(pool.device).type == "cuda")
     asked = [size_to_ask_for(shape, stack, geometry) for stack in stacks]

@@ -9,23 +9,46 @@ from sglang_ext.config import BACKEND, TOGGLE
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.errors import StartupError
 
+OWN_CACHE = f"SGLang's own cache: without --radix-cache-backend {BACKEND} and {TOGGLE}=1"
+"""What serves what this cache does not."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusal:
-    """An engine option that is not supported (yet)."""
+    """An engine option that is not supported (yet).
+
+    Attributes:
+        refused: whether a value is, with these options.
+        allowed: what is.
+        why: it is not supported.
+        instead: what to use by whom the value was meant.
+    """
 
     option: str
     field: str
-    refused: Callable[[Any], bool]
+    refused: Callable[[Any, Any], bool]
     allowed: str
+    why: str
+    instead: str = OWN_CACHE
+
+    def message(self, value: Any) -> str:
+        """One line."""
+        return (
+            f"{self.option} {value} is not supported by --radix-cache-backend {BACKEND}: "
+            f"{self.why}; allowed: {self.allowed}; or use {self.instead}"
+        )
 
 
-def _is_set(value: Any) -> bool:
+def _is_set(value: Any, _: Any) -> bool:
     return bool(value)
 
 
-def _above_one(value: Any) -> bool:
+def _above_one(value: Any, _: Any) -> bool:
     return value is not None and value > 1
+
+
+def _is_none_of(*allowed: str) -> Callable[[Any, Any], bool]:
+    return lambda value, _: value not in allowed
 
 
 _BY_PAGES = ("page_first", "page_first_direct", "page_head")
@@ -35,85 +58,177 @@ KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
 """Types of KV with at most one scale for each layer. FP4 and MXFP8 have one for each block, in
 memory of their own, which neither the host nor storage would get."""
 
+PARAMETERS = {"tlru": ("threshold", "next_prompt_estimate")}
+"""What eviction policies can be told."""
+
+
+def _has_other_parameters(value: Any, options: Any) -> bool:
+    return not set(value or ()) <= set(PARAMETERS.get(options.radix_eviction_policy, ()))
+
+
+_NOT_RUN = "it has not been run with this cache"
+_OTHER_TIERS = "another host tier would take the place of this one"
+_STORAGE = "this cache's storage tier: --hicache-storage-backend"
+
 REFUSALS = (
-    # how others use slots is not known
     Refusal(
         "--speculative-algorithm",
         "speculative_algorithm",
-        lambda v: v is not None and v.upper() not in SERVED,
+        lambda value, options: value is not None and value.upper() not in SERVED,
         f"no value, {', '.join(SERVED)}",
+        "how others use slots is not known",
+        OWN_CACHE,
     ),
-    Refusal("--pp-size", "pp_size", _above_one, "1"),
-    # calls that need an idle server must reach all ranks in the same step
+    Refusal(
+        "--hicache-storage-backend",
+        "hicache_storage_backend",
+        lambda value, options: bool(value) and options.pp_size > 1,
+        "no value with --pp-size above 1",
+        "a call that waits for storage might be done on one stage and refused on the next",
+        "--tp-size",
+    ),
+    Refusal(
+        "--disaggregation-mode",
+        "disaggregation_mode",
+        lambda value, options: value != "null" and options.pp_size > 1,
+        "null with --pp-size above 1",
+        _NOT_RUN,
+        "--tp-size on prefill servers",
+    ),
     Refusal(
         "--enable-dp-attention-local-control-broadcast",
         "enable_dp_attention_local_control_broadcast",
         _is_set,
         "off",
+        "calls that need an idle server must reach all ranks in the same step",
+        "DP attention without it",
     ),
-    Refusal("--attn-cp-size", "attn_cp_size", _above_one, "1"),
-    Refusal("--dcp-size", "dcp_size", _above_one, "1"),
-    Refusal("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "null"),
+    Refusal("--attn-cp-size", "attn_cp_size", _above_one, "1", _NOT_RUN, "--tp-size"),
+    Refusal("--dcp-size", "dcp_size", _above_one, "1", _NOT_RUN, "--tp-size"),
     Refusal(
-        "--hicache-host-memory-mode", "hicache_host_memory_mode", lambda v: v != "cache", "cache"
+        "--enable-pd-role-switch",
+        "enable_pd_role_switch",
+        _is_set,
+        "off",
+        "a server that changes its role clears the storage of all servers",
+        "servers that keep their roles",
+    ),
+    Refusal(
+        "--hicache-host-memory-mode",
+        "hicache_host_memory_mode",
+        _is_none_of("cache"),
+        "cache",
+        "the host keeps pages, and is not a buffer in front of storage",
     ),
     Refusal(
         "--hicache-mem-layout",
         "hicache_mem_layout",
-        lambda v: v not in _BY_PAGES,
+        _is_none_of(*_BY_PAGES),
         ", ".join(_BY_PAGES),
+        "on the host a page is in one place",
     ),
-    Refusal("--kv-cache-dtype", "kv_cache_dtype", lambda v: v not in KV_TYPES, ", ".join(KV_TYPES)),
+    Refusal(
+        "--kv-cache-dtype",
+        "kv_cache_dtype",
+        _is_none_of(*KV_TYPES),
+        ", ".join(KV_TYPES),
+        "scales of blocks would get to neither the host nor storage",
+    ),
     Refusal(
         "--radix-eviction-policy",
         "radix_eviction_policy",
-        lambda v: v not in POLICIES,
+        _is_none_of(*POLICIES),
         ", ".join(POLICIES),
+        "this cache has no such policy",
     ),
-    Refusal("--radix-eviction-policy-config", "radix_eviction_policy_config", _is_set, "no value"),
-    Refusal("--enable-session-radix-cache", "enable_session_radix_cache", _is_set, "off"),
-    Refusal("--enable-streaming-session", "enable_streaming_session", _is_set, "off"),
-    Refusal("--enable-unified-memory", "enable_unified_memory", _is_set, "off"),
-    Refusal("--enable-lmcache", "enable_lmcache", _is_set, "off"),
-    Refusal("--enable-flexkv", "enable_flexkv", _is_set, "off"),
-    Refusal("--enable-hisparse", "enable_hisparse", _is_set, "off"),
-    # batches that are cut in two, or run beside each other: not run yet
-    Refusal("--enable-two-batch-overlap", "enable_two_batch_overlap", _is_set, "off"),
-    Refusal("--enable-pdmux", "enable_pdmux", _is_set, "off"),
-    Refusal("--dllm-algorithm", "dllm_algorithm", _is_set, "no value"),
-    Refusal("--disable-hybrid-swa-memory", "disable_hybrid_swa_memory", _is_set, "off"),
+    Refusal(
+        "--radix-eviction-policy-config",
+        "radix_eviction_policy_config",
+        _has_other_parameters,
+        "no value; threshold and next_prompt_estimate with tlru",
+        "the policy has no such parameter",
+    ),
+    Refusal(
+        "--radix-eviction-policy",
+        "radix_eviction_policy",
+        lambda value, options: options.enable_session_radix_cache and value != "lru",
+        "lru with --enable-session-radix-cache",
+        "what open sessions have used goes last, and the rest by its last use",
+    ),
+    Refusal(
+        "--enable-streaming-session",
+        "enable_streaming_session",
+        _is_set,
+        "off",
+        "such a session keeps KV that the table does not know",
+        "sessions without it: a turn finds what the one before has left",
+    ),
+    Refusal(
+        "--enable-unified-memory",
+        "enable_unified_memory",
+        _is_set,
+        "off",
+        "slots in it are virtual, and move",
+    ),
+    Refusal("--enable-lmcache", "enable_lmcache", _is_set, "off", _OTHER_TIERS, _STORAGE),
+    Refusal("--enable-flexkv", "enable_flexkv", _is_set, "off", _OTHER_TIERS, _STORAGE),
     Refusal(
         "--enable-unified-cache-external-linker",
         "enable_unified_cache_external_linker",
         _is_set,
         "off",
+        _OTHER_TIERS,
+        _STORAGE,
+    ),
+    Refusal("--enable-hisparse", "enable_hisparse", _is_set, "off", _NOT_RUN),
+    # batches that are cut in two, or run beside each other
+    Refusal("--enable-two-batch-overlap", "enable_two_batch_overlap", _is_set, "off", _NOT_RUN),
+    Refusal("--enable-pdmux", "enable_pdmux", _is_set, "off", _NOT_RUN),
+    Refusal("--dllm-algorithm", "dllm_algorithm", _is_set, "no value", _NOT_RUN),
+    Refusal(
+        "--disable-hybrid-swa-memory",
+        "disable_hybrid_swa_memory",
+        _is_set,
+        "off",
+        "there would be no windows to keep apart",
     ),
 )
 
+EARLY_REFUSALS = (
+    Refusal(
+        "--disaggregation-mode",
+        "disaggregation_mode",
+        lambda value, _: value == "decode",
+        "null, prefill",
+        "the engine turns every prefix cache off on a decode server",
+        f"the options of this cache on prefill servers alone; SGLang's own there, without "
+        f"--radix-cache-backend {BACKEND} and {TOGGLE}=1, takes "
+        "--disaggregation-decode-enable-radix-cache",
+    ),
+)
+"""Of options with which the engine would serve without the cache, and say nothing."""
 
-def refuse_unsupported(options: Any) -> None:
-    """Check the engine's resolved options.
+
+def refuse_unsupported(options: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> None:
+    """Check the engine's options.
 
     Args:
-        options: an object with the engine's option names as attributes.
+        options: an object with the engine's option names as attributes: resolved, or for
+            EARLY_REFUSALS as they were given.
 
     Raises:
         StartupError: an option is set to a value that the cache does not support;
-            the message names the option, the value and what is allowed.
+            the message names the option, the value, why, what is allowed and what to use.
     """
-    for refusal in REFUSALS:
+    for refusal in refusals:
         value = getattr(options, refusal.field)
-        if refusal.refused(value):
-            raise StartupError(
-                f"{refusal.option} {value} is not supported by "
-                f"--radix-cache-backend {BACKEND}; allowed: {refusal.allowed}"
-            )
+        if refusal.refused(value, options):
+            raise StartupError(refusal.message(value))
 
 
-_USE_INSTEAD = {
-    "Llama4ForCausalLM": "the multimodal checkpoint (Llama4ForConditionalGeneration), or ",
-}
-"""What serves the same model."""
+_WITHOUT_CHUNKS = {"Llama4ForCausalLM": "Llama4ForConditionalGeneration"}
+"""Architectures for which the engine's attention leaves the chunks out, whatever the configuration
+says of pools, and the one of the same model for which it does not."""
 
 
 def refuse_model(architecture: str, *, hybrid: bool) -> None:
@@ -124,12 +239,17 @@ def refuse_model(architecture: str, *, hybrid: bool) -> None:
         hybrid: whether the engine keeps its sliding-window KV in a pool apart.
 
     Raises:
-        StartupError: it does not; the message names the architecture and what to use.
+        StartupError: it does not, or does not compute with windows; the message names the
+            architecture and what to use.
     """
+    refused = f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang"
+    if served := _WITHOUT_CHUNKS.get(architecture):
+        raise StartupError(
+            f"{refused} keeps no pool of windows for it, and its attention reads beyond the "
+            f"chunks; use a checkpoint of {served}, or {OWN_CACHE}"
+        )
     if not hybrid:
         raise StartupError(
-            f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang keeps no pool "
-            "of sliding-window KV for this architecture, so there are no windows to keep apart; "
-            f"use {_USE_INSTEAD.get(architecture, '')}SGLang's own cache: without "
-            f"--radix-cache-backend {BACKEND} and {TOGGLE}=1"
+            f"{refused} keeps no pool of sliding-window KV for this architecture, so there are no "
+            f"windows to keep apart; use {OWN_CACHE}"
         )

@@ -29,6 +29,7 @@ from sglang_ext.adapter.idle_check import IdleCheck
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.keys import Keys
 from sglang_ext.adapter.locks import Locks
+from sglang_ext.adapter.session_refs import SessionRefs
 from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.host.arena import ArenaPool
@@ -66,6 +67,8 @@ class SwaHiCache(BasePrefixCache):
         hicache_storage_pass_prefix_keys: False; backends get no keys of what is in front.
         kv_events: None if this process publishes no KV events.
 
+        enable_session_radix_cache: whether it may tell the cache of sessions.
+
     Attributes of ours:
         storage: the storage tier.
         resets: how often everything was dropped.
@@ -76,6 +79,7 @@ class SwaHiCache(BasePrefixCache):
         kv: what the engine is told of the device; by default that there are both components.
         inside: where device pages are smaller than the table's.
         low_values_first: see ``importance``.
+        session_refs: None if the server does not tell the cache of sessions.
     """
 
     hicache_storage_pass_prefix_keys = False
@@ -90,6 +94,7 @@ class SwaHiCache(BasePrefixCache):
         kv: DeviceKv | None = None,
         inside: InsidePages | None = None,
         low_values_first: bool = False,
+        session_refs: SessionRefs | None = None,
     ) -> None:
         self.disable = False
         self.req_to_token_pool = params.req_to_token_pool
@@ -102,6 +107,8 @@ class SwaHiCache(BasePrefixCache):
         self._page_tokens = index.geometry.page_tokens
         self._admission = admission
         self._low_values_first = low_values_first
+        self._session_refs = session_refs
+        self.enable_session_radix_cache = session_refs is not None
         self._inside = inside
         window = index.geometry.window_pages * self._page_tokens
         self._surely_admitted = admission.surely_up_to(window)
@@ -273,10 +280,29 @@ class SwaHiCache(BasePrefixCache):
         if req.finished():
             geometry = self.index.geometry
             self.index.end_request(rows, geometry.whole_pages_in(len(req.origin_input_ids)))
+            if self._session_refs is not None:
+                self._session_refs.ended(req, rows)
 
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:
             self.cache_controller.queue_backup(rows)
+
+    # ---- sessions --------------------------------------------------------------
+
+    def open_radix_session(self, session_id: str) -> int:
+        """See ``SessionRefs.open``."""
+        assert self._session_refs is not None
+        return self._session_refs.open(session_id)
+
+    def ensure_session_generation(self, session_id: str) -> int:
+        """See ``SessionRefs.generation``."""
+        assert self._session_refs is not None
+        return self._session_refs.generation(session_id)
+
+    def release_radix_session(self, session_id: str) -> None:
+        """See ``SessionRefs.close``."""
+        assert self._session_refs is not None
+        self._session_refs.close(session_id)
 
     # ---- evict ---------------------------------------------------------------
 

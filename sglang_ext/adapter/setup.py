@@ -82,13 +82,15 @@ def _take_part_in_resolution(settings: config.ExtConfig) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from sglang_ext.adapter.idle_calls import install_in_front
-    from sglang_ext.adapter.options import refuse_model, refuse_unsupported
+    from sglang_ext.adapter.options import EARLY_REFUSALS, refuse_model, refuse_unsupported
 
     def before(server_args: "ServerArgs") -> None:
         if settings.selected and not getattr(server_args, "_resolution_finished", False):
             select(server_args)
         if server_args.radix_cache_backend == config.BACKEND:
             lay_out_by_pages(server_args)
+            if not server_args.disable_radix_cache:
+                refuse_unsupported(server_args, EARLY_REFUSALS)
 
     def after(server_args: "ServerArgs") -> None:
         view = resolving_view(server_args)

@@ -118,7 +118,7 @@ class StorageFront:
         if write_policy not in (None, self._index.policy.write.value):
             return False, (
                 f"--radix-cache-backend {BACKEND} does not change --hicache-write-policy "
-                f"({self._index.policy.write.value}) while it runs"
+                f"({self._index.policy.write.value}) while it runs; leave hicache_write_policy out"
             )
         attached = self._controller.storage_backend_type
         if self.tier is not None and attached != name:

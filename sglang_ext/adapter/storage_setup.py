@@ -86,11 +86,16 @@ class StorageSetup:
         from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import (
             HybridCacheController,
         )
+        from sglang.srt.runtime_context import get_parallel
 
+        if get_parallel().pp_size > 1:
+            raise StartupError(
+                f"{BACKEND}: there is no storage tier with --pp-size above 1; use --tp-size"
+            )
         if len(self._host.group.entries) == 1:
             raise StartupError(
                 f"{BACKEND}: a storage tier for models without full-attention layers is not "
-                "supported"
+                "supported; use the host tier alone: without --hicache-storage-backend"
             )
         try:
             parsed = HybridCacheController.parse_storage_backend_extra_config(extra_config)

@@ -23,6 +23,7 @@ others call its methods. A flush replaces all of them but the two at the end.
 ``moves.backups.Backups``         device to host
 ``moves.loads.Loads``             host to device
 ``inserts.Inserts``               what requests have computed goes to the table
+``sessions.Sessions``               which pages open sessions have used
 ``storage.persists.Persists``     host to storage
 ``storage.prefetches.Prefetches``   storage to host
 ``moves.log.TransferLog``         numbers of transfers, and those in flight; numbers outlive a flush

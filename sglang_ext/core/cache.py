@@ -29,6 +29,7 @@ from sglang_ext.core.ports import DevicePool
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.retention.retention import Retention
+from sglang_ext.core.sessions import Sessions
 from sglang_ext.core.storage.attachment import Attachment
 from sglang_ext.core.storage.keys import Key
 from sglang_ext.core.storage.persists import Persists
@@ -58,9 +59,10 @@ class PrefixCache:
         expiry: when pages expire, if the eviction policy is learned.
         table, kept, host, host_window: see Residency.
         residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
-            prefetches: the objects that decide; others after each flush.
+            prefetches, sessions: the objects that decide; others after each flush.
 
     Args:
+        spare_pages: see PageTable.
         limits, loops, retention: what only tests choose.
     """
 
@@ -74,6 +76,7 @@ class PrefixCache:
         eviction: EvictionPolicy = EvictionPolicy.LRU,
         spare: Spare = NO_SPARE,
         *,
+        spare_pages: int = 0,
         limits: AgeLimits = NO_LESS,
         loops: Loops = COMPILED,
         retention: Retention | None = None,
@@ -91,6 +94,7 @@ class PrefixCache:
         self.eviction_policy, self._limits, self._spare = eviction, limits, spare
         self._loops = loops
         self._memory = RowMemory()
+        self.spare_pages = spare_pages
         self.expiry: Expiry | NoExpiry = NoExpiry()
         if eviction is EvictionPolicy.LEARNED:
             self.expiry = Expiry(retention or Retention([capacity]))
@@ -108,6 +112,7 @@ class PrefixCache:
             self._limits,
             self._loops,
             self._memory,
+            self.spare_pages,
         )
         table.name_namespaces(self.attachment.seed)
         log, attachment, policy = self.log, self.attachment, self.policy
@@ -140,6 +145,7 @@ class PrefixCache:
         self.loads = Loads(residency, self.eviction, self.ahead, log, self.sampling)
         self.inserts = Inserts(residency, self.eviction, self.ahead, policy.checkpoint_pages)
         self.prefetches = Prefetches(residency, self.room, self.ahead, attachment)
+        self.sessions = Sessions(residency)
 
     # ---- what a request does -------------------------------------------------
 

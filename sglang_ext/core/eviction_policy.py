@@ -29,6 +29,11 @@ class EvictionPolicy(enum.IntEnum):
     """Of requests of the lowest priority."""
     LEARNED = constants.LEARNED
     """What is not expected back, see ``retention.expiry``."""
+    TLRU = constants.TLRU
+    """What is behind all that a prefix needs, so that the next prompt that goes on from it has
+    no more to compute than it may: tail-optimized, arXiv:2510.15152."""
+    SESSIONS = constants.SESSIONS
+    """What no open session has used, see ``sessions``."""
 
 
 MOST_USES = 256.0
@@ -49,5 +54,6 @@ def expected_uses(forks: Numbers, idle: NDArray[np.int64]) -> NDArray[np.float64
 
 
 EVERY = {policy.name.lower(): policy for policy in EvictionPolicy}
-POLICIES = {name: policy for name, policy in EVERY.items() if policy is not EvictionPolicy.LEARNED}
+_BY_ANOTHER_OPTION = (EvictionPolicy.LEARNED, EvictionPolicy.SESSIONS)
+POLICIES = {name: policy for name, policy in EVERY.items() if policy not in _BY_ANOTHER_OPTION}
 """Those that the engine has names for."""

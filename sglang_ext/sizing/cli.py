@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
-from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.eviction_policy import POLICIES, EvictionPolicy
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.sizing import plot, traces
 from sglang_ext.sizing.bounds import Bounds
@@ -31,6 +31,8 @@ from sglang_ext.sizing.traffic import SHAPES, Tokens, interleave
 
 _VOCABULARY = 1 << 17
 _GB = 1e9
+_EVICTIONS = sorted(n for n, policy in POLICIES.items() if policy is not EvictionPolicy.TLRU)
+"""Those that need no parameters."""
 _MOST_GB = 1e6
 _MOST_PAGES = 1 << 26
 """Of a table; more of them take longer than anybody waits."""
@@ -73,7 +75,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     engine.add_argument(
         "--eviction",
         nargs="+",
-        choices=sorted(POLICIES),
+        choices=_EVICTIONS,
         default=["lru"],
         help="--radix-eviction-policy",
     )

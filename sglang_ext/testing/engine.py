@@ -91,6 +91,7 @@ class SimEngine:
             sizes.policy(),
             eviction=EVERY[sizes.eviction],
             spare=sizes.spare,
+            spare_pages=sizes.spare_pages,
             limits=sizes.limits(capacity),
             loops=loops,
             retention=sizes.retention(capacity),

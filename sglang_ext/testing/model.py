@@ -168,7 +168,7 @@ class ModelledIndex(PrefixCache):
             stays = self.table.stay[self.table.kind[rows]].tolist()
             used = definitions.expiry(self._clock, stays, [page.used for page in path])
         for page, tick in zip(path, used, strict=True):
-            page.used, page.rank = tick, page.ranked(policy)
+            page.used, page.rank = tick, page.ranked(policy, self.spare_pages)
         path[-1].resume = True
         children = Counter(page.parent for page in self.pages.values())
         for end, key in enumerate(keys, start=1):
@@ -214,7 +214,7 @@ class ModelledIndex(PrefixCache):
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
-            page.count(request, priority)
+            page.count(request, priority, len(rows))
             before[key] = page.states
         if len(rows):
             self._use(rows)
@@ -302,7 +302,7 @@ class ModelledIndex(PrefixCache):
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
         """See PrefixCache."""
         pages = [self.pages[self._key(row)] for row in rows.tolist()]
-        expected = sum(page.count(request, priority) for page in pages) > 0
+        expected = sum(page.count(request, priority, len(pages)) for page in pages) > 0
         counted = super().count_request(rows, request, priority)
         _require(counted == expected, f"a request was counted: {counted}, expected {expected}")
         return counted

@@ -26,6 +26,7 @@ class ModelPage:
     rank: int = 0
     used: int = 0
     priority: int = -(1 << 63)
+    longest: int = 0
     forks: int = 0
     requests: list[int] = dataclasses.field(default_factory=list)
     band: int = UNUSED
@@ -56,15 +57,17 @@ class ModelPage:
         """What the host goes by: by policy, then uses for the time since the last one."""
         return self.rank, min(1 + self.forks, 255) / (clock - self.used + 1)
 
-    def count(self, request: int, priority: int) -> bool:
-        """A request uses the page; whether it is another one than the last."""
+    def count(self, request: int, priority: int, pages: int) -> bool:
+        """A request whose prefix has so many pages uses the page; whether it is another one than
+        the last."""
         self.priority = max(self.priority, priority)
+        self.longest = max(self.longest, pages)
         if self.requests and self.requests[-1] == request:
             return False
         self.requests.append(request)
         return True
 
-    def ranked(self, policy: str) -> int:
+    def ranked(self, policy: str, spare_pages: int) -> int:
         """What a policy thinks of the page now, by its definition."""
         return {
             "lru": 0,
@@ -72,6 +75,8 @@ class ModelPage:
             "lfu": min(2047, len(self.requests)),
             "slru": int(len(self.requests) >= 2),
             "priority": self.priority,
+            "sessions": 0,  # nobody opens one
+            "tlru": int(self.depth < self.longest - spare_pages),
         }[policy]
 
 

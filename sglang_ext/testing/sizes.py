@@ -31,6 +31,7 @@ class Sizes:
 
     Attributes:
         eviction: name of the policy.
+        spare_pages: see PageTable.
         rebuild: requests after which what is learned changes; 0 for a server's, and for who
             decides what a server goes by.
         storage_threshold: fewest pages worth a prefetch; 0 for no storage.
@@ -54,6 +55,7 @@ class Sizes:
     write: WritePolicy = WritePolicy.WRITE_THROUGH
     extent_pages: int = 0
     eviction: str = "lru"
+    spare_pages: int = 2
     rebuild: int = 0
     spare: Spare = NO_SPARE
     storage_threshold: int = 0

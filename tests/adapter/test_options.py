@@ -11,7 +11,13 @@ import sglang_ext_cpu
 from sglang_ext import config
 from sglang_ext.adapter import drafts, setup
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.options import KV_TYPES, REFUSALS, refuse_model, refuse_unsupported
+from sglang_ext.adapter.options import (
+    EARLY_REFUSALS,
+    KV_TYPES,
+    REFUSALS,
+    refuse_model,
+    refuse_unsupported,
+)
 from sglang_ext.adapter.page_copies import EngineCopies, page_copies
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
@@ -24,6 +30,7 @@ GOOD = {
     "attn_cp_size": 1,
     "dcp_size": 1,
     "disaggregation_mode": "null",
+    "enable_pd_role_switch": False,
     "hicache_storage_backend": None,
     "hicache_write_policy": "write_through",
     "hicache_host_memory_mode": "cache",
@@ -54,11 +61,16 @@ def test_supported_options_pass() -> None:
 def test_each_refusal_names_option_value_and_what_is_allowed(refusal) -> None:  # noqa: ANN001
     bad = 2 if isinstance(GOOD[refusal.field], int) else "other"
     bad = True if isinstance(GOOD[refusal.field], bool) else bad
+    # some are refused beside others alone
+    beside = {"pp_size": ("--pp-size" in refusal.allowed and 2) or 1}
+    beside["enable_session_radix_cache"] = "--enable-session" in refusal.allowed
+    options = {**GOOD, **beside, refusal.field: bad}
     with pytest.raises(StartupError) as caught:
-        refuse_unsupported(SimpleNamespace(**{**GOOD, refusal.field: bad}))
+        refuse_unsupported(SimpleNamespace(**options), (refusal,))
     message = str(caught.value)
     assert f"{refusal.option} {bad} " in message
-    assert f"allowed: {refusal.allowed}" in message
+    assert refusal.why in message
+    assert f"; allowed: {refusal.allowed}; or use {refusal.instead}" in message
 
 
 @pytest.mark.parametrize("algorithm", drafts.SERVED)
@@ -94,6 +106,22 @@ def test_kv_with_scales_of_blocks_is_refused_with_what_to_use(kind: str) -> None
     refused = rf"--kv-cache-dtype {kind} .* allowed: auto, bf16, bfloat16, fp8_e4m3, fp8_e5m2"
     with pytest.raises(StartupError, match=refused):
         refuse_unsupported(SimpleNamespace(**{**GOOD, "kv_cache_dtype": kind}))
+
+
+def test_a_policy_takes_its_own_parameters_alone() -> None:
+    given = {"threshold": 4096, "next_prompt_estimate": 512}
+    tlru = {**GOOD, "radix_eviction_policy": "tlru", "radix_eviction_policy_config": given}
+    refuse_unsupported(SimpleNamespace(**tlru))
+    for other in ({"radix_eviction_policy": "slru"}, {"radix_eviction_policy_config": {"x": 1}}):
+        with pytest.raises(StartupError, match=r"--radix-eviction-policy-config .* no such param"):
+            refuse_unsupported(SimpleNamespace(**{**tlru, **other}))
+
+
+def test_a_prefill_server_passes_and_a_decode_server_does_not() -> None:
+    for mode in ("null", "prefill"):
+        refuse_unsupported(SimpleNamespace(disaggregation_mode=mode), EARLY_REFUSALS)
+    with pytest.raises(StartupError, match=r"--disaggregation-mode decode .* null, prefill"):
+        refuse_unsupported(SimpleNamespace(disaggregation_mode="decode"), EARLY_REFUSALS)
 
 
 def test_every_type_of_kv_that_the_engine_offers_is_known() -> None:
@@ -167,8 +195,18 @@ def test_models_that_are_named_are_served_and_others_refused_by_name() -> None:
         assert architecture in known
         with pytest.raises(StartupError, match=f"does not serve {architecture}: SGLang keeps no"):
             refuse_model(architecture, hybrid=bool(is_hybrid_swa_model([architecture])))
-    with pytest.raises(StartupError, match="use the multimodal checkpoint"):
-        refuse_model("Llama4ForCausalLM", hybrid=False)
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_text_only_llama_4_is_refused_whatever_its_configuration_says(*, hybrid: bool) -> None:
+    """A configuration can ask for a pool of windows (``is_hybrid_swa``); chunks it cannot ask
+    for."""
+    from sglang.srt.configs.model_config import is_local_attention_model
+
+    assert is_local_attention_model(["Llama4ForConditionalGeneration"])
+    assert not is_local_attention_model(["Llama4ForCausalLM"])
+    with pytest.raises(StartupError, match="use a checkpoint of Llama4ForConditionalGeneration"):
+        refuse_model("Llama4ForCausalLM", hybrid=hybrid)
 
 
 def test_the_checkpoint_interval_is_a_number_of_tokens() -> None:

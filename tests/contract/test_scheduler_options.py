@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sglang_ext.adapter.options import REFUSALS
+from sglang_ext.adapter.options import EARLY_REFUSALS, REFUSALS
 from tests.conftest import ROOT
 from tests.e2e.test_scheduler_options import SERVERS
 
@@ -72,7 +72,7 @@ def test_what_works_is_in_the_test_that_is_named() -> None:
 
 
 def test_what_is_refused_is_refused_by_that_name() -> None:
-    refused = {refusal.option for refusal in REFUSALS}
+    refused = {refusal.option for refusal in (*EARLY_REFUSALS, *REFUSALS)}
     for options, said in rows():
         for other in re.findall(r"refused with `(--[a-z-]+)`", said):
             assert other in refused

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.constants import INSIDE_BAND, MAX_RANK, MAX_TICK, TICK_SHIFT
 from sglang_ext.core.eviction_policy import POLICIES
+from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.engine import SimEngine
@@ -27,7 +29,8 @@ WILD = st.sampled_from(sorted(itertools.chain(*PRIORITIES)))
 def test_ranks_never_rise_along_a_path(uses: list[tuple[int, int]], policy: str) -> None:
     """All requests of a page have used the pages before it."""
     hits, priorities = (np.sort(np.array(n, dtype=np.int32))[::-1] for n in zip(*uses, strict=True))
-    columns = SimpleNamespace(hits=hits, priority=priorities)
+    depths = np.arange(len(hits))
+    columns = SimpleNamespace(hits=hits, priority=priorities, depth=depths)
     number = int(POLICIES[policy])
     ranks = [INTERPRETED.paths.rank_of(columns, row, number) for row in range(len(hits))]
     assert (np.diff(ranks) <= 0).all()
@@ -85,4 +88,31 @@ def test_what_goes_first(case: str) -> None:
         engine.finish(request)
     last = {seed: rows_of(engine, prompt(4, seed))[-1] for seed in (1, 2, 3)}
     assert min(last, key=lambda seed: engine.index.table.age[last[seed]]) == victim
+    engine.check_idle()
+
+
+def test_what_a_prefix_can_spare_goes_first() -> None:
+    """Two pages at the end of each, those of the older prefix before those of the younger; then
+    the rest, in the same order. What a longer prefix goes on from is needed."""
+    engine = SimEngine(Geometry(PAGE, 32), Sizes(40, 40, eviction="tlru", spare_pages=2))
+
+    def compute(tokens: NDArray[np.int64]) -> None:
+        request = engine.start(tokens)
+        engine.compute(request, len(tokens))
+        engine.finish(request)
+
+    def order(*paths: Rows) -> list[int]:
+        rows = np.concatenate(paths)
+        return rows[np.argsort(engine.index.table.age[rows])].tolist()
+
+    old, young = prompt(4, 1), prompt(4, 2)
+    compute(old)
+    compute(young)
+    first, second = rows_of(engine, old), rows_of(engine, young)
+    backwards = [*first[:1:-1], *second[:1:-1], *first[1::-1], *second[1::-1]]
+    assert order(first, second) == backwards
+    longer = join(old, prompt(2, 3))
+    compute(longer)
+    first = rows_of(engine, longer)
+    assert order(first, second) == [*second[:1:-1], *first[:3:-1], *second[1::-1], *first[3::-1]]
     engine.check_idle()

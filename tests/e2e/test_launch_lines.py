@@ -6,14 +6,13 @@ of ``--tp`` and ``--dp`` more than two ranks. Lines without a host tier get one.
 of a server without a prefix cache and without drafts.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from launch.models.architectures import ready_made
-from launch.server import OURS, STRICT_CHECKS, ServerError, dp_attention
+from launch.server import OURS, STRICT_CHECKS, dp_attention
 from launch.traffic import Traffic
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates

@@ -47,6 +47,28 @@ def test_who_is_scheduled_first_stays_longest(serve) -> None:  # noqa: ANN001
         assert_idle_and_alive(server)
 
 
+def test_what_an_open_session_has_used_stays(serve) -> None:  # noqa: ANN001
+    """Until it is closed; with a host tier, whose copies do not count here."""
+    options = ["--enable-session-radix-cache", "--page-size", "16"]
+    with serve(128, *OURS, *HOST, *options) as server:
+        first = generate(server, prompt(1), 4, session_id="one")
+        generate(server, prompt(2), 4)
+
+        def others(begin: int) -> None:
+            for seed in range(begin, begin + 10):  # all that there is room for beside one
+                generate(server, prompt(seed), 4)
+
+        others(10)
+        found = generate(server, prompt(1), 4, session_id="one")
+        assert found["output_ids"] == first["output_ids"]
+        assert cached(found)["device"] == 288
+        assert cached(generate(server, prompt(2), 4))["device"] == 0
+        server.post("/close_session", {"session_id": "one"})
+        others(30)
+        assert cached(generate(server, prompt(1), 4))["device"] == 0
+        assert_idle_and_alive(server)
+
+
 def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
     """One server: metrics on, dfs-weight order, slru, flush, and the cache works again."""
     options = ["--enable-metrics", "--schedule-policy", "dfs-weight", "--page-size", "16"]
@@ -154,9 +176,12 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
     with serve(128, *OURS, "--disable-radix-cache") as server:
         generate(server, prompt(1), 8)
         assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0}
-    with serve(128, *OURS, "--page-size", "16") as server:
+    tlru = {"threshold": 128, "next_prompt_estimate": 64}
+    policy = ["--radix-eviction-policy", "tlru", "--radix-eviction-policy-config", json.dumps(tlru)]
+    with serve(128, *OURS, "--page-size", "16", *policy) as server:
         generate(server, prompt(1), 8)
         assert cached(generate(server, prompt(1), 8)) == {"device": 288, "host": 0}
+        assert "eviction tlru" in server.log.read_text()
 
 
 @pytest.mark.parametrize(

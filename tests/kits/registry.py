@@ -254,7 +254,8 @@ CANNOT = {
         "*",
     ): "for recurrent state: asks that the second of three branches "
     "finds nothing; this cache finds the prefix",
-    ("pd_parity_kit", "*"): "disaggregation is refused by name (`--disaggregation-mode`)",
+    ("pd_parity_kit", "*"): "its fixture starts both servers with RDMA devices; "
+    "`tests/e2e/test_disaggregation.py` compares tokens over TCP",
     ("spec_decoding_kit", "*"): SPECULATION,
     ("spec_server_kits", "test_acc_length"): SPECULATION,
     ("spec_server_kits", "test_batch_generation"): SPECULATION,

@@ -65,6 +65,7 @@ def install_fixes() -> None:
     try:
         from sglang_ext_cpu import (
             attention,
+            disaggregation,
             dp_attention,
             gpu_copies,
             host_copies,
@@ -86,6 +87,7 @@ def install_fixes() -> None:
             _do_not_compile()
             pinned.install()
             dp_attention.install()
+            disaggregation.install()
         host_reserve.install()
         step_times.install()
         proposals.install()

@@ -10,7 +10,7 @@ NO_REQUEST = -1
 ABSENT = -1
 """Slot of a page that has no copy."""
 EMPTY_BUCKET = (1 << 64) - 1
-LRU, LFU, SLRU, PRIORITY, LEARNED = range(5)
+LRU, LFU, SLRU, PRIORITY, LEARNED, TLRU, SESSIONS = range(7)
 """Eviction policies, see ``eviction_policy``."""
 PAD = -(1 << 62) - 1
 """Fills the page of a tail up; no token equals it. Odd: products of even numbers are small in

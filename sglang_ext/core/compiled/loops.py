@@ -37,8 +37,10 @@ from sglang_ext.core.compiled.constants import (
     PAD,
     PRIORITY,
     RANK_SHIFT,
+    SESSIONS,
     SLRU,
     TICK_SHIFT,
+    TLRU,
     UNUSED_BAND,
 )
 from sglang_ext.core.compiled.digests import find, forget, half, page_digest, power, remember
@@ -179,6 +181,10 @@ def rank_of(c, row, policy):
         return int64(c.hits[row] >= 2)
     if policy == PRIORITY:
         return int64(c.priority[row])
+    if policy == SESSIONS:
+        return int64(c.priority[row] > 0)
+    if policy == TLRU:
+        return int64(c.depth[row] < c.priority[row])
     return int64(0)
 
 

@@ -7,6 +7,8 @@ from sglang_ext.core.plan import Transfer, TransferKind
 
 BACKUPS_A_STEP = 64
 """Backups committed in one step at most: each has its own element in the report."""
+ENTRIES = 2 + BACKUPS_A_STEP
+"""Of a report."""
 
 
 class Ledger:

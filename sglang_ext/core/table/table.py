@@ -100,7 +100,9 @@ class PageTable:
         forks: (rows,) int32, how often a request went on from here for itself after another
             had gone on from here: what a prefix that many share has, and the end of a
             conversation has not.
-        priority: (rows,) int32, rank of the largest priority among them, see ``PriorityRanks``.
+        priority: (rows,) int32, rank of the largest priority among them, see ``PriorityRanks``;
+            with TLRU the most pages that one of their prefixes needs, with SESSIONS how many
+            open sessions have used the page.
         kind: (rows,) int8, class of the page; UNKNOWN until a request has ended that used it.
         used: (rows,) int64, the last such request, in requests; 0 for none.
         stay: (classes,) int64, ticks from its use until a page of that class expires.
@@ -118,6 +120,7 @@ class PageTable:
 
     Args:
         memory: of a table before, which nobody uses any more.
+        spare_pages: with TLRU, pages at the end of a prefix that it does not need.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class PageTable:
         limits: AgeLimits = NO_LESS,
         loops: Loops = COMPILED,
         memory: RowMemory | None = None,
+        spare_pages: int = 0,
     ) -> None:
         assert 2 * capacity < limits.ticks, f"ages cannot order {capacity} rows"
         self.geometry = geometry
@@ -165,7 +169,7 @@ class PageTable:
         self.when_renumbered: list[Callable[[], None]] = []
         self._stored_changed: Callable[[Rows], None] | None = None
         self._by_priority = policy is EvictionPolicy.PRIORITY
-        self._policy = int(policy)
+        self._policy, self._spare_pages = int(policy), spare_pages
         self.prospects: Prospects = PastUses(self)
         self._window = geometry.window_pages
         self._limits = limits
@@ -537,7 +541,7 @@ class PageTable:
         Args:
             interval: pages between those inside a prompt, see ``windows.resume_points``.
         """
-        rank, now = self.priority_rank(priority), self.now
+        rank, now = self._importance(rows, priority), self.now
         policy, window = self._policy, self._window
         self._paths.record(self._arrays, rows, request, rank, now, policy, window, interval)
 
@@ -549,8 +553,21 @@ class PageTable:
             request: identifies the request; not NO_REQUEST.
             requested: its priority, any 64-bit number; larger is more important.
         """
-        rank = self.priority_rank(requested)
+        rank = self._importance(rows, requested)
         return bool(self._paths.count_request(self._arrays, rows, request, rank))
+
+    def _importance(self, path: Rows, requested: int) -> int:
+        """What a request makes ``priority`` of a path at least."""
+        if self._policy == EvictionPolicy.TLRU:
+            return max(0, len(path) - self._spare_pages)
+        return self.priority_rank(requested)
+
+    def refer(self, rows: Rows, sessions: int) -> None:
+        """So many more sessions, or fewer, have used pages, each with all pages before it on its
+        path. When they were used does not change."""
+        self.priority[rows] += sessions
+        within = self.age[rows] & ((1 << RANK_SHIFT) - 1)
+        self.age[rows] = within + ((self.priority[rows] > 0).astype(np.int64) << RANK_SHIFT)
 
     def priority_rank(self, requested: int) -> int:
         """Rank of the priority of a request; 0 if the eviction policy does not look at it."""
