@@ -14,7 +14,7 @@ from sglang_ext.adapter.copy_trial import try_copies
 from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
-from sglang_ext.adapter.host_pools import build_host_group, layers_by_component
+from sglang_ext.adapter.host_pools import build_host_group, layers_by_component, page_bytes
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.kv_events import KvEvents
 from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    from sglang_ext.adapter.metrics import DeviceSizes
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:
-        _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
+        _attach_metrics(ctx, cache, kv_pool, arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
     plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
@@ -344,7 +346,9 @@ def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
     return schedule
 
 
-def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
+def _attach_metrics(
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv_pool: "SWAKVPool", arena: Arena | None
+) -> None:
     from sglang.srt.observability import metrics_collector as engine
 
     from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
@@ -353,14 +357,29 @@ def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
     cache.init_metrics_collector()
     collector, index = cache.metrics_collector, cache.index
     assert collector is not None
-    cache.metrics = metrics = IndexMetrics(index, collector.labels, arena)
+    sizes = _device_sizes(ctx, kv_pool, index.geometry)
+    cache.metrics = metrics = IndexMetrics(index, collector.labels, sizes, arena)
     if arena is not None:
         assert cache.cache_controller is not None
         page = index.geometry.page_tokens
-        take = cache.cache_controller.take_durations
-        metrics.host = HostTierFeed(collector, arena, page, index.policy.write, take)
+        cache.cache_controller.lag = metrics.lag
+        metrics.take_ended = cache.cache_controller.take_ended
+        metrics.host = HostTierFeed(collector, arena, page, index.policy.write)
         make = engine.resolve_collector_class(
             engine.STAT_LOGGER_ROLE_STORAGE, engine.StorageMetricsCollector
         )
         metrics.storage = StorageFeed(page, make)
     cache.storage.export_to(metrics)
+
+
+def _device_sizes(
+    ctx: "TreeCacheBuildContext", kv_pool: "SWAKVPool", geometry: Geometry
+) -> "DeviceSizes":
+    from sglang_ext.adapter.metrics import DeviceSizes
+
+    allocator: Any = ctx.params.token_to_kv_pool_allocator
+    window = sum(page_bytes(kv_pool.swa_kv_pool, geometry))
+    # pages of a model without full-attention layers are numbers
+    full = 0 if geometry.whole_pages else sum(page_bytes(kv_pool.full_kv_pool, geometry))
+    pages = [size // geometry.page_tokens for size in (allocator.size_full, allocator.size_swa)]
+    return DeviceSizes((full, window), (pages[0] * full, pages[1] * window))

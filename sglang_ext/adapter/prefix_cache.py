@@ -29,6 +29,7 @@ from sglang_ext.adapter.idle_check import IdleCheck
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.keys import Keys
 from sglang_ext.adapter.locks import Locks
+from sglang_ext.adapter.prompt_tokens import Found
 from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.host.arena import ArenaPool
@@ -152,16 +153,16 @@ class SwaHiCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         key = params.key
-        match = self.index.match_and_use(*self.keys.of(key))
+        match = found = self.index.match_and_use(*self.keys.of(key))
         if match.cut and match.device_pages < len(match.rows):
             match = self._loadable(match, params)
+        # the key itself may be limited, the prefill is not
+        if len(match.rows) and len(key.token_ids) > self._surely_admitted:
+            match = self._admissible(match, params)
         if self.metrics is not None:
-            self.metrics.matched(match.behind * self._page_tokens)
+            self._tell_found(self.metrics, params.req, found, match)
         if len(match.rows) == 0:
             return self._nothing
-        # the key itself may be limited, the prefill is not
-        if len(key.token_ids) > self._surely_admitted:
-            match = self._admissible(match, params)
         rows, pages, to_pin, _, cut = match
         page = self._page_tokens
         best = on_device = self.keys.prefix(rows, cut)
@@ -177,6 +178,15 @@ class SwaHiCache(BasePrefixCache):
             host_hit_length=length - on_device_length,
             swa_host_hit_length=to_pin * page,
         )
+
+    def _tell_found(
+        self, metrics: "IndexMetrics", req: "Req | None", found: PrefixMatch, offered: PrefixMatch
+    ) -> None:
+        page = self._page_tokens
+        resume, possible = (len(match.rows) * page - match.cut for match in (offered, found))
+        # a page that the request would resume inside is not counted with those behind it
+        known = (len(found.rows) - (found.cut > 0) + found.behind) * page
+        metrics.matched(req, offered.rows, Found(resume, possible, known))
 
     def _loadable(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best one of whole pages if a load must not end inside one."""
@@ -269,7 +279,11 @@ class SwaHiCache(BasePrefixCache):
     def _note_end(self, req: "Req", rows: Rows) -> None:
         """A request of which the cache has a path has ended, if it has."""
         if req.finished():
+            if self.metrics is not None:
+                self.metrics.ended(req, rows)
             self.index.end_request(rows, len(req.origin_input_ids) // self._page_tokens)
+        elif self.metrics is not None:
+            self.metrics.used(rows)
 
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:
@@ -327,8 +341,12 @@ class SwaHiCache(BasePrefixCache):
         controller = self.cache_controller
         if controller is None or not self.keys.is_current(node):
             return 0, params.req.last_node
+        window = self.index.window_of(node.rows)
+        missing = int(np.count_nonzero(~self.index.table.swa_device.present[window]))
         if not controller.queue_load(node.rows):
             return 0, params.req.last_node
+        if self.metrics is not None:
+            self.metrics.prompts.loads(params.req.rid, missing)
         return len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len, node
 
     def ready_to_load_host_cache(self) -> int:
@@ -352,6 +370,9 @@ class SwaHiCache(BasePrefixCache):
         """Submit the backups queued by the last batch."""
         if self.cache_controller is not None:
             self.cache_controller.submit_backups()
+        elif self.metrics is not None:
+            # without a host tier nobody comes by when there is nothing to do
+            self.metrics.publish(at_once=not self._locks)
 
     # ---- storage tier --------------------------------------------------------
 
@@ -463,6 +484,8 @@ class SwaHiCache(BasePrefixCache):
         self.index.reset()
         if self.kv_events is not None:
             self.kv_events.cleared()
+        if self.metrics is not None:
+            self.metrics.flushed()
         self._locks.clear()
         self.resets += 1
         self.storage.follow_weights()

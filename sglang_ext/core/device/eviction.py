@@ -86,14 +86,20 @@ class DeviceEviction:
         if pages > 0:
             rows = self._candidates.first(Kind.VICTIMS, pages + self._spare.beside(pages))
             rows = self._up_to_loss(rows, pages, self._loses_page)
+            self._tell(rows, windows=False)
             freed, freed_windows = self._demote(rows)
         if window_pages > freed_windows:
             wanted = window_pages - freed_windows
             more = wanted + self._spare.beside_windows(wanted)
             rows = self._candidates.first(Kind.WINDOW_VICTIMS, more)
             rows = self._up_to_loss(rows, wanted, self._loses_window)
+            self._tell(rows, windows=True)
             freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows
+
+    def _tell(self, rows: Rows, *, windows: bool) -> None:
+        if (departures := self._residency.departures) is not None and len(rows):
+            departures.left_device(rows, windows=windows)
 
     def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
         """The first ``wanted`` of ``rows``, and those behind them up to the first one that is
