@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from sglang_ext.adapter.metric_definitions import METRICS, PREFIX, Definition, Kind, Where
+from sglang_ext.errors import StartupError
 
 
 class Exported:
@@ -16,9 +17,18 @@ class Exported:
 
     Import of prometheus_client must wait until the engine has set
     ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
+
+    Raises:
+        StartupError: a label that was asked for has the name of one of ours.
     """
 
     def __init__(self, labels: dict[str, Any], where: Collection[Where]) -> None:
+        own = sorted({label for definition in METRICS for label in definition.labels})
+        if taken := [label for label in own if label in labels]:
+            raise StartupError(
+                f"--extra-metric-labels {taken[0]}={labels[taken[0]]!r}: metrics of the cache have "
+                f"a label of this name; allowed are others than {', '.join(own)}"
+            )
         self._labels = labels
         self._children: dict[tuple[str, ...], Any] = {}
         self._metrics: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from sglang_ext.adapter.kv_events import KvEvents
 from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.adapter.request_spans import RequestSpans
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
@@ -130,8 +131,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     )
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, group, memory)
-    if params.enable_metrics:
-        _attach_metrics(ctx, cache, kv_pool, arena if ctx.enable_hierarchical_cache else None)
+    _let_observe(ctx, cache, kv_pool, arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
     plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
@@ -344,6 +344,18 @@ def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:
             schedule.extend([None] * (layer + 1 - len(schedule)))
             schedule[layer] = (component, local)
     return schedule
+
+
+def _let_observe(
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv_pool: "SWAKVPool", arena: Arena | None
+) -> None:
+    """Metrics and traces, if the engine has them."""
+    from sglang.srt.runtime_context import get_observability
+
+    if ctx.params.enable_metrics:
+        _attach_metrics(ctx, cache, kv_pool, arena)
+    if get_observability().enable_trace:
+        cache.spans = RequestSpans(cache.index)
 
 
 def _attach_metrics(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.idle_calls import WaitingRelease
     from sglang_ext.adapter.kv_events import KvEvents
     from sglang_ext.adapter.metrics import IndexMetrics
+    from sglang_ext.adapter.request_spans import RequestSpans
     from sglang_ext.adapter.step_trace import StepTrace
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
 
@@ -121,6 +122,7 @@ class SwaHiCache(BasePrefixCache):
         self._host_group: HostPoolGroup | None = None
         self._host_memory: ArenaMemory | None = None
         self.metrics: IndexMetrics | None = None
+        self.spans: RequestSpans | None = None
         self.step_trace: StepTrace | None = None
         self.waiting_release: WaitingRelease | None = None
         self.kv_events: KvEvents | None = None  # type: ignore[assignment]
@@ -161,6 +163,8 @@ class SwaHiCache(BasePrefixCache):
             match = self._admissible(match, params)
         if self.metrics is not None:
             self._tell_found(self.metrics, params.req, found, match)
+        if self.spans is not None and params.req is not None:
+            self.spans.matched(params.req)
         if len(match.rows) == 0:
             return self._nothing
         rows, pages, to_pin, _, cut = match
@@ -345,9 +349,12 @@ class SwaHiCache(BasePrefixCache):
         missing = int(np.count_nonzero(~self.index.table.swa_device.present[window]))
         if not controller.queue_load(node.rows):
             return 0, params.req.last_node
+        tokens = len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len
         if self.metrics is not None:
             self.metrics.prompts.loads(params.req.rid, missing)
-        return len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len, node
+        if self.spans is not None:
+            self.spans.load_begun(params.req, tokens)
+        return tokens, node
 
     def ready_to_load_host_cache(self) -> int:
         """Submit the queued loads; the number the batch waits for, or -1."""
@@ -363,6 +370,8 @@ class SwaHiCache(BasePrefixCache):
             if self.step_trace is not None:
                 in_flight = len(self.ongoing_write_through)
                 self.step_trace.step(start, in_flight, idle=not self._locks)
+            if self.spans is not None:
+                self.spans.look()
             if self.metrics is not None:
                 self.metrics.publish()
 
@@ -410,6 +419,8 @@ class SwaHiCache(BasePrefixCache):
             parts = (rest["matched_prefix_tokens"], new_input_tokens)
             tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
             namespace = (rest["extra_key"], rest["cache_salt"])
+            if self.spans is not None:
+                self.spans.prefetch_begun(handle)
             self.storage.prefetch(handle, self.keys.pages(tokens, len(tokens)), namespace)
 
     def check_prefetch_progress(self, handle: Hashable) -> bool:
@@ -418,11 +429,16 @@ class SwaHiCache(BasePrefixCache):
 
     def pop_prefetch_loaded_span(self, handle: Hashable) -> tuple[int, int | None]:
         """See ``StorageFront.pop_loaded``."""
-        return self.storage.pop_loaded(handle)
+        loaded = self.storage.pop_loaded(handle)
+        if self.spans is not None:
+            self.spans.prefetch_ended(handle, loaded[0])
+        return loaded
 
     def release_aborted_request(self, handle: Hashable) -> None:
         """A request has gone."""
         self.storage.forget(handle)
+        if self.spans is not None:
+            self.spans.forget(handle)
 
     def is_backuped(self, node: Prefix) -> bool:
         """Storage is asked whatever a prefix ends with."""

@@ -51,6 +51,10 @@ class PromptTokens:
         self.computed: Counter[Cause] = Counter()
         self._recomputed: list[int] = []
 
+    def __len__(self) -> int:
+        """Requests of which something is kept until they end."""
+        return len(self._found | self._loaded)
+
     def matched(self, request: str, found: Found) -> None:
         """A request that waits was matched; the last match before it runs counts."""
         self._found[request] = found

@@ -114,7 +114,7 @@ class PrefixCache:
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()
         residency = Residency(table, self.device_pool, self.host_tier, self.counters)
-        residency.departures = self._departures
+        residency.tell_departures(self._departures)
         self.table: PageTable = table
         self.kept: KeptWindows = residency.kept
         self.host: HostSpace = residency.host
@@ -274,7 +274,8 @@ class PrefixCache:
 
     def tell_departures(self, departures: Departures) -> None:
         """Tell somebody which pages leave, from now on and after each flush."""
-        self._departures = self.residency.departures = departures
+        self._departures = departures
+        self.residency.tell_departures(departures)
 
     # ---- for tests -----------------------------------------------------------
 

@@ -55,6 +55,10 @@ class Residency:
         )
         self._window_pages = table.geometry.window_pages
 
+    def tell_departures(self, departures: Departures | None) -> None:
+        """Tell somebody which pages leave, or nobody."""
+        self.departures = departures
+
     # ---- use and hold --------------------------------------------------------
 
     def use(self, rows: Rows) -> None:

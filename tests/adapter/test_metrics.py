@@ -10,7 +10,8 @@ import pytest
 from sglang_ext.adapter import departures, metrics, transfer_lag
 from sglang_ext.adapter.departures import DeparturesSeen
 from sglang_ext.adapter.engine_metrics import StorageBatch
-from sglang_ext.adapter.metric_definitions import Cause
+from sglang_ext.adapter.exported import Exported
+from sglang_ext.adapter.metric_definitions import Cause, Where
 from sglang_ext.adapter.metrics import DeviceSizes, IndexMetrics
 from sglang_ext.adapter.prompt_tokens import Found, PromptTokens
 from sglang_ext.adapter.rolling_maximum import RollingMaximum
@@ -18,6 +19,7 @@ from sglang_ext.adapter.transfer_lag import TransferLag
 from sglang_ext.core.host.arena import Arena, shape_for
 from sglang_ext.core.plan import DeclineReason, TransferKind
 from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.errors import StartupError
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.requests import whole_pages
 from sglang_ext.testing.sizes import Sizes
@@ -174,7 +176,7 @@ def test_requests_that_never_end_are_forgotten() -> None:
     for number in range(20_000):
         served.prompts.matched(str(number), Found(0, 0, 0))
         served.prompts.loads(str(number), 0)
-    assert len(served.prompts._found) == len(served.prompts._loaded) < 10_000
+    assert len(served.prompts) < 10_000
 
 
 def test_ages_of_what_is_evicted(clock: SimpleNamespace) -> None:
@@ -245,6 +247,12 @@ def test_what_has_changed_is_published_a_few_times_a_second(
     assert value(registry, "kv_tokens_total", component="full", event="unsaved") == 3 * PAGE
     assert value(registry, "device_pool_bytes", component="swa") == 320
     assert value(registry, "transfers_in_flight", direction="load") is None, "there is no host"
+
+
+def test_a_label_of_ours_cannot_be_asked_for_once_more() -> None:
+    said = r"--extra-metric-labels tier='gold': .* allowed are others than cause, class, component"
+    with pytest.raises(StartupError, match=said):
+        Exported({"tp_rank": "0", "tier": "gold"}, [Where.ALL])
 
 
 def test_bytes_of_each_tier(registry: Any) -> None:
