@@ -1,5 +1,5 @@
-"""What metrics cost a scheduler step: microseconds of a look at the clock, of a look at what has
-changed when nothing has, and of publishing when all counters have.
+"""What metrics cost the scheduler, in microseconds: a step's look at the clock, a look at what has
+changed when nothing has, publishing when all counters have, and a request's match and end.
 
 python -m launch.bench.publish --out out/publish.json
 """
@@ -13,11 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from launch.bench.machine import facts
 from sglang_ext.adapter.metrics import DeviceSizes, IndexMetrics
+from sglang_ext.adapter.prompt_tokens import Found
 from sglang_ext.arguments import Parser, output_file
 from sglang_ext.core.host.arena import Arena, shape_for
 from sglang_ext.core.table.geometry import Geometry
@@ -27,6 +29,8 @@ from sglang_ext.testing.sizes import Sizes
 LABELS = {"cache_type": "SwaHiCache", "tp_rank": 0, "pp_rank": 0, "dp_rank": 0}
 HOST_BYTES = 64 << 30
 PAGE_BYTES = (1 << 20, 1 << 19)
+PATH = 200
+"""Pages of a request."""
 
 
 def microseconds(call: Callable[[], None], calls: int, rounds: int = 7) -> float:
@@ -55,10 +59,19 @@ def measure() -> dict[str, float]:
             setattr(counters, name, getattr(counters, name) + 1)
         metrics.publish(at_once=True)
 
+    rows = np.arange(PATH, dtype=np.int64)
+    req = SimpleNamespace(rid="r", retracted_stain=False, origin_input_ids=range(PATH * 64))
+    req.cached_tokens_device, req.cached_tokens_host, req.cached_tokens_storage = 64, 64, 0
+
+    def serve() -> None:
+        metrics.matched(req, rows, Found(128, 128, 128))  # type: ignore[arg-type]
+        metrics.ended(req, rows)  # type: ignore[arg-type]
+
     return {
         "not_due": microseconds(metrics.publish, 20_000),
         "due_nothing_changed": microseconds(lambda: metrics.publish(at_once=True), 500),
         "due_every_counter_changed": microseconds(change, 200),
+        "match_and_end": microseconds(serve, 2000),
     }
 
 
