@@ -30,6 +30,7 @@ class Where(enum.Enum):
 
     ALL = "all"
     HOST = "host tier"
+    LEARNED = "learned retention"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,11 +268,13 @@ METRICS = (
         Kind.GAUGE,
         "How many requests a page of a class stays without a use, if what is learned decides.",
         {"class": ()},
+        where=Where.LEARNED,
     ),
     Definition(
         "retention_returns_ratio",
         Kind.GAUGE,
         "Share of the pages of a class that are used again within 1,000 requests.",
         {"class": ()},
+        where=Where.LEARNED,
     ),
 )

@@ -78,7 +78,11 @@ class IndexMetrics:
         sizes: DeviceSizes,
         arena: Arena | None,
     ) -> None:
-        where = {Where.ALL, Where.HOST} if arena is not None else {Where.ALL}
+        where = {Where.ALL}
+        if arena is not None:
+            where.add(Where.HOST)
+        if isinstance(index.expiry, Expiry):
+            where.add(Where.LEARNED)
         self._exported = Exported(labels, where)
         self._index = index
         self._arena = arena
