@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import prometheus_client
 import pytest
+from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
 
 from sglang_ext.adapter import departures, metrics, transfer_lag
+from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.departures import DeparturesSeen
 from sglang_ext.adapter.engine_metrics import StorageBatch
 from sglang_ext.adapter.exported import Exported
+from sglang_ext.adapter.handles import Prefix
 from sglang_ext.adapter.metric_definitions import Cause, Where
 from sglang_ext.adapter.metrics import DeviceSizes, IndexMetrics
+from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.prompt_tokens import Found, PromptTokens
 from sglang_ext.adapter.rolling_maximum import RollingMaximum
 from sglang_ext.adapter.transfer_lag import TransferLag
@@ -247,6 +251,27 @@ def test_what_has_changed_is_published_a_few_times_a_second(
     assert value(registry, "kv_tokens_total", component="full", event="unsaved") == 3 * PAGE
     assert value(registry, "device_pool_bytes", component="swa") == 320
     assert value(registry, "transfers_in_flight", direction="load") is None, "there is no host"
+
+
+def test_without_a_host_tier_each_batch_publishes_and_the_last_one_at_once() -> None:
+    """The engine asks such a cache for nothing in a step."""
+    served = Served(device=16)
+    served.ask(prompt(4, 1))
+    index = served.engine.index
+    params = SimpleNamespace(
+        req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=PAGE
+    )
+    roomy = Admission(pool=1 << 30, window=WINDOW, page=1, chunk=None)
+    cache: Any = SwaHiCache(params, index, served.engine.device, roomy)  # type: ignore[arg-type]
+    published: list[bool] = []
+    cache.metrics = SimpleNamespace(publish=lambda *, at_once: published.append(at_once))
+    rows = index.table.path(int(np.flatnonzero(index.table.device.present)[-1]))
+    node = Prefix(rows, int(index.table.generation[rows[-1]]))
+    receipt = cache.inc_lock_ref(node)
+    cache.flush_pending_backups()
+    cache.dec_lock_ref(node, DecLockRefParams(node_id=receipt.node_id))
+    cache.flush_pending_backups()
+    assert published == [False, True]
 
 
 def test_a_label_of_ours_cannot_be_asked_for_once_more() -> None:
