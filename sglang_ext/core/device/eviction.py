@@ -86,7 +86,6 @@ class DeviceEviction:
         if pages > 0:
             rows = self._candidates.first(Kind.VICTIMS, pages + self._spare.beside(pages))
             rows = self._up_to_loss(rows, pages, self._loses_page)
-            self._tell(rows, windows=False)
             freed, freed_windows = self._demote(rows)
         if window_pages > freed_windows:
             wanted = window_pages - freed_windows
@@ -131,6 +130,7 @@ class DeviceEviction:
 
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self._table
+        self._tell(rows, windows=False)
         if self._residency.tier is None:
             self._expiry.note_lost(rows)
             return self._residency.remove(rows)
