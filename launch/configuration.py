@@ -46,7 +46,7 @@ Every option means what it means in stock. These have something to add here.
 | `--page-size` | below 16 the table has pages of 16 tokens, and prefixes are found to the token |
 | `--disaggregation-mode` | `prefill`: see [architecture](architecture.md#prefill-servers) |
 | `--disable-radix-cache` | the engine's own disabled cache; nothing of ours runs |
-| `--enable-metrics` | exports the cache's metrics too, see [operations](operations.md) |
+| `--enable-metrics` | exports [the cache's metrics](metrics.md) too |
 | `--kv-events-config` | also tells of pages in storage, see [operations](operations.md#kv-events) |
 | `--hicache-storage-backend` and what belongs to it | the storage tier, see [storage](storage.md) |
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from launch.bench.metrics import metric
+from launch.bench.metrics import metric, settled
 from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, Server, running
 from launch.traffic import generate
@@ -70,8 +70,9 @@ CACHES = {"stock": (), "ours": OURS}
 METRICS = {
     "written_bytes": "sglang:hicache_backup_bytes_total",
     "loaded_bytes": "sglang:load_back_bytes_total",
-    "largest_recompute_tokens": "sglang_ext:largest_recompute_tokens",
 }
+_LOOK_EVERY = 100
+"""Requests. The largest recompute that a server tells of is that of the last minutes."""
 INTERVAL = 2048
 """Tokens between the windows that ours keeps inside a prompt, see CHECKPOINT_TOKENS."""
 
@@ -98,9 +99,15 @@ def hold_sessions(server: Server, shape: Shape, active: int, seed: int) -> dict[
     """Send all turns, one at a time, in a random order of the sessions.
 
     Returns:
-        Requests, and tokens: of the prompts, and of what was found in each tier.
+        Requests, and tokens: of the prompts, of what was found in each tier, and the most that
+        one request computed again for want of a window.
     """
     counted = {"requests": 0, "prompt": 0, "from_device": 0, "from_host": 0}
+    largest = 0.0
+
+    def look(text: str) -> None:
+        nonlocal largest
+        largest = max(largest, metric(text, "sglang_ext:recompute_max_tokens"))
 
     def answer(turn: Turn) -> Tokens:
         result = generate(server, turn.prompt.tolist(), turn.answer)
@@ -109,11 +116,14 @@ def hold_sessions(server: Server, shape: Shape, active: int, seed: int) -> dict[
         counted["prompt"] += len(turn.prompt)
         counted["from_device"] += tiers.get("device", 0)
         counted["from_host"] += tiers.get("host", 0)
+        if counted["requests"] % _LOOK_EVERY == 0:
+            look(server.get("/metrics"))
         return np.array(result["output_ids"], dtype=np.int64)
 
     for _ in interleave(shape, active, VOCABULARY, seed, answer):
         pass
-    return counted
+    look(settled(server))
+    return {**counted, "largest_recompute_tokens": int(largest)}
 
 
 def run(cell: Cell, model: Path, out: Path, seed: int, cpu: int | None) -> dict[str, Any]:

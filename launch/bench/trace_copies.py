@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launch.bench.call_times import CallTimes
-from sglang_ext.transfer.job import Job, PageCopies, Schedule
+from sglang_ext.transfer.job import Ended, Job, PageCopies, Schedule
 
 FULL, WINDOW = KINDS = "full", "window"
 """Kinds of KV, by number of the pool."""
@@ -82,7 +82,7 @@ class CopiesAtOnce:
         """See TransferEngine."""
         return self._loaded
 
-    def take_durations(self) -> tuple[list[float], list[float]]:
+    def take_ended(self) -> tuple[list[Ended], list[Ended]]:
         """See TransferEngine."""
         return [], []
 

@@ -9,12 +9,13 @@ import numpy as np
 from sglang_ext.adapter.pipeline import Stages
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.storage_tier import StorageTier
+from sglang_ext.adapter.transfer_lag import TransferLag
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.fingerprint import fingerprint
 from sglang_ext.core.moves.ledger import ENTRIES, Ledger
 from sglang_ext.core.plan import Copies, Declined, Transfer, TransferKind
 from sglang_ext.core.table.columns import Rows
-from sglang_ext.transfer.job import Job, Part, TransferEngine
+from sglang_ext.transfer.job import Ended, Job, Part, TransferEngine
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class HostTierController:
         storage_backend, storage_backend_type: the engine's backend and its name, None without
             a storage tier.
         layer_done_counter: see ``transfer.layer_counter``.
+        lag: who measures how long transfers take, None for nobody.
 
     Args:
         pools: where pages of each component are.
@@ -73,6 +75,7 @@ class HostTierController:
         self._ledger = Ledger(index)
         self._compare_ranks = compare_ranks
         self._failures = 0
+        self.lag: TransferLag | None = None
 
     # ---- submit --------------------------------------------------------------
 
@@ -93,6 +96,8 @@ class HostTierController:
     def _queue(self, plan: Transfer | Declined | None) -> bool:
         if isinstance(plan, Transfer):
             self._ledger.begun(plan)
+            if self.lag is not None:
+                self.lag.begun(plan.kind, plan.op)
             self._queued[plan.kind].append(plan)
             return True
         return False
@@ -151,6 +156,8 @@ class HostTierController:
     def _commit(self, report: list[int]) -> None:
         if failed_ops := self._ledger.commit(report[:ENTRIES]):
             self._log_failures(failed_ops)
+        if self.lag is not None:
+            self.lag.look()
         if self._storage is not None:
             self._storage.commit(report[ENTRIES:])
 
@@ -166,10 +173,9 @@ class HostTierController:
                 ops[-1],
             )
 
-    def take_durations(self) -> tuple[list[float], list[float]]:
-        """Seconds of the copies of each job that has ended since the last call: (backups,
-        loads)."""
-        return self._engine.take_durations()
+    def take_ended(self) -> tuple[list[Ended], list[Ended]]:
+        """Jobs that have ended since the last call: (backups, loads)."""
+        return self._engine.take_ended()
 
     # ---- storage -------------------------------------------------------------
 

@@ -1,14 +1,16 @@
 """What the engine's own collectors are fed with, so that its dashboards show our cache too."""
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.storage_backend import EnginePageStore
 from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.host.arena import Arena
+from sglang_ext.core.storage.keys import Key
 from sglang_ext.core.storage.plan import Objects
 from sglang_ext.core.write_policy import WritePolicy
 
@@ -44,7 +46,6 @@ class HostTierFeed:
 
     Args:
         arena: the host memory.
-        take_durations: seconds of copies since the last call, (backups, loads).
     """
 
     def __init__(
@@ -53,15 +54,15 @@ class HostTierFeed:
         arena: Arena,
         page_tokens: int,
         write_policy: WritePolicy,
-        take_durations: Callable[[], tuple[list[float], list[float]]],
     ) -> None:
         self._collector = collector
         self._page_bytes = arena.shape.page_bytes
         self._page_tokens = page_tokens
-        self._take_durations = take_durations
         self._dropped = "host_pressure"
         if write_policy is WritePolicy.WRITE_THROUGH:
             self._dropped = "write_through_unbacked_eviction"
+        # there from the start, as ours are
+        collector.increment_eviction_num_tokens(0)
         for reason in {"host_pressure", self._dropped}:
             collector.increment_dropped_tokens(0, reason, "kv")
 
@@ -84,12 +85,11 @@ class HostTierFeed:
         getattr(collector, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
         getattr(collector, f"increment_{direction}_num_bytes")(size)
 
-    def observe(self) -> None:
-        """What has ended since the last call."""
-        backups, loads = self._take_durations()
-        for seconds in backups:
+    def observe(self, direction: str, seconds: float) -> None:
+        """A job of copies has ended, a ``backup`` or a ``load``."""
+        if direction == "backup":
             self._collector.observe_backup_duration(seconds)
-        for seconds in loads:
+        else:
             self._collector.observe_load_back_duration(seconds)
 
 
@@ -146,10 +146,25 @@ class StorageFeed:
             self._collector.log_storage_metrics(self._stats())
 
 
+class StorageBatch(NamedTuple):
+    """What storage was asked for at once.
+
+    Attributes:
+        kind: ``lookup``, ``read`` or ``write``.
+        result: how much was done, one of ``RESULTS``.
+        bytes: of what was done; 0 for a lookup.
+    """
+
+    kind: str
+    result: str
+    bytes: int
+    seconds: float
+
+
 class MeteredStore(EnginePageStore):
     """A page store that measures its batches.
 
-    Reads and writes come from a thread each, and whoever takes the figures from a third.
+    Lookups, reads and writes come from a thread each, and whoever takes the figures from another.
 
     Args:
         page_bytes: of a table page of each component.
@@ -166,27 +181,55 @@ class MeteredStore(EnginePageStore):
         self._page_bytes = page_bytes
         self._read: deque[tuple[int, float]] = deque(maxlen=_BATCHES)
         self._written: deque[tuple[int, float]] = deque(maxlen=_BATCHES)
+        self._batches: deque[StorageBatch] = deque(maxlen=_BATCHES)
+
+    def resume_points(self, keys: Sequence[Key], window: int) -> list[int]:
+        """See PageStore."""
+        with self._measured("lookup", len(keys), 0) as ended:
+            found = super().resume_points(keys, window)
+            ended(found[-1] if found else 0)
+        return found
 
     def load(self, component: int, objects: Objects) -> int:
         """See PageStore."""
-        start = time.perf_counter()
-        done = super().load(component, objects)
-        self._note(self._read, component, done, start)
+        with self._measured("read", len(objects), self._page_bytes[component]) as ended:
+            seconds = ended(done := super().load(component, objects))
+        self._note(self._read, component, done, seconds)
         return done
 
     def store(self, component: int, objects: Objects) -> int:
         """See PageStore."""
-        start = time.perf_counter()
-        done = super().store(component, objects)
-        self._note(self._written, component, done, start)
+        with self._measured("write", len(objects), self._page_bytes[component]) as ended:
+            seconds = ended(done := super().store(component, objects))
+        self._note(self._written, component, done, seconds)
         return done
 
+    @contextlib.contextmanager
+    def _measured(self, kind: str, asked: int, size: int) -> Iterator[Callable[[int], float]]:
+        """A batch of so many things of a size. What it gives is to be called with how many were
+        done, and returns the seconds that it took; a batch that raises is an error."""
+        start, result, done, seconds = time.perf_counter(), "error", 0, 0.0
+
+        def ended(count: int) -> float:
+            nonlocal result, done, seconds
+            seconds = max(time.perf_counter() - start, 1e-9)
+            result, done = "all" if count >= asked else "part" if count else "nothing", count
+            return seconds
+
+        try:
+            yield ended
+        finally:
+            self._batches.append(StorageBatch(kind, result, done * size, seconds))
+
     def _note(
-        self, batches: deque[tuple[int, float]], component: int, pages: int, start: float
+        self, batches: deque[tuple[int, float]], component: int, pages: int, seconds: float
     ) -> None:
         if pages:
-            seconds = max(time.perf_counter() - start, 1e-9)
             batches.append((pages, pages * self._page_bytes[component] / seconds / 1e9))
+
+    def take_batches(self) -> list[StorageBatch]:
+        """Those that have ended since the last call."""
+        return [self._batches.popleft() for _ in range(len(self._batches))]
 
     def take_stats(self) -> "StorageMetrics":
         """What batches did since the last call: pages, and GB/s. A backend that measures

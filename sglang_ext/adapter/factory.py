@@ -21,9 +21,10 @@ from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.adapter.page_copies import chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.rank_agreement import RankAgreement
+from sglang_ext.adapter.request_spans import RequestSpans
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
 from sglang_ext.adapter.session_refs import SessionRefs
-from sglang_ext.adapter.stacks import schedule_of
+from sglang_ext.adapter.stacks import bytes_by_plane, schedule_of, stacks_of
 from sglang_ext.adapter.start_plan import HostPlan, StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
+    from sglang_ext.adapter.metrics import DeviceSizes
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +127,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     )
     if ctx.enable_hierarchical_cache:
         _attach_host_tier(ctx, cache, kv_pool, host)
-    if params.enable_metrics:
-        _attach_metrics(cache, memory.arena if ctx.enable_hierarchical_cache else None)
+    _let_observe(ctx, cache, kv_pool, memory.arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
     plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
@@ -393,7 +395,21 @@ def _controller(
     )
 
 
-def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
+def _let_observe(
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv_pool: "SWAKVPool", arena: Arena | None
+) -> None:
+    """Metrics and traces, if the engine has them."""
+    from sglang.srt.runtime_context import get_observability
+
+    if ctx.params.enable_metrics:
+        _attach_metrics(ctx, cache, kv_pool, arena)
+    if get_observability().enable_trace:
+        cache.spans = RequestSpans(cache.index)
+
+
+def _attach_metrics(
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv_pool: "SWAKVPool", arena: Arena | None
+) -> None:
     from sglang.srt.observability import metrics_collector as engine
 
     from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
@@ -402,14 +418,29 @@ def _attach_metrics(cache: SwaHiCache, arena: Arena | None) -> None:
     cache.init_metrics_collector()
     collector, index = cache.metrics_collector, cache.index
     assert collector is not None
-    cache.metrics = metrics = IndexMetrics(index, collector.labels, arena)
+    sizes = _device_sizes(ctx, kv_pool, index.geometry)
+    cache.metrics = metrics = IndexMetrics(index, collector.labels, sizes, arena)
     if arena is not None:
         assert cache.cache_controller is not None
         page = index.geometry.page_tokens
-        take = cache.cache_controller.take_durations
-        metrics.host = HostTierFeed(collector, arena, page, index.policy.write, take)
+        cache.cache_controller.lag = metrics.lag
+        metrics.take_ended = cache.cache_controller.take_ended
+        metrics.host = HostTierFeed(collector, arena, page, index.policy.write)
         make = engine.resolve_collector_class(
             engine.STAT_LOGGER_ROLE_STORAGE, engine.StorageMetricsCollector
         )
         metrics.storage = StorageFeed(page, make)
     cache.storage.export_to(metrics)
+
+
+def _device_sizes(
+    ctx: "TreeCacheBuildContext", kv_pool: "SWAKVPool", geometry: Geometry
+) -> "DeviceSizes":
+    from sglang_ext.adapter.metrics import DeviceSizes
+
+    allocator: Any = ctx.params.token_to_kv_pool_allocator
+    stacks = stacks_of(kv_pool, drafts.layers(ctx.params))
+    # pages of a model without full-attention layers are numbers
+    full, window = (0, *map(sum, bytes_by_plane(stacks, geometry)))[-2:]
+    pages = [size // geometry.page_tokens for size in (allocator.size_full, allocator.size_swa)]
+    return DeviceSizes((full, window), (pages[0] * full, pages[1] * window))

@@ -1,152 +1,321 @@
-"""The index's counters as Prometheus metrics of the engine's own endpoint."""
+"""What the cache does, as metrics of the engine's own endpoint."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageFeed
+import numpy as np
+
+from sglang_ext.adapter.departures import DeparturesSeen
+from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageBatch, StorageFeed
+from sglang_ext.adapter.exported import Exported
+from sglang_ext.adapter.metric_definitions import COMPONENTS, EVENTS, TOKEN_EVENTS, Where
+from sglang_ext.adapter.prompt_tokens import Found, PromptTokens
+from sglang_ext.adapter.rolling_maximum import RollingMaximum
+from sglang_ext.adapter.transfer_lag import TransferLag
 from sglang_ext.core.cache import PrefixCache
+from sglang_ext.core.compiled.bins import BINS, EDGES
+from sglang_ext.core.compiled.returns import UNIT
 from sglang_ext.core.counters import NAMES
 from sglang_ext.core.host.arena import Arena
+from sglang_ext.core.plan import TransferKind
+from sglang_ext.core.retention.expiry import Expiry
+from sglang_ext.core.table.columns import Rows, SlotColumn
+from sglang_ext.core.table.window import promised
+from sglang_ext.transfer.job import Ended
 
-_COLUMNS = (("full", "device"), ("full", "host"), ("swa", "device"), ("swa", "host"))
-"""Component and tier of each column of slots."""
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+_EVERY_S = 0.25
+"""Between two looks at what has changed. A scrape comes far less often."""
+_RECOMPUTE_S = 600.0
+_REMAINDER = 1000
+"""Requests within which a page of a class is said to return."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceSizes:
+    """Bytes on the device; (full attention, window) each, 0 for what a model has not.
+
+    Attributes:
+        page: of a table page.
+        pool: of the engine's pool.
+    """
+
+    page: tuple[int, int]
+    pool: tuple[int, int]
+
+
+def _nothing_ended() -> tuple[list[Ended], list[Ended]]:
+    return [], []
 
 
 class IndexMetrics:
-    """Publishes the counters and the occupancy of every tier, and feeds the engine's own
-    metrics.
+    """Publishes what has changed, a few times a second, and feeds the engine's own metrics.
 
     Args:
+        labels: of the engine's metrics of its cache.
+        sizes: of the device.
         arena: the host memory, None without one.
 
     Attributes:
+        prompts: where the tokens of prompts come from.
+        lag: of transfers.
         files: what has happened to files of pages, if storage is a directory.
+        take_ended: jobs of copies that have ended, see ``TransferEngine``.
+        take_waits: seconds that requests waited for storage.
+        take_batches: of storage.
         host: feeds the engine's metrics of its host tier, None without one.
         storage: feeds the engine's metrics of a storage tier, None without a host tier.
-
-    Import of prometheus_client must wait until the engine has set
-    ``PROMETHEUS_MULTIPROC_DIR``, so it happens on construction.
     """
 
-    def __init__(self, index: PrefixCache, labels: dict[str, Any], arena: Arena | None) -> None:
-        from prometheus_client import Counter, Gauge
-
+    def __init__(
+        self,
+        index: PrefixCache,
+        labels: dict[str, Any],
+        sizes: DeviceSizes,
+        arena: Arena | None,
+    ) -> None:
+        where = {Where.ALL}
+        if arena is not None:
+            where.add(Where.HOST)
+        if isinstance(index.expiry, Expiry):
+            where.add(Where.LEARNED)
+        self._exported = Exported(labels, where)
         self._index = index
         self._arena = arena
-        self._labels = labels
-        names = list(labels)
-        self._events = Counter(
-            "sglang_ext:cache_events_total",
-            "Pages moved, dropped or evicted, transfers failed and declined, by event.",
-            [*names, "event"],
-        )
-        pages = Gauge(
-            "sglang_ext:cache_pages",
-            "Pages present, by component and tier.",
-            [*names, "component", "tier"],
-            multiprocess_mode="mostrecent",
-        )
-        memory = Gauge(
-            "sglang_ext:host_memory_bytes",
-            "Host memory by use: pages of full attention, pages of windows, holes, free.",
-            [*names, "use"],
-            multiprocess_mode="mostrecent",
-        )
-        sampling = Gauge(
-            "sglang_ext:host_sampling",
-            "1 while nothing on the host is read and only a sample of the prefixes is copied.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        learned = Gauge(
-            "sglang_ext:retention_learned",
-            "1 while what is expected back decides who stays, 0 while recency does.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        price = Gauge(
-            "sglang_ext:retention_price",
-            "What pages were worth that had to go: uses in 1,000 requests.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        recompute = Gauge(
-            "sglang_ext:largest_recompute_tokens",
-            "Most cached tokens of a prompt that had to be computed again for want of a window.",
-            names,
-            multiprocess_mode="mostrecent",
-        )
-        self._files = Counter(
-            "sglang_ext:storage_files_total",
-            "Files of pages that were missing, damaged, foreign, not written or removed.",
-            [*names, "event"],
-        )
+        self._page = index.geometry.page_tokens
+        self._page_bytes = sizes.page
+        self._departures = DeparturesSeen(index)
+        index.tell_departures(self._departures)
+        self.prompts = PromptTokens(index.geometry, self._departures)
+        self.lag = TransferLag(index)
+        self._recompute = RollingMaximum(_RECOMPUTE_S)
         self.files: Callable[[], dict[str, int]] = dict
+        self.take_ended: Callable[[], tuple[list[Ended], list[Ended]]] = _nothing_ended
+        self.take_waits: Callable[[], Iterable[float]] = tuple
+        self.take_batches: Callable[[], Iterable[StorageBatch]] = tuple
         self.host: HostTierFeed | None = None
         self.storage: StorageFeed | None = None
-        self._largest = 0
-        self._published: dict[str, int] = {}
-        self._counted: tuple[int, ...] = ()
+        self._due = 0.0
+        self._total = 0
+        self._counted: tuple[int, ...] = (0,) * len(NAMES)
         self._files_counted: dict[str, int] = {}
-        # in the order of ``_state``; to look one up by its labels takes longer than to set it
-        self._gauges = [
-            *[gauge.labels(**labels) for gauge in (recompute, sampling, learned, price)],
-            *[pages.labels(**labels, component=c, tier=t) for c, t in _COLUMNS],
-            *[memory.labels(**labels, use=use) for use in (arena.usage() if arena else ())],
-        ]
+        self._counters = dict(self._of_core())
+        # in the order of ``_publish_state``
+        self._gauges = [self._exported.child(*key) for key in self._state_keys()]
         self._shown: tuple[float | None, ...] = (None,) * len(self._gauges)
+        self._seen: tuple[Any, ...] = ()
+        self._estimate: Any = None
+        for component, size in zip(COMPONENTS, sizes.pool, strict=True):
+            self._exported.child("device_pool_bytes", component).set(size)
+        if arena is not None:
+            policy = index.policy
+            bound = promised(index.geometry, policy.checkpoint_pages, policy.dense_pages)
+            # a bound is a distance between windows, and a page: 0 for none
+            most = bound.always + self._page if bound.always else 0
+            self._exported.child("recompute_bound_tokens").set(most)
         self.publish()
 
-    def publish(self) -> None:
-        """Add what has happened since the last call. Most steps of a decode change nothing, and
-        cost some comparisons."""
+    def _of_core(self) -> Iterable[tuple[str, tuple[Any, int]]]:
+        """Of each counter of the core that is exported: its metric, and in what it counts."""
+        child = self._exported.child
+        for event, names in TOKEN_EVENTS.items():
+            for component, name in zip(COMPONENTS, names, strict=True):
+                if name is not None:
+                    yield name, (child("kv_tokens_total", component, event), self._page)
+        for name in EVENTS:
+            yield name, (child("cache_events_total", name), 1)
+        for name in NAMES:
+            kind, _, reason = name.partition("_")
+            if kind == "declined":
+                yield name, (child("declined_total", reason), 1)
+            elif kind == "unfulfilled" and self._arena is not None:
+                yield name, (child("unfulfilled_tokens_total", reason), self._page)
+
+    # ---- requests ------------------------------------------------------------
+
+    def used(self, rows: Rows) -> None:
+        """A request uses a path now."""
+        self._departures.used(rows)
+
+    def matched(self, req: "Req | None", rows: Rows, found: Found) -> None:
+        """A request that waits was matched.
+
+        Args:
+            rows: what it was offered.
+        """
+        self._departures.used(rows)
+        if req is not None and not req.retracted_stain:
+            self.prompts.matched(req.rid, found)
+
+    def ended(self, req: "Req", rows: Rows) -> None:
+        """A request has ended.
+
+        Args:
+            rows: its path.
+        """
+        self._departures.used(rows)
+        self.prompts.ended(req, rows)
+
+    def flushed(self) -> None:
+        """Everything was dropped."""
+        self._departures.clear()
+
+    # ---- publish -------------------------------------------------------------
+
+    def publish(self, *, at_once: bool = False) -> None:
+        """Publish what has changed, if it is time; most steps look at a clock and do nothing.
+
+        Args:
+            at_once: whatever the time: nobody may come by again for long.
+        """
+        now = time.monotonic()
+        if now < self._due and not at_once:
+            return
+        self._due = now + _EVERY_S
+        self._publish_counters()
+        self._publish_prompts(now)
+        self._publish_transfers()
+        self._publish_files()
+        self._publish_state(now)
+        self._publish_retention()
+
+    def _publish_counters(self) -> None:
+        total = self._index.counters.total()
+        if total == self._total:
+            return
+        self._total, counted = total, self._index.counters.numbers()
         feeds = [feed for feed in (self.host, self.storage) if feed is not None]
-        counted = self._index.counters.numbers()
-        if counted != self._counted:
-            self._counted = counted
-            for event, change in self._changes("", dict(zip(NAMES, counted, strict=True))):
-                self._events.labels(**self._labels, event=event).inc(change)
+        for name, after, before in zip(NAMES, counted, self._counted, strict=True):
+            if change := after - before:
                 for feed in feeds:
-                    feed.count(event, change)
-        for feed in feeds:
-            feed.observe()
-        files = self.files()
-        if files != self._files_counted:
-            self._files_counted = files
-            for event, change in self._changes("file ", files):
-                self._files.labels(**self._labels, event=event).inc(change)
-        state = self._state()
-        if state != self._shown:
-            for gauge, value, before in zip(self._gauges, state, self._shown, strict=True):
-                if value != before:
-                    gauge.set(value)
-            self._shown = state
+                    feed.count(name, change)
+                if name in self._counters:
+                    counter, factor = self._counters[name]
+                    counter.inc(change * factor)
+        self._counted = counted
 
-    def _changes(self, kind: str, totals: dict[str, int]) -> list[tuple[str, int]]:
-        """Events that were never told of, or happened since, and how often."""
-        changes = []
-        for event, total in totals.items():
-            change = total - self._published.get(kind + event, 0)
-            if change > 0 or kind + event not in self._published:
-                self._published[kind + event] = total
-                changes.append((event, change))
-        return changes
+    def _publish_prompts(self, now: float) -> None:
+        child, prompts = self._exported.child, self.prompts
+        for recomputed in prompts.take_recomputed():
+            child("recompute_tokens").observe(recomputed)
+            self._recompute.note(recomputed, now)
+        for where, tokens in prompts.hits.items():
+            child("hit_tokens_total", *where).inc(tokens)
+        for cause, tokens in prompts.computed.items():
+            child("computed_tokens_total", cause.value).inc(tokens)
+        prompts.hits.clear()
+        prompts.computed.clear()
+        for component, tier, seconds in self._departures.take_ages():
+            child("eviction_age_seconds", component, tier).observe(seconds)
 
-    def _state(self) -> tuple[float, ...]:
-        """What the gauges show."""
-        index, table = self._index, self._index.table
+    def _publish_transfers(self) -> None:
+        if self._arena is None:
+            return
+        child = self._exported.child
+        for direction, jobs in zip(("backup", "load"), self.take_ended(), strict=True):
+            for job in jobs:
+                self._observe(direction, self._job_bytes(job), job.seconds)
+                if self.host is not None:
+                    self.host.observe(direction, job.seconds)
+        for kind, seconds in self.lag.take():
+            child("transfer_lag_seconds", kind.value).observe(seconds)
+        for seconds in self.take_waits():
+            child("storage_wait_seconds").observe(seconds)
+        for batch in self.take_batches():
+            child("storage_operations_total", batch.kind, batch.result).inc()
+            if batch.bytes:
+                self._observe(batch.kind, batch.bytes, batch.seconds)
+        if self.storage is not None:
+            self.storage.observe()
+
+    def _observe(self, direction: str, size: int, seconds: float) -> None:
+        self._exported.child("transfer_bytes", direction).observe(size)
+        self._exported.child("transfer_seconds", direction).observe(seconds)
+
+    def _job_bytes(self, job: Ended) -> int:
+        per_page = self._index.geometry.slots_per_page
         return (
-            self._largest,
-            index.sampling.is_on,
-            index.expiry.is_learned,
-            index.expiry.uses_per_1000,
-            table.device.n_present,
-            table.host.n_present,
-            table.swa_device.n_present,
-            table.swa_host.n_present,
-            *(self._arena.usage().values() if self._arena is not None else ()),
+            sum(slots * self._page_bytes[component] for component, slots in job.slots) // per_page
         )
 
-    def matched(self, tokens_behind: int) -> None:
-        """A request found its prefix; so many tokens of it have no window to resume from."""
-        self._largest = max(self._largest, tokens_behind)
+    def _publish_files(self) -> None:
+        files = self.files()
+        if files == self._files_counted:
+            return
+        for event, total in files.items():
+            # whoever attaches storage anew begins to count anew
+            change = total - self._files_counted.get(event, 0)
+            self._exported.child("storage_files_total", event).inc(max(0, change))
+        self._files_counted = files
+
+    def _state_keys(self) -> Iterable[tuple[str, ...]]:
+        """Its gauges."""
+        yield ("recompute_max_tokens",)
+        yield ("retention_learned",)
+        yield ("retention_price_uses",)
+        for tier in ("device", "host"):
+            for component in COMPONENTS:
+                for state in ("evictable", "pinned"):
+                    yield "kv_bytes", component, tier, state
+        if self._arena is not None:
+            yield ("host_sampling",)
+            for use in self._arena.usage():
+                yield "host_memory_bytes", use
+            for direction in ("backup", "load", "write", "read", "lookup"):
+                yield "transfers_in_flight", direction
+
+    def _publish_state(self, now: float) -> None:
+        index, arena = self._index, self._arena
+        pages = [(column.n_present, column.n_locked) for column in self._columns()]
+        decisions = (
+            self._recompute.value(now),
+            index.expiry.is_learned,
+            index.expiry.uses_per_1000,
+        )
+        on_host: tuple[int, ...] = ()
+        if arena is not None:
+            pending = index.pending
+            on_host = (
+                index.sampling.is_on,
+                arena.changes,
+                len(pending[TransferKind.BACKUP]),
+                len(pending[TransferKind.LOAD]),
+                len(index.persists.writing),
+                len(index.prefetches.reading),
+                len(index.prefetches.lookups),
+            )
+        seen = (*pages, *decisions, *on_host)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        state: list[float] = [*decisions[:2], decisions[2] / 1000]
+        for (present, locked), size in zip(pages, self._page_bytes * 2, strict=True):
+            state += ((present - locked) * size, locked * size)
+        if arena is not None:
+            state += (on_host[0], *arena.usage().values(), *on_host[2:])
+        for gauge, value, before in zip(self._gauges, state, self._shown, strict=True):
+            if value != before:
+                gauge.set(value)
+        self._shown = tuple(state)
+
+    def _columns(self) -> tuple[SlotColumn, ...]:
+        table = self._index.table
+        return table.device, table.swa_device, table.host, table.swa_host
+
+    def _publish_retention(self) -> None:
+        """Who is kept how long; there is another table every few hundred requests."""
+        expiry = self._index.expiry
+        if not isinstance(expiry, Expiry) or expiry.estimate is self._estimate:
+            return
+        self._estimate = estimate = expiry.estimate
+        worthless = estimate.values <= expiry.price
+        stay = EDGES[np.where(worthless.any(axis=1), worthless.argmax(axis=1), BINS)]
+        for kind, row in enumerate(estimate.explain()):
+            returns = estimate.returns_within(kind, 1, _REMAINDER) / (1 << UNIT)
+            child = self._exported.child
+            child("retention_stay_requests", row["class"]).set(int(stay[kind]))
+            child("retention_returns_ratio", row["class"]).set(returns)

@@ -29,6 +29,7 @@ from sglang_ext.adapter.idle_check import IdleCheck
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.keys import Keys
 from sglang_ext.adapter.locks import Locks
+from sglang_ext.adapter.prompt_tokens import Found
 from sglang_ext.adapter.session_refs import SessionRefs
 from sglang_ext.adapter.storage_front import StorageFront
 from sglang_ext.core.cache import PrefixCache
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from sglang_ext.adapter.idle_calls import WaitingRelease
     from sglang_ext.adapter.kv_events import KvEvents
     from sglang_ext.adapter.metrics import IndexMetrics
+    from sglang_ext.adapter.request_spans import RequestSpans
     from sglang_ext.adapter.step_trace import StepTrace
     from sglang_ext.adapter.window_only import WindowOnlyDevicePool
 
@@ -129,6 +131,7 @@ class SwaHiCache(BasePrefixCache):
         self._host_group: HostPoolGroup | None = None
         self._host_memory: ArenaMemory | None = None
         self.metrics: IndexMetrics | None = None
+        self.spans: RequestSpans | None = None
         self.step_trace: StepTrace | None = None
         self.waiting_release: WaitingRelease | None = None
         self.kv_events: KvEvents | None = None  # type: ignore[assignment]
@@ -161,16 +164,18 @@ class SwaHiCache(BasePrefixCache):
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Best resume point for a prompt: what is on the device, and what a load adds."""
         key = params.key
-        match = self.index.match_and_use(*self.keys.of(key))
+        match = found = self.index.match_and_use(*self.keys.of(key))
         if match.cut and match.device_pages < len(match.rows):
             match = self._loadable(match, params)
+        # the key itself may be limited, the prefill is not
+        if len(match.rows) and len(key.token_ids) > self._surely_admitted:
+            match = self._admissible(match, params)
         if self.metrics is not None:
-            self.metrics.matched(match.behind * self._page_tokens)
+            self._tell_found(self.metrics, params.req, found, match)
+        if self.spans is not None and params.req is not None:
+            self.spans.matched(params.req)
         if len(match.rows) == 0:
             return self._nothing
-        # the key itself may be limited, the prefill is not
-        if len(key.token_ids) > self._surely_admitted:
-            match = self._admissible(match, params)
         rows, pages, to_pin, _, cut = match
         page = self._page_tokens
         best = on_device = self.keys.prefix(rows, cut)
@@ -186,6 +191,15 @@ class SwaHiCache(BasePrefixCache):
             host_hit_length=length - on_device_length,
             swa_host_hit_length=to_pin * page,
         )
+
+    def _tell_found(
+        self, metrics: "IndexMetrics", req: "Req | None", found: PrefixMatch, offered: PrefixMatch
+    ) -> None:
+        page = self._page_tokens
+        resume, possible = (len(match.rows) * page - match.cut for match in (offered, found))
+        # a page that the request would resume inside is not counted with those behind it
+        known = (len(found.rows) - (found.cut > 0) + found.behind) * page
+        metrics.matched(req, offered.rows, Found(resume, possible, known))
 
     def _loadable(self, match: PrefixMatch, params: MatchPrefixParams) -> PrefixMatch:
         """The match, or the best one of whole pages if a load must not end inside one."""
@@ -278,10 +292,14 @@ class SwaHiCache(BasePrefixCache):
     def _note_end(self, req: "Req", rows: Rows) -> None:
         """A request of which the cache has a path has ended, if it has."""
         if req.finished():
+            if self.metrics is not None:
+                self.metrics.ended(req, rows)
             geometry = self.index.geometry
             self.index.end_request(rows, geometry.whole_pages_in(len(req.origin_input_ids)))
             if self._session_refs is not None:
                 self._session_refs.ended(req, rows)
+        elif self.metrics is not None:
+            self.metrics.used(rows)
 
     def _queue_backup(self, rows: Rows) -> None:
         if self.cache_controller is not None:
@@ -356,9 +374,16 @@ class SwaHiCache(BasePrefixCache):
         controller = self.cache_controller
         if controller is None or not self.keys.is_current(node):
             return 0, params.req.last_node
+        window = self.index.window_of(node.rows)
+        missing = int(np.count_nonzero(~self.index.table.swa_device.present[window]))
         if not controller.queue_load(node.rows):
             return 0, params.req.last_node
-        return len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len, node
+        tokens = len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len
+        if self.metrics is not None:
+            self.metrics.prompts.loads(params.req.rid, missing)
+        if self.spans is not None:
+            self.spans.load_begun(params.req, tokens)
+        return tokens, node
 
     def ready_to_load_host_cache(self) -> int:
         """Submit the queued loads; the number the batch waits for, or -1."""
@@ -374,6 +399,8 @@ class SwaHiCache(BasePrefixCache):
             if self.step_trace is not None:
                 in_flight = len(self.ongoing_write_through)
                 self.step_trace.step(start, in_flight, idle=not self._locks)
+            if self.spans is not None:
+                self.spans.look()
             if self.metrics is not None:
                 self.metrics.publish()
 
@@ -381,6 +408,9 @@ class SwaHiCache(BasePrefixCache):
         """Submit the backups queued by the last batch."""
         if self.cache_controller is not None:
             self.cache_controller.submit_backups()
+        elif self.metrics is not None:
+            # without a host tier nobody comes by when there is nothing to do
+            self.metrics.publish(at_once=not self._locks)
 
     # ---- storage tier --------------------------------------------------------
 
@@ -418,6 +448,8 @@ class SwaHiCache(BasePrefixCache):
             parts = (rest["matched_prefix_tokens"], new_input_tokens)
             tokens = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
             namespace = (rest["extra_key"], rest["cache_salt"])
+            if self.spans is not None:
+                self.spans.prefetch_begun(handle)
             self.storage.prefetch(handle, self.keys.pages(tokens, len(tokens)), namespace)
 
     def check_prefetch_progress(self, handle: Hashable) -> bool:
@@ -426,11 +458,16 @@ class SwaHiCache(BasePrefixCache):
 
     def pop_prefetch_loaded_span(self, handle: Hashable) -> tuple[int, int | None]:
         """See ``StorageFront.pop_loaded``."""
-        return self.storage.pop_loaded(handle)
+        loaded = self.storage.pop_loaded(handle)
+        if self.spans is not None:
+            self.spans.prefetch_ended(handle, loaded[0])
+        return loaded
 
     def release_aborted_request(self, handle: Hashable) -> None:
         """A request has gone."""
         self.storage.forget(handle)
+        if self.spans is not None:
+            self.spans.forget(handle)
 
     def is_backuped(self, node: Prefix) -> bool:
         """Storage is asked whatever a prefix ends with."""
@@ -492,6 +529,8 @@ class SwaHiCache(BasePrefixCache):
         self.index.reset()
         if self.kv_events is not None:
             self.kv_events.cleared()
+        if self.metrics is not None:
+            self.metrics.flushed()
         self._locks.clear()
         self.resets += 1
         self.storage.follow_weights()

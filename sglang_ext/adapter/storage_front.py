@@ -171,12 +171,14 @@ class StorageFront:
         if metrics is None:
             return
         metrics.files = getattr(controller and controller.storage_backend, "events", None) or dict
+        metrics.take_waits = tuple if self.tier is None else self.tier.take_waits
         if metrics.storage is None:
             return
         if self.tier is None:
             metrics.storage.detach()
         else:
             assert self.setup is not None
+            metrics.take_batches = self.setup.take_batches
             metrics.storage.attach(self.setup.labels, self.setup.take_stats)
 
     # ---- weights -------------------------------------------------------------

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.observability.metrics_collector import StorageMetrics
 
+    from sglang_ext.adapter.engine_metrics import StorageBatch
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "--hicache-storage-backend-extra-config"
@@ -42,7 +43,8 @@ class StorageSetup:
         weights: those that the server computes with now.
         opened: the backend that was opened last, for a reader; None before.
         labels: of the engine's metrics of the backend that was opened last.
-        take_stats: what its batches did since the last call.
+        take_stats: what its batches did since the last call, as the engine counts.
+        take_batches: its batches since the last call.
 
     Args:
         metrics: whether the engine exports metrics.
@@ -69,6 +71,7 @@ class StorageSetup:
         self.opened: str | None = None
         self.labels: dict[str, Any] = {}
         self.take_stats: Callable[[], StorageMetrics | None] = lambda: None
+        self.take_batches: Callable[[], list[StorageBatch]] = list
 
     def open(
         self, name: str, extra_config: str | None, policy: str, own: bytes
@@ -158,6 +161,7 @@ class StorageSetup:
         page_bytes = [sum(size) for size in self._memory.arena.shape.page_bytes]
         store = MeteredStore(backend, pools, indices, page_bytes)
         self.labels, self.take_stats = storage_labels(name), store.take_stats
+        self.take_batches = store.take_batches
         return store
 
     def identity(self) -> bytes:

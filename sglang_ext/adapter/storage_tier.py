@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Hashable, Sequence
 
 from sglang_ext.core.cache import PrefixCache
@@ -20,6 +21,8 @@ _GIVEN_UP_MOST = 3
 """So many requests in a row wait in vain; then none does before storage has answered one in
 time."""
 _MOST_SECONDS_TO_DRAIN = 60.0
+_MOST_WAITS = 256
+"""Of requests, kept for whoever asks."""
 POLICIES = ("best_effort", "wait_complete", "timeout")
 
 
@@ -72,6 +75,7 @@ class StorageTier:
         self._page_tokens = index.geometry.page_tokens
         self._start = time.monotonic()
         self._waiting: dict[Hashable, _Waiting] = {}
+        self._waits: deque[float] = deque(maxlen=_MOST_WAITS)
         self._given_up = 0
         self._probe: _Waiting | None = None
         index.attach_storage(limits)
@@ -120,10 +124,17 @@ class StorageTier:
     def pop_loaded(self, request: Hashable) -> tuple[int, int | None]:
         """(tokens that storage made usable, where they begin) of a request; once."""
         waiting = self._waiting.pop(request, None)
-        if waiting is None or waiting.plan.published == 0:
+        if waiting is None:
+            return 0, None
+        self._waits.append((self._ledger.now_ms - waiting.since_ms) / 1000)
+        if waiting.plan.published == 0:
             return 0, None
         plan = waiting.plan
         return (plan.end - plan.resume) * self._page_tokens, plan.resume * self._page_tokens
+
+    def take_waits(self) -> list[float]:
+        """Seconds that requests have waited that were scheduled since the last call."""
+        return [self._waits.popleft() for _ in range(len(self._waits))]
 
     def forget(self, request: Hashable) -> None:
         """A request has gone, or begins anew."""

@@ -25,7 +25,7 @@ from sglang_ext.core.moves.loads import Loads
 from sglang_ext.core.moves.log import TransferLog
 from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.plan import Declined, Hold, PrefixMatch, Transfer, TransferKind
-from sglang_ext.core.ports import DevicePool
+from sglang_ext.core.ports import Departures, DevicePool
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.retention.retention import Retention
@@ -95,6 +95,7 @@ class PrefixCache:
         self._loops = loops
         self._memory = RowMemory()
         self.spare_pages = spare_pages
+        self._departures: Departures | None = None
         self.expiry: Expiry | NoExpiry = NoExpiry()
         if eviction is EvictionPolicy.LEARNED:
             self.expiry = Expiry(retention or Retention([capacity]))
@@ -118,6 +119,7 @@ class PrefixCache:
         log, attachment, policy = self.log, self.attachment, self.policy
         log.clear()
         residency = Residency(table, self.device_pool, self.host_tier, self.counters)
+        residency.tell_departures(self._departures)
         self.table: PageTable = table
         self.kept: KeptWindows = residency.kept
         self.host: HostSpace = residency.host
@@ -273,6 +275,13 @@ class PrefixCache:
         """Let the keys of a namespace begin with something else; before there are any."""
         self.attachment.name_namespaces(seed)
         self.table.name_namespaces(seed)
+
+    # ---- for metrics ---------------------------------------------------------
+
+    def tell_departures(self, departures: Departures) -> None:
+        """Tell somebody which pages leave, from now on and after each flush."""
+        self._departures = departures
+        self.residency.tell_departures(departures)
 
     # ---- for tests -----------------------------------------------------------
 

@@ -5,7 +5,10 @@ All arrays of slots are int32 of shape (rows, slots_per_page).
 
 from typing import Protocol
 
-from sglang_ext.core.table.columns import Slots
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_ext.core.table.columns import Rows, Slots
 
 
 class DevicePool(Protocol):
@@ -76,6 +79,22 @@ class HostPool(Protocol):
 
     def release(self, slots: Slots) -> None:
         """Give back slots."""
+        ...
+
+
+class Departures(Protocol):
+    """Who is told which pages leave, and why. Nothing that the core does depends on it."""
+
+    def left_device(self, rows: Rows, *, windows: bool) -> None:
+        """Pages are evicted from the device, or their windows alone."""
+        ...
+
+    def forgotten(self, rows: Rows, on_host: NDArray[np.bool_]) -> None:
+        """Pages leave the table, and no copy is left of them. Their rows are still as they were.
+
+        Args:
+            on_host: (n,) whether the host had a copy.
+        """
         ...
 
 

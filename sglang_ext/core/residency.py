@@ -9,7 +9,7 @@ from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.host.space import HostSpace, NoHost
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.plan import Hold
-from sglang_ext.core.ports import DevicePool
+from sglang_ext.core.ports import Departures, DevicePool
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
 from sglang_ext.core.table.table import PageTable
 
@@ -25,6 +25,7 @@ class Residency:
         kept: windows that the host keeps.
         candidates: what may be evicted, dropped or copied next.
         counters: of the cache.
+        departures: who is told which pages leave; None for nobody.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Residency:
         self.device_pool = device
         self.tier = tier
         self.counters = counters
+        self.departures: Departures | None = None
         self.kept = KeptWindows(table, table.geometry.window_pages)
         self.candidates = Candidates(table, self.kept, has_host=tier is not None)
         nowhere = NoHost()
@@ -52,6 +54,10 @@ class Residency:
             )
         )
         self._window_pages = table.geometry.window_pages
+
+    def tell_departures(self, departures: Departures | None) -> None:
+        """Tell somebody which pages leave, or nobody."""
+        self.departures = departures
 
     # ---- use and hold --------------------------------------------------------
 
@@ -156,6 +162,8 @@ class Residency:
             windows = self.drop_device_windows(device[table.swa_device.present[device]])
             self.device_pool.release(table.device.take(device))
         self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
+        if self.departures is not None:
+            self.departures.forgotten(rows, table.host.ready[rows])
         # storage may still read them: it holds their slots, see ``HostSpace.pin``
         table.host.break_locks(rows)
         table.swa_host.break_locks(rows)
@@ -174,6 +182,8 @@ class Residency:
         held = device.n_locked
         self.device_pool.release(device.take(rows))
         assert device.n_locked == held, "removed a locked page"
+        if self.departures is not None:
+            self.departures.forgotten(rows, self.table.host.ready[rows])
         self._forget(rows)
         return dropped
 

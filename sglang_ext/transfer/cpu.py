@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from sglang_ext.transfer.job import Durations, Job, PageCopies, Schedule
+from sglang_ext.transfer.job import Ended, EndedJobs, Job, PageCopies, Schedule
 
 
 class ThreadLayerGate:
@@ -64,8 +64,9 @@ class CopyFaults:
 class _Task:
     """One job in a lane."""
 
-    def __init__(self, ops: range, run: Callable[[], None]) -> None:
-        self.ops = ops
+    def __init__(self, job: Job, run: Callable[[], None]) -> None:
+        self.job = job
+        self.ops = job.ops
         self.run = run
         self.ended = threading.Event()
         self.ended_at = 0.0
@@ -84,7 +85,7 @@ class _Lane:
         self._inbox: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._tasks: deque[_Task] = deque()
         self._last_op = -1
-        self.durations = Durations()
+        self.ended = EndedJobs()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -99,7 +100,7 @@ class _Lane:
             self._last_op = task.ops[-1]
             if task.error is not None:
                 return self._last_op, task
-            self.durations.add(task.seconds)
+            self.ended.add(task.seconds, task.job.slots)
         return self._last_op, None
 
     def _is_over(self, task: _Task) -> bool:
@@ -164,7 +165,7 @@ class CpuTransferEngine:
         def run() -> None:
             self._copies.prepare(job.parts).backup()
 
-        self._backups.submit(_Task(job.ops, run))
+        self._backups.submit(_Task(job, run))
 
     def submit_load(self, job: Job, fence: object | None) -> ThreadLayerGate:
         """Copy on the load thread, opening the gate layer by layer."""
@@ -181,7 +182,7 @@ class CpuTransferEngine:
                 gate.fail(error)
                 raise
 
-        self._loads.submit(_Task(job.ops, run))
+        self._loads.submit(_Task(job, run))
         return gate
 
     def backed_up(self) -> tuple[int, range]:
@@ -196,9 +197,9 @@ class CpuTransferEngine:
             raise RuntimeError("load of KV pages from the host failed") from failed.error
         return last_op
 
-    def take_durations(self) -> tuple[list[float], list[float]]:
+    def take_ended(self) -> tuple[list[Ended], list[Ended]]:
         """See TransferEngine."""
-        return self._backups.durations.take(), self._loads.durations.take()
+        return self._backups.ended.take(), self._loads.ended.take()
 
     def drain(self) -> None:
         """See TransferEngine."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sglang_ext.transfer.job import Durations, Job, PageCopies, PreparedCopies, Schedule
+from sglang_ext.transfer.job import Ended, EndedJobs, Job, PageCopies, PreparedCopies, Schedule
 
 
 class EventLayerGate:
@@ -38,7 +38,7 @@ class _InFlight:
 
     start: torch.cuda.Event
     done: torch.cuda.Event
-    last_op: int
+    job: Job
     copies: PreparedCopies
 
 
@@ -57,7 +57,7 @@ class CudaTransferEngine:
         timed: bool = False,
     ) -> None:
         self._timed = timed
-        self._durations = (Durations(), Durations())
+        self._ended = (EndedJobs(), EndedJobs())
         self._copies = copies
         self._layers = layers
         self._backup_stream = torch.cuda.Stream()
@@ -76,7 +76,7 @@ class CudaTransferEngine:
             start = self._mark()
             copies.backup()
             done = self._mark()
-        self._backups.append(_InFlight(start, done, job.ops[-1], copies))
+        self._backups.append(_InFlight(start, done, job, copies))
 
     def submit_load(self, job: Job, fence: Any) -> EventLayerGate:
         """Copy on the load stream, behind readers of the slots' former contents."""
@@ -90,7 +90,7 @@ class CudaTransferEngine:
                     copies.load_layer(*layer)
                 gate.record(number)
             done = self._mark()
-        self._loads.append(_InFlight(start, done, job.ops[-1], copies))
+        self._loads.append(_InFlight(start, done, job, copies))
         return gate
 
     def backed_up(self) -> tuple[int, range]:
@@ -103,9 +103,9 @@ class CudaTransferEngine:
         self._loaded = self._last_done(self._loads, 1, self._loaded)
         return self._loaded
 
-    def take_durations(self) -> tuple[list[float], list[float]]:
+    def take_ended(self) -> tuple[list[Ended], list[Ended]]:
         """See TransferEngine; nothing unless ``timed``."""
-        backups, loads = self._durations
+        backups, loads = self._ended
         return backups.take(), loads.take()
 
     def _mark(self) -> torch.cuda.Event:
@@ -116,10 +116,11 @@ class CudaTransferEngine:
 
     def _last_done(self, jobs: deque[_InFlight], lane: int, last: int) -> int:
         while jobs and jobs[0].done.query():
-            job = jobs.popleft()
-            last = job.last_op
+            ended = jobs.popleft()
+            last = ended.job.ops[-1]
             if self._timed:
-                self._durations[lane].add(job.start.elapsed_time(job.done) / 1000.0)
+                seconds = ended.start.elapsed_time(ended.done) / 1000.0
+                self._ended[lane].add(seconds, ended.job.slots)
         return last
 
     def drain(self) -> None:

@@ -3,13 +3,13 @@
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_DURATIONS = 256
-"""Durations of jobs that are kept for whoever asks."""
+MOST_ENDED = 256
+"""Jobs that have ended and are kept for whoever asks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +54,12 @@ class Job:
     ops: range
     parts: tuple[Part, ...]
 
+    @property
+    def slots(self) -> tuple[tuple[int, int], ...]:
+        """(component, pages of the engine) of what is copied. The first two pools are the target's,
+        one for each component; those of drafts come along with the same pages."""
+        return tuple((part.pool, len(part.host)) for part in self.parts if part.pool < 2)
+
 
 Schedule = Sequence[Sequence[tuple[int, int]]]
 """For each layer of the model (pool, layer of the pool) of what is loaded before its gate opens;
@@ -72,22 +78,34 @@ class LayerGate(Protocol):
         ...
 
 
-class Durations:
-    """Seconds of the jobs of a lane, until somebody takes them."""
+class Ended(NamedTuple):
+    """A job that has ended.
+
+    Attributes:
+        seconds: that its copies took, without what they waited for.
+        slots: see ``Job.slots``.
+    """
+
+    seconds: float
+    slots: tuple[tuple[int, int], ...]
+
+
+class EndedJobs:
+    """Jobs of a lane that have ended, until somebody takes them."""
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=MOST_DURATIONS)
+        self._jobs: deque[Ended] = deque(maxlen=MOST_ENDED)
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, slots: tuple[tuple[int, int], ...]) -> None:
         """A job has ended."""
-        self._seconds.append(seconds)
+        self._jobs.append(Ended(seconds, slots))
 
-    def take(self) -> list[float]:
+    def take(self) -> list[Ended]:
         """Those since the last call."""
-        if not self._seconds:
+        if not self._jobs:
             return []
-        taken = list(self._seconds)
-        self._seconds.clear()
+        taken = list(self._jobs)
+        self._jobs.clear()
         return taken
 
 
@@ -121,9 +139,9 @@ class TransferEngine(Protocol):
         """
         ...
 
-    def take_durations(self) -> tuple[list[float], list[float]]:
-        """Seconds that copies took, of each job that has ended since the last call, without
-        their wait: (backups, loads). The oldest ones beyond MOST_DURATIONS are forgotten."""
+    def take_ended(self) -> tuple[list[Ended], list[Ended]]:
+        """Jobs that have ended since the last call: (backups, loads). The oldest ones beyond
+        MOST_ENDED are forgotten."""
         ...
 
     def drain(self) -> None:

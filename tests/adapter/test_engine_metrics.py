@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,16 +16,12 @@ from sglang.srt.observability.metrics_collector import (
 
 from sglang_ext.adapter import engine_metrics, prefix_cache
 from sglang_ext.adapter.engine_metrics import HostTierFeed, MeteredStore, StorageFeed
-from sglang_ext.adapter.metrics import IndexMetrics
 from sglang_ext.adapter.storage_backend import EnginePageStore
 from sglang_ext.core.counters import Counters, Unfulfilled
 from sglang_ext.core.host.arena import Arena, shape_for
-from sglang_ext.core.plan import DeclineReason
 from sglang_ext.core.storage.plan import Objects
-from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.testing.engine import SimEngine
-from sglang_ext.testing.sizes import Sizes
+from tests.fixtures.registry import own_registry
 
 PAGE = 16
 PAGE_BYTES = ((100, 60), (50, 30))
@@ -40,15 +35,8 @@ NOT_FED = {
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[prometheus_client.CollectorRegistry]:
-    """Metrics register themselves by default, once a process."""
-    own = prometheus_client.CollectorRegistry()
-    for name in ("Counter", "Histogram", "Gauge"):
-        made = getattr(prometheus_client, name)
-        monkeypatch.setattr(
-            prometheus_client, name, lambda *a, made=made, **k: made(*a, registry=own, **k)
-        )
-    return own
+def registry(monkeypatch: pytest.MonkeyPatch) -> prometheus_client.CollectorRegistry:
+    return own_registry(monkeypatch)
 
 
 def value(registry: Any, name: str, **labels: str) -> float | None:
@@ -59,13 +47,9 @@ def value(registry: Any, name: str, **labels: str) -> float | None:
 def host_feed(
     policy: WritePolicy = WritePolicy.WRITE_THROUGH,
     page_bytes: tuple[tuple[int, int], ...] = PAGE_BYTES,
-) -> tuple[HostTierFeed, list[tuple[list[float], list[float]]]]:
-    """A feed, and the durations that it takes one after the other."""
-    durations: list[tuple[list[float], list[float]]] = []
+) -> HostTierFeed:
     arena = Arena(shape_for(100_000, page_bytes, 1))
-    collector = RadixCacheMetricsCollector(LABELS)
-    take = lambda: durations.pop(0) if durations else ([], [])  # noqa: E731
-    return HostTierFeed(collector, arena, PAGE, policy, take), durations
+    return HostTierFeed(RadixCacheMetricsCollector(LABELS), arena, PAGE, policy)
 
 
 def calls(source: object, collector: str) -> set[str]:
@@ -97,7 +81,7 @@ def dir_of(kind: type) -> set[str]:
 
 
 def test_copies_durations_and_losses_of_the_host_tier(registry: Any) -> None:
-    feed, durations = host_feed()
+    feed = host_feed()
     dropped = {"reason": "write_through_unbacked_eviction", "pool": "kv"}
     assert value(registry, "hicache_dropped_tokens_total", **dropped) == 0, "there from the start"
     for event, pages in (
@@ -114,10 +98,9 @@ def test_copies_durations_and_losses_of_the_host_tier(registry: Any) -> None:
     assert value(registry, "load_back_tokens_total", pool="kv") == 5 * PAGE
     assert value(registry, "load_back_bytes_total") == 5 * 160
     assert value(registry, "hicache_dropped_tokens_total", **dropped) == 7 * PAGE
-    durations += [([0.5, 0.25], [0.125]), ([1.0], [])]
-    feed.observe()
-    feed.observe()
-    feed.observe()
+    for seconds in (0.5, 0.25, 1.0):
+        feed.observe("backup", seconds)
+    feed.observe("load", 0.125)
     assert value(registry, "hicache_backup_duration_seconds_sum") == 1.75
     assert value(registry, "hicache_backup_duration_seconds_count") == 3
     assert value(registry, "load_back_duration_seconds_sum") == 0.125
@@ -125,14 +108,14 @@ def test_copies_durations_and_losses_of_the_host_tier(registry: Any) -> None:
 
 
 def test_other_write_policies_drop_under_pressure(registry: Any) -> None:
-    feed, _ = host_feed(WritePolicy.WRITE_BACK)
+    feed = host_feed(WritePolicy.WRITE_BACK)
     feed.count("unsaved_pages", 1)
     labels = {"reason": "host_pressure", "pool": "kv"}
     assert value(registry, "hicache_dropped_tokens_total", **labels) == PAGE
 
 
 def test_numbers_of_a_model_with_windows_alone_are_no_tokens(registry: Any) -> None:
-    feed, _ = host_feed(page_bytes=((40, 40),))
+    feed = host_feed(page_bytes=((40, 40),))
     for event in ("backed_up_pages", "unsaved_pages", "backed_up_window_pages"):
         feed.count(event, 2)
     assert value(registry, "hicache_backup_tokens_total", pool="kv") is None
@@ -177,21 +160,37 @@ def test_storage_totals_and_reasons(registry: Any) -> None:
 
 
 def test_batches_of_storage_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 2.0, 10.0, 14.0, 20.0, 20.0])
+    now = iter([0.0, 2.0, 10.0, 14.0, 20.0, 20.0, 30.0, 31.0, 40.0, 50.0])
     monkeypatch.setattr(engine_metrics.time, "perf_counter", lambda: next(now))
     monkeypatch.setattr(EnginePageStore, "__init__", lambda self, backend, *_: setup(self, backend))
     monkeypatch.setattr(EnginePageStore, "load", lambda *_: 3)
     monkeypatch.setattr(EnginePageStore, "store", lambda _, __, objects: len(objects))
+    monkeypatch.setattr(EnginePageStore, "resume_points", lambda _, keys, __: [len(keys) // 2])
 
     def setup(store: EnginePageStore, backend: Any) -> None:
         store.backend = backend
 
+    def fail(*_: object) -> int:
+        raise OSError("the disk")
+
     backend = SimpleNamespace(get_stats=lambda: None)
     store = MeteredStore(backend, {}, None, [4 * 10**9, 10**9])  # type: ignore[arg-type]
-    some, none = (Objects([], np.zeros((n, 1), dtype=np.int32)) for n in (2, 0))
-    assert store.load(0, some) == 3
+    five, some, none = (Objects([], np.zeros((n, 1), dtype=np.int32)) for n in (5, 2, 0))
+    assert store.load(0, five) == 3
     assert store.store(1, some) == 2
     assert store.store(0, none) == 0
+    assert store.resume_points([b"a", b"b"], 1) == [1]
+    monkeypatch.setattr(EnginePageStore, "load", fail)
+    with pytest.raises(OSError, match="the disk"):
+        store.load(0, some)
+    assert store.take_batches() == [
+        ("read", "part", 12 * 10**9, 2.0),
+        ("write", "all", 2 * 10**9, 4.0),
+        ("write", "all", 0, 1e-9),
+        ("lookup", "part", 0, 1.0),
+        ("read", "error", 0, 0.0),
+    ]
+    assert store.take_batches() == []
     stats = store.take_stats()
     assert (stats.prefetch_pgs, stats.prefetch_bandwidth) == ([3], [6.0])
     assert (stats.backup_pgs, stats.backup_bandwidth) == ([2], [0.5]), "nothing is no batch"
@@ -199,23 +198,3 @@ def test_batches_of_storage_are_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     own = SimpleNamespace(prefetch_pgs=[1])
     backend.get_stats = lambda: own
     assert store.take_stats() is own, "a backend that measures itself knows better"
-
-
-def test_what_has_changed_is_told_and_nothing_else(registry: Any) -> None:
-    index = SimEngine(Geometry(PAGE, PAGE), Sizes(8, 8)).index
-    metrics = IndexMetrics(index, LABELS, None)
-    told: list[tuple[str, int]] = []
-    metrics.host = SimpleNamespace(count=lambda *event: told.append(event), observe=lambda: None)
-    events = {**LABELS, "event": "declined_backlog"}
-    for times in (1, 2):
-        metrics.publish()
-        assert told == []
-        for _ in range(times):
-            index.counters.decline(DeclineReason.BACKLOG)
-        metrics.matched(PAGE * times)
-        metrics.publish()
-        assert told == [("declined_backlog", times)]
-        told.clear()
-    assert registry.get_sample_value("sglang_ext:cache_events_total", events) == 3
-    largest = "sglang_ext:largest_recompute_tokens"
-    assert registry.get_sample_value(largest, LABELS) == 2 * PAGE

@@ -69,7 +69,7 @@ def test_holes_become_room_before_anything_is_dropped() -> None:
     index.room.make(index.host, before[1] + room, Claim(1 << 62, math.inf))
     assert index.host.free_pages >= before[1] + room
     assert windows.n_present == before[0]
-    assert index.counters.moved_host_pages
+    assert index.counters.moved_host_window_pages
     engine.check()
     engine.check_every_slot()
 

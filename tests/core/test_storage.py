@@ -51,7 +51,8 @@ def test_a_part_of_a_prefetch_is_of_use() -> None:
     step(fresh)
     fresh.check_idle()
     assert match(fresh, tokens(12)) == 4
-    assert fresh.index.counters.lost_prefetched_pages == 12
+    assert fresh.index.counters.lost_prefetched_pages == 8
+    assert fresh.index.counters.lost_prefetched_window_pages == 4
     assert fresh.index.counters.found_pages == 12
     assert fresh.index.counters.unfulfilled == {Unfulfilled.LATE: 8}
 

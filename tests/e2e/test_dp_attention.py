@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.bench.metrics import metric
+from launch.bench.metrics import metric, settled
 from launch.server import Server, dp_attention
 from launch.traffic import Traffic, generate
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
@@ -111,7 +111,7 @@ def test_an_idle_rank_beside_one_that_is_loaded(server: Server, expected: Expect
 
 def pages_of_rank_1(server: Server) -> float:
     """On its device and its host."""
-    pages = metric(server.get("/metrics"), "sglang_ext:cache_pages", 'dp_rank="1"')
+    pages = metric(settled(server), "sglang_ext:kv_bytes", 'dp_rank="1"')
     assert pages > 0
     return pages
 

@@ -10,13 +10,15 @@ import time
 import httpx
 import pytest
 
-from launch.bench.metrics import metric
+from launch.bench.metrics import metric, settled
 from launch.server import CPU, OURS, wait_until_healthy
 from launch.traffic import Traffic, generate, tokens
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences
+from tests.e2e.exported import assert_counted
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import GPU, ON_HOST
+from tests.fixtures.scrape import Scrape
 
 HOST = ["--enable-hierarchical-cache", "--hicache-ratio", "2"]
 
@@ -79,18 +81,21 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert again["output_ids"] == first["output_ids"]
         assert cached(again) == {"device": 288, "host": 0}
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda seed: generate(server, prompt(seed), 8), range(2, 18)))
+            others = list(pool.map(lambda seed: generate(server, prompt(seed), 8), range(2, 18)))
         # what came twice stays as long as those that run leave room, however many run at once
-        generate(server, prompt(99, 2900), 8)
+        long = generate(server, prompt(99, 2900), 8)
         evicted = generate(server, prompt(1), 8)
         assert evicted["output_ids"] == first["output_ids"]
         assert cached(evicted)["host"] > 0
-        metrics = server.get("/metrics")
-        assert 'event="backed_up_pages"' in metrics
-        assert 'component="swa",engine_type' in metrics or 'component="swa"' in metrics
+        answers = (first, again, *others, long, evicted)
+        found = {tier: sum(cached(a)[tier] for a in answers) for tier in ("device", "host")}
+        prompts = sum(a["meta_info"]["prompt_tokens"] for a in answers)
+        metrics = settled(server)
+        scrape = Scrape(metrics)
+        assert_counted(scrape, found, prompts, 16)
+        assert scrape.total("eviction_age_seconds_count", component="full", tier="device") > 0
+        assert scrape.total("transfer_lag_seconds_count", direction="load") > 0
         assert "sglang:hicache_host_used_tokens" in metrics
-        assert "sglang_ext:largest_recompute_tokens" in metrics
-        assert "sglang_ext:host_sampling" in metrics
         for name in ("hicache_backup_bytes_total", "load_back_bytes_total"):
             assert metric(metrics, f"sglang:{name}") > 0
         for name in ("evicted_tokens_total", "eviction_duration_seconds_count"):
@@ -178,10 +183,11 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
         assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0}
     tlru = {"threshold": 128, "next_prompt_estimate": 64}
     policy = ["--radix-eviction-policy", "tlru", "--radix-eviction-policy-config", json.dumps(tlru)]
-    with serve(128, *OURS, "--page-size", "16", *policy) as server:
+    with serve(128, *OURS, "--page-size", "16", "--enable-metrics", *policy) as server:
         generate(server, prompt(1), 8)
         assert cached(generate(server, prompt(1), 8)) == {"device": 288, "host": 0}
         assert "eviction tlru" in server.log.read_text()
+        assert_counted(Scrape(settled(server)), {"device": 288}, 600, 16)
 
 
 @pytest.mark.parametrize(

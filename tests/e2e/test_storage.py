@@ -14,18 +14,21 @@ from typing import Any
 import httpx
 import pytest
 
-from launch.bench.metrics import metric
+from launch.bench.metrics import metric, settled
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate, tokens
 from sglang_ext.tools import verify
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import Answer, Conversations, differences
+from tests.e2e.exported import assert_all_is_there, assert_counted
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import DISK, GPU, ON_HOST
+from tests.fixtures.scrape import Scrape
 
 TIERS = ("--enable-hierarchical-cache", "--hicache-ratio", "2")
 TRAFFIC = Traffic(conversations=6, rounds=4, fork=0.0, parallel=4, seed=23)
 PAGE, WINDOW_PAGES = 16, 8
+TIER_NAMES = ("device", "host", "storage")
 
 
 def stored_in(directory: Path, policy: str = "wait_complete", **settings: Any) -> list[str]:
@@ -78,20 +81,29 @@ def test_the_next_round_after_a_restart_comes_from_storage(
     """Six conversations, a graceful stop, a fresh server; then a third of the files is torn,
     flipped or another page's, and a third server serves the last round."""
     options = [*stored_in(tmp_path), "--page-size", "64", "--enable-metrics"]
+    options += ["--extra-metric-labels", '{"zone": "north"}']
     conversations = Conversations(TRAFFIC)
     with serve(128, *options, tokens=8192) as server:
         answers = conversations.hold(server, 2)
         assert_idle_and_alive(server)
-        assert_measured(server.get("/metrics"), "backup", "backuped_tokens_total")
+        assert_measured(settled(server), "backup", "backuped_tokens_total")
         stop_gracefully(server)
     with serve(128, *options, tokens=8192) as server:
         after = conversations.hold(server, 1)
         assert_idle_and_alive(server)
-        metrics = server.get("/metrics")
+        metrics = settled(server)
         assert_measured(metrics, "prefetch", "prefetched_tokens_total")
         hits = metric(metrics, "sglang:storage_prefetch_hit_tokens_total")
         assert hits >= sum(answer.storage_tokens for answer in after) > 0
         assert "sglang:storage_prefetch_unfulfilled_tokens_total" in metrics
+        scrape = Scrape(metrics)
+        assert_all_is_there(scrape, zone="north")
+        tiers = {t: sum(getattr(a, f"{t}_tokens") for a in after) for t in TIER_NAMES}
+        assert_counted(scrape, tiers, sum(a.prompt_tokens for a in after), 64)
+        assert scrape.total("hit_tokens_total", component="swa", tier="storage") > 0
+        assert scrape.total("storage_operations_total", kind="read", result="all") > 0
+        assert scrape.total("transfer_bytes_sum", direction="read") > 0
+        assert scrape.total("storage_wait_seconds_count") >= len(after)
         stop_gracefully(server)
     assert not differences([*answers, *after], reference(128, TRAFFIC))
     share = reusable_share(answers[-TRAFFIC.conversations :], after, 64)
@@ -100,7 +112,7 @@ def test_the_next_round_after_a_restart_comes_from_storage(
     with serve(128, *options, tokens=8192) as server:
         last = conversations.hold(server, 1)
         assert_idle_and_alive(server)
-        assert metric(server.get("/metrics"), "sglang_ext:storage_files_total") > 0
+        assert metric(settled(server), "sglang_ext:storage_files_total") > 0
     assert not differences(last, reference(128, TRAFFIC))
     assert reusable_share(after, last, 64) < share
 

@@ -90,8 +90,8 @@ def serve_until_killed(server: Server, pool: Pool, seed: int) -> Counter[str]:
         counts[f"files {event}"] += int(
             metric(text, "sglang_ext:storage_files_total", f'event="{event}"')
         )
-    for event in ("persisted_pages", "prefetched_pages"):
-        counts[event] += int(metric(text, "sglang_ext:cache_events_total", f'event="{event}"'))
+    for event in ("persisted", "prefetched"):
+        counts[event] += int(metric(text, "sglang_ext:kv_tokens_total", f'event="{event}"'))
     stop.set()
     kill(server)
     for thread in clients:

@@ -323,10 +323,14 @@ def memory_report(samples: Sequence[tuple[float, float]], minutes: float) -> dic
 
 
 def cache_events(metrics: str) -> dict[str, float]:
-    """Our counters in the server's metrics, summed over its ranks."""
+    """Our counters in the server's metrics, summed over its ranks: tokens of both components, and
+    what else happened."""
     events: dict[str, float] = {}
     found = re.findall(
-        r'^sglang_ext:cache_events_total\{.*?event="(\w+)".*?\} (\S+)$', metrics, re.MULTILINE
+        r'^sglang_ext:(?:kv_tokens|cache_events|declined)_total\{.*?(?:event|reason)="(\w+)".*?\} '
+        r"(\S+)$",
+        metrics,
+        re.MULTILINE,
     )
     for event, value in found:
         events[event] = events.get(event, 0.0) + float(value)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
-from sglang_ext.transfer.job import MOST_DURATIONS, Durations, Job, Part
+from sglang_ext.transfer.job import MOST_ENDED, EndedJobs, Job, Part
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 LAYERS = 3
@@ -181,22 +181,23 @@ def test_how_long_copies_took_is_told_once() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     for op in range(2):
         engine.submit_backup(Job(range(op, op + 1), (Part(0, nothing, nothing),)), None)
-    assert engine.take_durations() == ([], [])
+    assert engine.take_ended() == ([], [])
     copies.open()
-    engine.submit_load(Job(range(1), (Part(0, nothing, nothing),)), None)
+    some = np.arange(3, dtype=np.int64)
+    engine.submit_load(Job(range(1), (Part(0, nothing, nothing), Part(1, some, some))), None)
     engine.drain()
-    assert engine.take_durations() == ([], []), "nobody has asked what ended"
+    assert engine.take_ended() == ([], []), "nobody has asked what ended"
     assert engine.backed_up()[0] == 1
     assert engine.loaded() == 0
-    backups, loads = engine.take_durations()
-    assert (len(backups), len(loads)) == (2, 1)
-    assert all(0.0 <= seconds < TIMEOUT_S for seconds in (*backups, *loads))
-    assert engine.take_durations() == ([], [])
+    backups, loads = engine.take_ended()
+    assert [job.slots for job in (*backups, *loads)] == [((0, 0),), ((0, 0),), ((0, 0), (1, 3))]
+    assert all(0.0 <= job.seconds < TIMEOUT_S for job in (*backups, *loads))
+    assert engine.take_ended() == ([], [])
     engine.close()
 
 
-def test_durations_that_nobody_takes_are_bounded() -> None:
-    durations = Durations()
-    for number in range(3 * MOST_DURATIONS):
-        durations.add(number)
-    assert durations.take() == list(range(2 * MOST_DURATIONS, 3 * MOST_DURATIONS))
+def test_ended_jobs_that_nobody_takes_are_bounded() -> None:
+    ended = EndedJobs()
+    for number in range(3 * MOST_ENDED):
+        ended.add(number, ())
+    assert [job.seconds for job in ended.take()] == list(range(2 * MOST_ENDED, 3 * MOST_ENDED))

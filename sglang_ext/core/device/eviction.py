@@ -92,8 +92,13 @@ class DeviceEviction:
             more = wanted + self._spare.beside_windows(wanted)
             rows = self._candidates.first(Kind.WINDOW_VICTIMS, more)
             rows = self._up_to_loss(rows, wanted, self._loses_window)
+            self._tell(rows, windows=True)
             freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows
+
+    def _tell(self, rows: Rows, *, windows: bool) -> None:
+        if (departures := self._residency.departures) is not None and len(rows):
+            departures.left_device(rows, windows=windows)
 
     def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
         """The first ``wanted`` of ``rows``, and those behind them up to the first one that is
@@ -125,6 +130,7 @@ class DeviceEviction:
 
     def _demote(self, rows: Rows) -> tuple[int, int]:
         table = self._table
+        self._tell(rows, windows=False)
         if self._residency.tier is None:
             self._expiry.note_lost(rows)
             return self._residency.remove(rows)

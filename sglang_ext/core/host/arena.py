@@ -120,6 +120,7 @@ class Arena:
 
     Attributes:
         owner: (extents,) int8, component or NOBODY.
+        changes: how often pages were taken or given back.
     """
 
     def __init__(self, shape: ArenaShape) -> None:
@@ -130,10 +131,12 @@ class Arena:
         self._size = [stop - first for first, stop in numbers]
         self.owner = np.full(shape.extents, NOBODY, dtype=np.int8)
         self._used = np.zeros(shape.extents, dtype=np.int64)
+        self.changes = 0
         self.clear()
 
     def clear(self) -> None:
         """Take everything back."""
+        self.changes += 1
         self.owner[:] = NOBODY
         self._used[:] = 0
         self._taken = [np.zeros(stop.max(initial=0), dtype=bool) for stop in self._stop]
@@ -184,6 +187,7 @@ class Arena:
         run empty."""
         if pages > self.free_pages(component):
             return None
+        self.changes += 1
         first, stop = self._first[component], self._stop[component]
         taken, count = self._taken[component], 0
         found: Pages = np.empty(pages, dtype=np.int64)
@@ -201,6 +205,7 @@ class Arena:
 
     def release(self, component: int, pages: Pages) -> None:
         """Give pages back; an extent without pages belongs to nobody."""
+        self.changes += 1
         first, taken = self._first[component], self._taken[component]
         empty = np.empty(len(pages), dtype=np.int64)
         count = loops.release(first, self._used, taken, np.ascontiguousarray(pages), empty)

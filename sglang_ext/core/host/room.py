@@ -164,7 +164,10 @@ class HostRoom:
     def vacate(self, space: HostSpace) -> bool:
         """Set an extent of a component free by moving its pages into holes of others."""
         moved = space.compaction.vacate() if space.compaction else 0
-        self._counters.moved_host_pages += moved
+        if space is self._host:
+            self._counters.moved_host_pages += moved
+        else:
+            self._counters.moved_host_window_pages += moved
         return moved > 0
 
     def _recycle(self, space: HostSpace, pages: int) -> None:

@@ -236,7 +236,8 @@ class Persists:
         self._attachment.note_write(now_ms, ok=ok)
         if ok:
             return
-        self._counters.unpersisted_pages += len(persist.full) + len(persist.window) - pages
+        self._counters.unpersisted_pages += len(persist.full) - full_ok
+        self._counters.unpersisted_window_pages += len(persist.window) - window_ok
         if pages == 0:
             # not even the first page: storage has lost what is in front of it, or all it had
             self.forget_stored()

@@ -252,7 +252,8 @@ class Prefetches:
         for stage in prefetch.stages[prefetch.published :]:
             self._host.give_back(stage.full.slots)
             self._host_window.give_back(stage.window.slots)
-            self._counters.lost_prefetched_pages += len(stage.full) + len(stage.window)
+            self._counters.lost_prefetched_pages += len(stage.full)
+            self._counters.lost_prefetched_window_pages += len(stage.window)
         self._pages -= sum(len(s.full) + len(s.window) for s in prefetch.stages)
 
     def _publish(self, prefetch: Prefetch) -> bool:

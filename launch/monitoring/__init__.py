@@ -1,0 +1,1 @@
+"""What operators look at: a dashboard, alerts, and the page of all metrics."""
