@@ -10,7 +10,7 @@ import torch.distributed as dist
 from sglang_ext.adapter import block_hashes, checkpoint
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
-from sglang_ext.adapter.copy_trial import try_copies
+from sglang_ext.adapter.copy_trial import Bandwidth, try_copies
 from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
@@ -19,9 +19,10 @@ from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.kv_events import KvEvents
 from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
+from sglang_ext.adapter.progress import progress
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
-from sglang_ext.adapter.start_plan import HostPlan, StartPlan
+from sglang_ext.adapter.start_plan import StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
 from sglang_ext.adapter.stored_names import StoredNames
@@ -41,6 +42,7 @@ from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.host_plan import HostPlan
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
 from sglang_ext.transfer.cuda import CudaTransferEngine
 from sglang_ext.transfer.job import TransferEngine
@@ -126,15 +128,16 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         inside=_inside(index, device_pool, admission.chunk),
         low_values_first=get_schedule().schedule_low_priority_values_first,
     )
+    bandwidth = None
     if ctx.enable_hierarchical_cache:
-        _attach_host_tier(ctx, cache, kv_pool, group, memory)
+        bandwidth = _attach_host_tier(ctx, cache, kv_pool, group, memory)
     if params.enable_metrics:
         _attach_metrics(cache, arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
-    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
+    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None, bandwidth)
     if ctx.tp_rank == 0:
-        logger.info("sglang-ext: %s", plan.line())
+        logger.info("sglang-ext: %s", plan.table())
     trace = from_environment().step_trace
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
@@ -151,27 +154,37 @@ def _eviction(policy: str, *, window_only: bool) -> EvictionPolicy:
 
 
 def start_plan(
-    ctx: "TreeCacheBuildContext", cache: SwaHiCache, memory: ArenaMemory | None
+    ctx: "TreeCacheBuildContext",
+    cache: SwaHiCache,
+    memory: ArenaMemory | None,
+    bandwidth: Bandwidth | None,
 ) -> StartPlan:
-    """What was decided, for the log."""
+    """What was decided, for the log.
+
+    Args:
+        memory, bandwidth: of the host tier, if there is one.
+    """
     from sglang.srt.runtime_context import get_memory
 
     options, index, geometry = get_memory(), cache.index, cache.index.geometry
     host = None
     if memory is not None:
         shape = memory.arena.shape
-        size = shape.extents * sum(shape.extent_bytes)
         policy = index.policy
         recompute = promised(geometry, policy.checkpoint_pages, policy.dense_pages)
-        host = HostPlan.of(shape, geometry, (size, memory.source), recompute)
+        host = HostPlan.of(shape, geometry, memory.source, recompute)
     device = torch.device(ctx.params.token_to_kv_pool_allocator.get_kvcache().device)
     who = chosen(from_environment().copies, device)
     by = f", --hicache-io-backend {options.hicache_io_backend}" if who == "engine" else ""
+    eviction = index.eviction_policy.name.lower()
     return StartPlan(
         host=host,
         ranks=ctx.tp_size,
-        policies=(options.hicache_write_policy, index.eviction_policy.name.lower()),
-        copies=who + by,
+        policies=(
+            options.hicache_write_policy,
+            f"{eviction} (--radix-eviction-policy {options.radix_eviction_policy})",
+        ),
+        copies=f"{who}{by}; tried at start: {bandwidth}",
         storage=cache.storage.setup.opened if cache.storage.setup is not None else None,
     )
 
@@ -200,11 +213,12 @@ def _attach_host_tier(
     kv_pool: "SWAKVPool",
     group: "HostPoolGroup",
     memory: ArenaMemory,
-) -> None:
+) -> Bandwidth:
+    """Returns how fast copies are."""
     from sglang.srt.runtime_context import get_memory, get_serving
 
     index = cache.index
-    controller = _controller(ctx, kv_pool, group, index)
+    controller, bandwidth = _controller(ctx, kv_pool, group, index)
     usage = HostUsage(memory.arena, index.geometry.page_tokens)
     cache.attach_host_tier(controller, group, memory, usage)
     kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
@@ -223,6 +237,7 @@ def _attach_host_tier(
             options.hicache_storage_prefetch_policy,
             get_serving().served_model_name,
         )
+    return bandwidth
 
 
 def _kv_events(ctx: "TreeCacheBuildContext", cache: SwaHiCache) -> KvEvents:
@@ -301,7 +316,7 @@ def _controller(
     kv_pool: "SWAKVPool",
     group: "HostPoolGroup",
     index: PrefixCache,
-) -> HostTierController:
+) -> tuple[HostTierController, Bandwidth]:
     from sglang.srt.environ import envs
     from sglang.srt.runtime_context import get_memory
 
@@ -310,9 +325,10 @@ def _controller(
     indices = SlotIndices(index.geometry)
     io_backend = get_memory().hicache_io_backend
     pools = _pools(group)
-    copies = page_copies(config.copies, pools, indices, io_backend, device)
     said = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
-    try_copies(copies, [planes(pool) for pool in pools], said)
+    with progress("copies between device and host are compiled and tried"):
+        copies = page_copies(config.copies, pools, indices, io_backend, device)
+        bandwidth = try_copies(copies, [planes(pool) for pool in pools], said)
     layers = _layer_schedule(kv_pool)
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
@@ -325,13 +341,14 @@ def _controller(
     else:
         raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")
     counter = LayerDoneCounter(len(layers))
-    return HostTierController(
+    controller = HostTierController(
         index,
         engine,
         counter,
         RankAgreement(_groups(ctx)),
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
+    return controller, bandwidth
 
 
 def _layer_schedule(kv_pool: "SWAKVPool") -> list[tuple[int, int] | None]:

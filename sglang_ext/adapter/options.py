@@ -7,6 +7,7 @@ from typing import Any
 from sglang_ext.config import BACKEND, TOGGLE
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.launch_line import KV_TYPES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,10 +30,6 @@ def _above_one(value: Any) -> bool:
 
 _BY_PAGES = ("page_first", "page_first_direct", "page_head")
 """Host layouts in which a page is in one place. ``layer_first`` was replaced by then."""
-
-KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
-"""Types of KV with at most one scale for each layer. FP4 and MXFP8 have one for each block, in
-memory of their own, which neither the host nor storage would get."""
 
 REFUSALS = (
     Refusal("--speculative-algorithm", "speculative_algorithm", _is_set, "no value"),
@@ -84,23 +81,33 @@ REFUSALS = (
 )
 
 
+def refused(options: Any) -> list[str]:
+    """Options with a value that the cache does not support: a line for each, which names option,
+    value and what is allowed.
+
+    Args:
+        options: an object with the engine's option names as attributes.
+    """
+    values = ((refusal, getattr(options, refusal.field)) for refusal in REFUSALS)
+    return [
+        f"{refusal.option} {value} is not supported by "
+        f"--radix-cache-backend {BACKEND}; allowed: {refusal.allowed}"
+        for refusal, value in values
+        if refusal.refused(value)
+    ]
+
+
 def refuse_unsupported(options: Any) -> None:
     """Check the engine's resolved options.
 
     Args:
-        options: an object with the engine's option names as attributes.
+        options: see ``refused``.
 
     Raises:
-        StartupError: an option is set to a value that the cache does not support;
-            the message names the option, the value and what is allowed.
+        StartupError: the first of those that are refused.
     """
-    for refusal in REFUSALS:
-        value = getattr(options, refusal.field)
-        if refusal.refused(value):
-            raise StartupError(
-                f"{refusal.option} {value} is not supported by "
-                f"--radix-cache-backend {BACKEND}; allowed: {refusal.allowed}"
-            )
+    if problems := refused(options):
+        raise StartupError(problems[0])
 
 
 _USE_INSTEAD = {
