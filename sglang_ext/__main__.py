@@ -1,29 +1,41 @@
-"""``python -m sglang_ext``: tools beside the engine."""
+"""``sglang-ext``, or this package as a module: tools beside the engine.
 
+A tool is imported when it is called, and by the tool what it needs.
+"""
+
+import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from sglang_ext.patches import cli as patches
-from sglang_ext.sizing import cli as size
-from sglang_ext.storage import cli as storage
-from sglang_ext.tools import gpu_check, verify
+from sglang_ext import __version__
+from sglang_ext.arguments import Parser
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "gpu-check": gpu_check.main,
-    "patches": patches.main,
-    "size": size.main,
-    "storage": storage.main,
-    "verify": verify.main,
+TOOLS = {
+    "doctor": ("sglang_ext.doctor.cli", "what is wrong here, and what to do about it"),
+    "plan": ("sglang_ext.planning.cli", "what fits, from a launch line and a model"),
+    "size": ("sglang_ext.sizing.cli", "how much host memory is worth it, by replay of traffic"),
+    "status": ("sglang_ext.tools.status", "tiers, hit rates and retention of a running server"),
+    "verify": ("sglang_ext.tools.verify", "does a running server's storage give back its tokens"),
+    "storage": ("sglang_ext.storage.cli", "list, measure, check and remove stored pages"),
+    "patches": ("sglang_ext.patches.cli", "patches of the engine in place of hooks"),
+    "gpu-check": ("sglang_ext.tools.gpu_check", "bytes and speed of the copy kernel on this GPU"),
+    "bench": ("sglang_ext.tools.bench", "benchmarks of a checkout"),
 }
+"""By name: the module whose ``main`` runs it, and what it is for."""
 
 
-def main() -> int:
-    """Run the named tool."""
-    name = sys.argv[1] if len(sys.argv) > 1 else None
-    if name not in COMMANDS:
-        print(f"usage: python -m sglang_ext {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
-        return 2
-    return COMMANDS[name](sys.argv[2:])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tool that is named; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = Parser(prog="sglang-ext", description="Tools beside the engine.")
+    parser.add_argument("--version", action="version", version=f"sglang-ext {__version__}")
+    commands = parser.add_subparsers(metavar="TOOL", dest="tool", required=True)
+    for name, (_, use) in TOOLS.items():
+        # each tool has a parser of its own
+        commands.add_parser(name, help=use, add_help=False)
+    module, _ = TOOLS[parser.parse_args(words[:1]).tool]
+    status: int = importlib.import_module(module).main(words[1:])
+    return status
 
 
 if __name__ == "__main__":

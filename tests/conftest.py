@@ -50,6 +50,8 @@ LONGEST_FIRST = (
     "tests/core/test_retention.py",
     "tests/contract/test_selection.py",
     "tests/launch/test_bench_trace.py",
+    "tests/tools/test_documented_commands.py",
+    "tests/doctor/test_doctor.py",
     "tests/core/test_pressure.py",
 )
 """Files that take longest, in the order in which they are begun, so that workers end together."""

@@ -27,9 +27,9 @@ from launch.bench.machine import facts
 from launch.server import CPU, inherited
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
 from sglang_ext.config import RETENTION
+from sglang_ext.planning.model import PRESETS
 from sglang_ext.sizing import traces
 from sglang_ext.sizing.bounds import Bounds
-from sglang_ext.sizing.model import PRESETS
 from sglang_ext.sizing.traffic import Tokens
 
 MODEL = "gpt-oss-120b"

@@ -24,7 +24,7 @@ from sglang.srt.server_args import ServerArgs, set_global_server_args_for_schedu
 from launch.bench.call_times import CallTimes
 from launch.bench.trace_copies import FULL, KINDS, WINDOW, Copies, CopiesAtOnce
 from sglang_ext.adapter import factory
-from sglang_ext.sizing.model import PRESETS
+from sglang_ext.planning.model import PRESETS
 
 MODEL = PRESETS["gpt-oss-120b"]
 """Whose bytes are meant; as many of a token in either kind of layers, as in the stand-in."""

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from sglang_ext.adapter import block_hashes, checkpoint, drafts, pipeline
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
-from sglang_ext.adapter.copy_trial import try_copies
+from sglang_ext.adapter.copy_trial import Bandwidth, try_copies
 from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
@@ -20,12 +20,13 @@ from sglang_ext.adapter.kv_events import KvEvents
 from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.adapter.page_copies import chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
+from sglang_ext.adapter.progress import progress
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.request_spans import RequestSpans
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
 from sglang_ext.adapter.session_refs import SessionRefs
 from sglang_ext.adapter.stacks import bytes_by_plane, schedule_of, stacks_of
-from sglang_ext.adapter.start_plan import HostPlan, StartPlan
+from sglang_ext.adapter.start_plan import StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
 from sglang_ext.adapter.stored_names import StoredNames
@@ -45,6 +46,7 @@ from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.host_plan import HostPlan
 from sglang_ext.transfer.cpu import CopyFaults, CpuTransferEngine
 from sglang_ext.transfer.cuda import CudaTransferEngine
 from sglang_ext.transfer.job import TransferEngine
@@ -125,14 +127,15 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         low_values_first=get_schedule().schedule_low_priority_values_first,
         session_refs=SessionRefs(lambda: index.sessions) if by_session else None,
     )
+    bandwidth = None
     if ctx.enable_hierarchical_cache:
-        _attach_host_tier(ctx, cache, kv_pool, host)
+        bandwidth = _attach_host_tier(ctx, cache, kv_pool, host)
     _let_observe(ctx, cache, kv_pool, memory.arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
-    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None)
+    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None, bandwidth)
     if ctx.tp_rank == 0:
-        logger.info("sglang-ext: %s", plan.line())
+        logger.info("sglang-ext: %s", plan.table())
     trace = from_environment().step_trace
     if trace is not None and dist.get_rank() == 0:
         cache.step_trace = StepTrace(Path(trace))
@@ -211,27 +214,37 @@ def _spare_pages(eviction: EvictionPolicy, geometry: Geometry) -> int:
 
 
 def start_plan(
-    ctx: "TreeCacheBuildContext", cache: SwaHiCache, memory: ArenaMemory | None
+    ctx: "TreeCacheBuildContext",
+    cache: SwaHiCache,
+    memory: ArenaMemory | None,
+    bandwidth: Bandwidth | None,
 ) -> StartPlan:
-    """What was decided, for the log."""
+    """What was decided, for the log.
+
+    Args:
+        memory, bandwidth: of the host tier, if there is one.
+    """
     from sglang.srt.runtime_context import get_memory
 
     options, index, geometry = get_memory(), cache.index, cache.index.geometry
     host = None
     if memory is not None:
         shape = memory.arena.shape
-        size = shape.extents * sum(shape.extent_bytes)
         policy = index.policy
         recompute = promised(geometry, policy.checkpoint_pages, policy.dense_pages)
-        host = HostPlan.of(shape, geometry, (size, memory.source), recompute)
+        host = HostPlan.of(shape, geometry, memory.source, recompute)
     device = torch.device(ctx.params.token_to_kv_pool_allocator.get_kvcache().device)
     who = chosen(from_environment().copies, device)
     by = f", --hicache-io-backend {options.hicache_io_backend}" if who == "engine" else ""
+    eviction = index.eviction_policy.name.lower()
     return StartPlan(
         host=host,
         ranks=ctx.tp_size,
-        policies=(options.hicache_write_policy, index.eviction_policy.name.lower()),
-        copies=who + by,
+        policies=(
+            options.hicache_write_policy,
+            f"{eviction} (--radix-eviction-policy {options.radix_eviction_policy})",
+        ),
+        copies=f"{who}{by}; tried at start: {bandwidth}",
         storage=cache.storage.setup.opened if cache.storage.setup is not None else None,
     )
 
@@ -259,11 +272,12 @@ def _attach_host_tier(
     cache: SwaHiCache,
     kv_pool: "SWAKVPool",
     host: HostKv,
-) -> None:
+) -> Bandwidth:
+    """Returns how fast copies are."""
     from sglang.srt.runtime_context import get_memory, get_serving
 
     index = cache.index
-    controller = _controller(ctx, kv_pool, host, index)
+    controller, bandwidth = _controller(ctx, kv_pool, host, index)
     usage = HostUsage(host.memory.arena, index.geometry.page_tokens)
     cache.attach_host_tier(controller, host.group, host.memory, usage)
     kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
@@ -282,6 +296,7 @@ def _attach_host_tier(
             options.hicache_storage_prefetch_policy,
             get_serving().served_model_name,
         )
+    return bandwidth
 
 
 def _kv_events(ctx: "TreeCacheBuildContext", cache: SwaHiCache) -> KvEvents:
@@ -360,7 +375,7 @@ def _controller(
     kv_pool: "SWAKVPool",
     host: HostKv,
     index: PrefixCache,
-) -> HostTierController:
+) -> tuple[HostTierController, Bandwidth]:
     from sglang.srt.environ import envs
     from sglang.srt.runtime_context import get_memory
 
@@ -369,9 +384,10 @@ def _controller(
     indices = SlotIndices(index.geometry)
     io_backend = get_memory().hicache_io_backend
     pools = host.pools
-    copies = page_copies(config.copies, pools, indices, io_backend, device)
     said = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
-    try_copies(copies, [planes(pool) for pool in pools], said)
+    with progress("copies between device and host are compiled and tried"):
+        copies = page_copies(config.copies, pools, indices, io_backend, device)
+        bandwidth = try_copies(copies, [planes(pool) for pool in pools], said)
     layers = schedule_of(kv_pool, host.stacks)
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
@@ -384,7 +400,7 @@ def _controller(
     else:
         raise StartupError(f"{BACKEND}: device {device.type} is not supported; allowed: cuda, cpu")
     counter = LayerDoneCounter(len(layers))
-    return HostTierController(
+    controller = HostTierController(
         index,
         engine,
         counter,
@@ -393,6 +409,7 @@ def _controller(
         stages=pipeline.Stages(ctx.params.pp_cache_group) if ctx.params.pp_size > 1 else None,
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
+    return controller, bandwidth
 
 
 def _let_observe(

@@ -89,6 +89,7 @@ class FileBackend(HiCacheStorage):
                 f"{setting} {str(base)!r} cannot be used: {error}; "
                 "allowed: a directory in which this user may write"
             ) from error
+        self._place, self._eviction = own, eviction
         logger.info(
             "sglang-ext: pages in %s: at most %.2f GB, %.2f GB are there; %.2f GB more of other "
             "models or layouts below %s, which count and go first if they are older",
@@ -98,6 +99,10 @@ class FileBackend(HiCacheStorage):
             eviction.others / 1e9,
             base,
         )
+
+    def describe(self) -> str:
+        """Where pages are, and the bound, for a reader."""
+        return f"file, {self._place}, at most {self._eviction.most / 1e9:.2f} GB a rank"
 
     # ---- what is there -------------------------------------------------------
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from sglang_ext.adapter import engine_patches
+from sglang_ext.adapter.progress import memory_progress, progress
 from sglang_ext.core.host.arena import Arena, ArenaShape
 from sglang_ext.core.table.columns import Slots
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.table import size
 
 _REGISTERED = "_sglang_cuda_host_registered_ranges"
 """Attribute in which the engine keeps what it has to unregister of a host tensor."""
@@ -40,8 +42,9 @@ class ArenaMemory:
 
         self.source = source
         self.arena = Arena(shape)
-        size = sum(shape.plane_bytes)
-        self._bytes = common.HostTensorAllocator().allocate((size,), torch.uint8, "cpu")
+        total = sum(shape.plane_bytes)
+        with memory_progress(total):
+            self._bytes = common.HostTensorAllocator().allocate((total,), torch.uint8, "cpu")
         self._pinned: list[torch.Tensor] = []
         if pin:
             most = max(1, common.envs.SGLANG_HICACHE_HOST_REGISTER_CHUNK_GB.get()) * 1024**3
@@ -50,11 +53,15 @@ class ArenaMemory:
     def _pin(self, spans: list[tuple[int, int]]) -> None:
         from sglang.srt.mem_cache.pool_host.common import _cuda_host_register
 
+        def done() -> str:
+            return f"{size(sum(map(len, self._pinned)))} of {size(len(self._bytes))}"
+
         try:
-            for start, stop in spans:
-                span = self._bytes[start:stop]
-                _cuda_host_register(span)
-                self._pinned.append(span)
+            with progress("host memory is pinned for CUDA", done):
+                for start, stop in spans:
+                    span = self._bytes[start:stop]
+                    _cuda_host_register(span)
+                    self._pinned.append(span)
         except Exception:
             self.close()
             raise

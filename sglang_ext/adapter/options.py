@@ -8,6 +8,7 @@ from sglang_ext.adapter.drafts import SERVED
 from sglang_ext.config import BACKEND, TOGGLE
 from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.launch_line import KV_TYPES
 
 OWN_CACHE = f"SGLang's own cache: without --radix-cache-backend {BACKEND} and {TOGGLE}=1"
 """What serves what this cache does not."""
@@ -53,10 +54,6 @@ def _is_none_of(*allowed: str) -> Callable[[Any, Any], bool]:
 
 _BY_PAGES = ("page_first", "page_first_direct", "page_head")
 """Host layouts in which a page is in one place. ``layer_first`` was replaced by then."""
-
-KV_TYPES = ("auto", "bf16", "bfloat16", "fp8_e4m3", "fp8_e5m2")
-"""Types of KV with at most one scale for each layer. FP4 and MXFP8 have one for each block, in
-memory of their own, which neither the host nor storage would get."""
 
 PARAMETERS = {"tlru": ("threshold", "next_prompt_estimate")}
 """What eviction policies can be told."""
@@ -209,21 +206,29 @@ EARLY_REFUSALS = (
 """Of options with which the engine would serve without the cache, and say nothing."""
 
 
-def refuse_unsupported(options: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> None:
-    """Check the engine's options.
+def refused(options: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> list[str]:
+    """Options with a value that the cache does not support: a line for each, which names the
+    option, the value, why, what is allowed and what to use.
 
     Args:
         options: an object with the engine's option names as attributes: resolved, or for
             EARLY_REFUSALS as they were given.
+    """
+    values = ((refusal, getattr(options, refusal.field)) for refusal in refusals)
+    return [refusal.message(value) for refusal, value in values if refusal.refused(value, options)]
+
+
+def refuse_unsupported(options: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> None:
+    """Check the engine's options.
+
+    Args:
+        options, refusals: see ``refused``.
 
     Raises:
-        StartupError: an option is set to a value that the cache does not support;
-            the message names the option, the value, why, what is allowed and what to use.
+        StartupError: the first of those that are refused.
     """
-    for refusal in refusals:
-        value = getattr(options, refusal.field)
-        if refusal.refused(value, options):
-            raise StartupError(refusal.message(value))
+    if problems := refused(options, refusals):
+        raise StartupError(problems[0])
 
 
 _WITHOUT_CHUNKS = {"Llama4ForCausalLM": "Llama4ForConditionalGeneration"}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_ext import config
 from sglang_ext.adapter import engine_contract, engine_patches
+from sglang_ext.adapter.progress import progress
 from sglang_ext.errors import StartupError
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ def _build(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         # not where a hook is left out: a server's log is set up after its plugins
         logger.info("sglang-ext: patches of the engine in place of hooks: %s", ", ".join(patches))
 
-    from sglang_ext.adapter import clear_answer, draft_pools, idle_calls, weight_updates
-    from sglang_ext.adapter.factory import build_tree_cache
+    # imported here for the first time: what is not in Numba's cache is compiled
+    with progress("loops of the cache are compiled, once for a machine"):
+        from sglang_ext.adapter import clear_answer, draft_pools, idle_calls, weight_updates
+        from sglang_ext.adapter.factory import build_tree_cache
 
     if not ctx.disable_radix_cache:  # the engine's own has nothing to be told
         clear_answer.install()

@@ -145,7 +145,10 @@ class StorageSetup:
             ),
             Patience(policy, base_s * 1000.0, per_1024_tokens_s * 1000.0),
         )
-        self.opened = f"{name}, prefetch policy {policy}, pages of {own.hex()}"
+        from sglang_ext.adapter.file_backend import FileBackend
+
+        where = backend.describe() if isinstance(backend, FileBackend) else name
+        self.opened = f"{where}; identity {own.hex()}; prefetch policy {policy}"
         logger.info("sglang-ext: storage %s", self.opened)
         return tier, backend
 

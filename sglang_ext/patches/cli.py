@@ -1,4 +1,4 @@
-"""``python -m sglang_ext patches``: patches of the engine, for people who run a fork of it.
+"""``sglang-ext patches``: patches of the engine, for people who run a fork of it.
 
 Each one replaces one of the extension's hooks, which then stays out. Nothing needs them.
 """
@@ -34,7 +34,7 @@ _SAID = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run the tool; returns the exit status."""
-    parser = Parser(prog="python -m sglang_ext patches", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="sglang-ext patches", description=__doc__.partition("\n\n")[2])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)

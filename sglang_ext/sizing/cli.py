@@ -1,6 +1,6 @@
 """How much host memory is worth it: hit rate, bytes moved and recompute against its size.
 
-    python -m sglang_ext size --model gpt-oss-20b --device-tokens 200000 \\
+    sglang-ext size --model gpt-oss-20b --device-tokens 200000 \\
         --traffic chat --host-gb 2 4 8 --plot out/size.png
 
 Requests are replayed one at a time against the cache's own index, for every host size
@@ -16,18 +16,20 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
 from sglang_ext.core.eviction_policy import POLICIES, EvictionPolicy
 from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.planning.model import PRESETS, ModelShape
 from sglang_ext.sizing import plot, traces
 from sglang_ext.sizing.bounds import Bounds
-from sglang_ext.sizing.model import PRESETS, ModelShape
-from sglang_ext.sizing.replay import Budget, Replay, Result
 from sglang_ext.sizing.traffic import SHAPES, Tokens, interleave
+
+if TYPE_CHECKING:
+    from sglang_ext.sizing.replay import Budget, Result
 
 _VOCABULARY = 1 << 17
 _GB = 1e9
@@ -42,11 +44,11 @@ Requests = Callable[[], Iterable[tuple[Tokens, Tokens]]]
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Command line."""
     parser = Parser(
-        prog="python -m sglang_ext size",
+        prog="sglang-ext size",
         description=(__doc__ or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    model = parser.add_argument_group("model, as one rank sees it")
+    model = parser.add_argument_group("model, all of it; the rest is of one rank")
     model.add_argument("--model", choices=sorted(PRESETS), help="a known one")
     for field in dataclasses.fields(ModelShape):
         model.add_argument(
@@ -56,6 +58,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
             help="instead of the known model's",
         )
     engine = parser.add_argument_group("engine, named as its own options")
+    engine.add_argument(
+        "--tp", type=whole(1), default=1, help="ranks that share the heads of a layer"
+    )
     engine.add_argument("--page-size", type=whole(1), default=64)
     engine.add_argument("--chunked-prefill-size", type=whole(1), default=8192)
     engine.add_argument(
@@ -107,7 +112,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=plot.file, help="PNG or SVG file to draw")
     args = parser.parse_args(argv)
     try:
-        args.shape = _model(args)
+        args.shape = _model(args).on(args.tp)
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -168,8 +173,10 @@ def requests(args: argparse.Namespace) -> tuple[Requests, int, int]:
     return replayed, shape.turns, page
 
 
-def budget(args: argparse.Namespace, host_gb: float) -> Budget:
+def budget(args: argparse.Namespace, host_gb: float) -> "Budget":
     """Memory of the tiers, in pages of the table."""
+    from sglang_ext.sizing.replay import Budget
+
     page = args.shape.geometry(args.page_size).page_tokens
     pages = args.device_tokens // page
     return Budget(pages, _window_pages(args), int(host_gb * _GB))
@@ -181,7 +188,7 @@ def _window_pages(args: argparse.Namespace) -> int:
 
 
 def row(
-    policy: str, host_gb: float, result: Result, bound: dict[str, float | int]
+    policy: str, host_gb: float, result: "Result", bound: dict[str, float | int]
 ) -> dict[str, Any]:
     """One line of the report."""
     best = bound["min_bound"]
@@ -246,6 +253,9 @@ def main(argv: Sequence[str]) -> int:
 
 def replay_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row of the report for each policy and host size."""
+    # with the compiled loops: not for those who ask for help
+    from sglang_ext.sizing.replay import Replay
+
     cells = list(itertools.product(args.policy, args.eviction, sorted(set(args.host_gb))))
     rows, bound = [], bounds(args)
     with tqdm(total=args.count * len(cells), unit="req", smoothing=0.05) as progress:

@@ -19,7 +19,7 @@ from sglang_ext.core.plan import Hold, Transfer, TransferKind
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
 from sglang_ext.core.table.window import checkpoint_pages, dense_pages
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.sizing.model import ModelShape
+from sglang_ext.planning.model import ModelShape
 from sglang_ext.sizing.pools import CountedDevicePool, NoBytes
 from sglang_ext.sizing.traffic import Tokens
 

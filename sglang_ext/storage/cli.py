@@ -1,4 +1,4 @@
-"""``python -m sglang_ext storage``: what lies in a directory of pages, and how to get rid of it.
+"""``sglang-ext storage``: what lies in a directory of pages, and how to get rid of it.
 
 It may run beside servers: a page that is removed is computed again, a directory made again.
 """
@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 from sglang_ext.arguments import Parser, input_folder, refusal
 from sglang_ext.storage.page_directories import page_files, rank_directories, remove_if_empty
 
+_NAMED = 10
+"""Damaged pages that are named, of many."""
 _UNITS = {"h": 3600.0, "d": 86400.0}
 
 
@@ -35,25 +38,33 @@ class _Model:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the tool; returns the exit status."""
-    parser = Parser(prog="python -m sglang_ext storage", description=__doc__.partition("\n\n")[2])
+    parser = Parser(prog="sglang-ext storage", description=__doc__.partition("\n\n")[2])
     commands = parser.add_subparsers(dest="command", required=True)
     what = {
         "ls": "list models and layouts, the most recently used first",
+        "du": "say what each rank of a model takes, of pages and of windows, and what is free",
         "gc": "remove what was not used for a while, and directories without pages",
+        "check": "read every page and compare its checksum",
     }
+    made = {}
     for name, text in what.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument(
+        made[name] = commands.add_parser(name, help=text, description=text)
+        made[name].add_argument(
             "directory", type=input_folder, help="file_storage_path of the servers"
         )
-    command.add_argument(
+    made["gc"].add_argument(
         "--unused-for", type=_seconds, required=True, metavar="TIME", help="such as 12h or 7d"
     )
-    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    made["gc"].add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    made["check"].add_argument(
+        "--remove", action="store_true", help="remove what is damaged; a server does it too"
+    )
     given = parser.parse_args(arguments)
-    if given.command == "ls":
-        return _list(given.directory)
-    return _collect(given.directory, given.unused_for, dry_run=given.dry_run)
+    if given.command == "gc":
+        return _collect(given.directory, given.unused_for, dry_run=given.dry_run)
+    if given.command == "check":
+        return _check(given.directory, remove=given.remove)
+    return _list(given.directory) if given.command == "ls" else _measure(given.directory)
 
 
 def _seconds(text: str) -> float:
@@ -77,6 +88,49 @@ def _list(base: Path) -> int:
     size, files = (sum(getattr(m, what) for m in models.values()) for what in ("size", "files"))
     print(f"{size / 1e9:10.3f} {files:9} {'':>10}  in all")
     return 0
+
+
+def _measure(base: Path) -> int:
+    whole = _Model()
+    print(f"{'GB':>10} {'windows':>10} {'pages':>9}  of a rank")
+    for directory in sorted(rank_directories(base)):
+        rank, windows = _Model(), _Model()
+        for path, stat in page_files([directory]):
+            for one in (rank, whole, *([windows] if path.suffix else [])):
+                one.add(stat)
+        name = f"{directory.parent.name}/{directory.name}"
+        print(f"{rank.size / 1e9:10.3f} {windows.size / 1e9:10.3f} {rank.files:9}  {name}")
+    print(f"{whole.size / 1e9:10.3f} {'':>10} {whole.files:9}  in all")
+    print(f"{shutil.disk_usage(base).free / 1e9:10.3f} {'':>10} {'':>9}  free on the filesystem")
+    return 0
+
+
+def _check(base: Path, *, remove: bool) -> int:
+    from sglang_ext.storage.page_files import problem_of
+
+    read, bad, left = _Model(), 0, 0
+    for path, stat in page_files(rank_directories(base)):
+        try:
+            problem = problem_of(path)
+        except FileNotFoundError:  # it has just gone
+            continue
+        except OSError as error:
+            problem = f"not readable: {error.strerror}"
+        read.add(stat)
+        if problem is None:
+            continue
+        bad += 1
+        if bad <= _NAMED:
+            print(f"{path}: {problem}", file=sys.stderr)
+        try:
+            if remove:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            left += 1
+            print(f"{path} was not removed: {error.strerror}", file=sys.stderr)
+    verb = "were removed" if remove else "are damaged"
+    print(f"{read.files} pages, {read.size / 1e9:.3f} GB read; {bad - left} {verb}")
+    return int(left > 0 if remove else bad > 0)
 
 
 def _collect(base: Path, unused_for_s: float, *, dry_run: bool) -> int:

@@ -35,6 +35,7 @@ Buffer = memoryview
 _HEADER = struct.Struct("<4sHxxQ16s16s16x")
 """Magic, version, payload bytes, what it is, checksum of the payload: 64 bytes."""
 _MAGIC, _VERSION = b"SGXP", 1
+_PIECE_BYTES = 1 << 22
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_REMEMBERED = 1 << 20
 _TOUCH_AFTER_NS = 60 * 10**9
@@ -275,6 +276,31 @@ class PageFiles:
 
     def _what(self, name: str) -> bytes:
         return xxhash.xxh3_128_digest(self._identity + name.encode())
+
+
+def problem_of(path: Path) -> str | None:
+    """Why a file is not a page as it was written, or None. Whose page it is cannot be told here.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    checksum = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return "shorter than a header"
+        magic, version, size, _, expected = _HEADER.unpack(header)
+        if magic != _MAGIC:
+            return "not a page"
+        if version != _VERSION:
+            return f"of format {version}, not {_VERSION}"
+        length = 0
+        while piece := file.read(_PIECE_BYTES):
+            checksum.update(piece)
+            length += len(piece)
+    if length != size:
+        return f"{length} bytes instead of {size}"
+    return None if checksum.digest() == expected else "damaged: another checksum"
 
 
 def _remove_any(path: Path) -> None:

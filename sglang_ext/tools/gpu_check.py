@@ -1,4 +1,4 @@
-"""``python -m sglang_ext gpu-check``: does the GPU kernel copy every byte, and how fast?
+"""``sglang-ext gpu-check``: does the GPU kernel copy every byte, and how fast?
 
 Every layout, data type and row size is compared with the reference, and transfers are compared
 beside a forward pass that is late; then the bandwidth of both directions is printed beside that of
@@ -33,7 +33,7 @@ _INTERPRETED = 3
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = Parser(prog="sglang_ext gpu-check", description=__doc__)
+    parser = Parser(prog="sglang-ext gpu-check", description=__doc__)
     parser.add_argument(
         "--mebibytes", type=whole(1), default=256, help="size of a copy that is timed"
     )

@@ -1,9 +1,10 @@
-"""``python -m sglang_ext verify --url http://…``: does a running server return the same tokens
+"""``sglang-ext verify --url http://…``: does a running server return the same tokens
 from storage as without?
 
 A random prompt is computed cold, then again from the device, then the device and the host are
 flushed and it comes from storage. The answer from storage must be the one from the device: both
-compute the same tokens on the same prefix. The cold answer differs from them only where the
+compute the same tokens on the same prefix. What others had on the device and the host is gone
+then, so the tool asks before it flushes. The cold answer differs from them only where the
 engine's arithmetic depends on how a prompt is cut.
 """
 
@@ -83,6 +84,14 @@ class _Server:
         return False
 
 
+def _may_flush(url: str) -> bool:
+    """Ask whoever sits at the terminal; nobody there has agreed to nothing."""
+    if not sys.stdin.isatty():
+        return False
+    said = input(f"{url} loses what all its users have on device and host. Continue? [y/N] ")
+    return said.strip().lower() in ("y", "yes")
+
+
 def _cached(answer: dict[str, Any]) -> dict[str, int]:
     details = answer["meta_info"].get("cached_tokens_details") or {}
     return {tier: int(details.get(tier, 0)) for tier in ("device", "host", "storage")}
@@ -120,8 +129,8 @@ def _verify_one(server: _Server, prompt: list[int], count: int) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0: everything came back from storage, token for token; 1: it did not, or the
-    server cannot be asked; 2: an argument is not allowed."""
-    parser = Parser(prog="sglang_ext verify", description=__doc__)
+    server cannot be asked; 2: an argument is not allowed, or nobody agreed to the flushes."""
+    parser = Parser(prog="sglang-ext verify", description=__doc__)
     parser.add_argument(
         "--url", type=url, required=True, help="of the server, like http://127.0.0.1:30000"
     )
@@ -133,7 +142,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--timeout", type=number(above=0), default=600.0, help="seconds for one request"
     )
+    parser.add_argument(
+        "--yes", action="store_true", help="flush without asking: others lose what they have there"
+    )
     args = parser.parse_args(arguments)
+    if not args.yes and not _may_flush(args.url):
+        parser.error(
+            f"nothing was done: this flushes device and host of {args.url} for all its users; "
+            "agree, or use --yes"
+        )
     rng = random.Random(args.seed)
     server = _Server(args.url, args.timeout, args.api_key)
     problems: list[str] = []

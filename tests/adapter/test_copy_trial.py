@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from sglang_ext.adapter.copy_trial import try_copies
+from sglang_ext.adapter.copy_trial import Bandwidth, try_copies
 from sglang_ext.errors import StartupError
 from sglang_ext.kernels.page_copy.plane import LAYOUTS, Plane, host_by_page, host_shape
 from sglang_ext.kernels.page_copy.reference import reference_copy
@@ -108,3 +108,12 @@ def test_copies_that_do_not_work_are_refused_by_name(bug: str, reason: str) -> N
             try_copies(Reference(memory, bug), memory, "--hicache-io-backend direct")
 
     assert unchanged(memory, run)
+
+
+def test_it_says_how_fast_they_are() -> None:
+    """Both directions, whatever a layer is wide: the component without layers is not tried."""
+    memory = [[], *components()[2:]]
+    found = try_copies(Reference(memory), memory, "options")
+    assert found.to_host > 0
+    assert found.to_device > 0
+    assert str(Bandwidth(25e9, 24.06e9)) == "25.0 GB/s to the host, 24.1 GB/s back"

@@ -219,7 +219,7 @@ def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None: 
     options = [*OURS, *TIERS, *router.options, "--page-size", "64", "--admin-api-key", "secret"]
     with router, serve(128, *options, tokens=8192) as server:
         server.key = "secret"
-        check = ["--url", server.url, "--api-key", "secret"]
+        check = ["--url", server.url, "--yes", "--api-key", "secret"]
         first = generate(server, prompt(1), 8)
         assert verify.main([*check, "--prompts", "1", "--seed", "1"]) == 1
         assert "no token came from storage" in capsys.readouterr().err

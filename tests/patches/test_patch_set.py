@@ -1,4 +1,4 @@
-"""``python -m sglang_ext patches`` on copies of the engine's files."""
+"""``sglang-ext patches`` on copies of the engine's files."""
 
 import os
 import stat

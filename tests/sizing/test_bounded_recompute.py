@@ -7,7 +7,7 @@ import pytest
 
 from sglang_ext.core.table.window import promised
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.sizing.model import ModelShape
+from sglang_ext.planning.model import ModelShape
 from sglang_ext.sizing.replay import Budget, Replay
 
 MODEL = ModelShape(4, 4, window=33, kv_heads=2, head_dim=16)

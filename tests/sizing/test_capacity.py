@@ -13,7 +13,7 @@ from sglang_ext.adapter.host_arena import ArenaMemory
 from sglang_ext.core.host.arena import shape_for
 from sglang_ext.core.table.window import checkpoint_pages
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.sizing.model import PRESETS, ModelShape
+from sglang_ext.planning.model import PRESETS, ModelShape
 from sglang_ext.sizing.replay import Budget, Replay
 
 PAGE, PROMPT, ANSWER = 64, 12_000, 300
@@ -21,7 +21,7 @@ STEP = 60
 """Pages."""
 STOCK_SWA_SHARE = 0.8
 NARROW = 512
-GOALS = [("gpt-oss-120b", 1.7), ("gemma-like", 3.0)]
+GOALS = [("gpt-oss-120b", 1.7), ("gemma-4-31b", 3.0)]
 
 
 def stock_tokens_per_byte(model: ModelShape) -> float:

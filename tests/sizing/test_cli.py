@@ -173,3 +173,15 @@ def test_what_did_not_fit_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     options = ["--device-tokens", "400", "--sessions", "1", "--page-size", "16", "--host-gb", "0"]
     assert main([*GPT, *options, "--out", str(tmp_path / "size.json")]) == 0
     assert "did not fit" in capsys.readouterr().err
+
+
+def test_a_rank_has_a_part_of_the_heads(tmp_path: Path) -> None:
+    """Twice the host memory for two ranks' heads is the same room in tokens."""
+    out = tmp_path / "size.json"
+
+    def room(*options: str) -> int:
+        assert main([*SMALL, *GPT, *options, "--out", str(out)]) == 0
+        return json.loads(out.read_text())["cells"][0]["room"]
+
+    assert room("--host-gb", "0.1") == room("--tp", "2", "--host-gb", "0.05")
+    assert room("--host-gb", "0.1", "--v-head-dim", "32") > room("--host-gb", "0.1")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.sizing.model import PRESETS, ModelShape
+from sglang_ext.planning.model import PRESETS, ModelShape
 from sglang_ext.sizing.replay import Budget, Replay
 from sglang_ext.sizing.traffic import Chat, Tokens, interleave
 
@@ -81,7 +81,7 @@ def test_what_does_not_fit_the_device_is_counted_and_leaves_nothing_behind() -> 
 def test_sizes_of_known_models() -> None:
     # 2 (K and V) x 18 layers x 8 heads x 64 x 2 bytes
     assert PRESETS["gpt-oss-120b"].full_token_bytes == 36_864
-    assert PRESETS["gemma-like"].swa_token_bytes == 2 * 50 * 16 * 256 * 2
+    assert PRESETS["gemma-4-31b"].swa_token_bytes == 2 * 50 * 16 * 256 * 2
 
 
 @pytest.mark.parametrize("field", ["full_layers", "swa_layers", "window", "kv_heads", "head_dim"])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,51 @@ def test_gc_says_what_it_could_not_remove(
     assert "was not removed: Permission denied" in said.err
 
 
+def test_du_has_ranks_and_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, young = make(tmp_path)
+    window = young.with_name(f"{young.name}.swa")
+    window.write_bytes(b"\0" * 3_000_000)
+    assert main(["du", str(tmp_path)]) == 0
+    _, rank, whole, free = capsys.readouterr().out.splitlines()
+    assert rank.split() == ["0.003", "0.003", "3", "model/0-of-1"]
+    assert whole.split() == ["0.003", "3", "in", "all"]
+    assert float(free.split()[0]) > 0
+    assert old.exists()
+
+
+@pytest.mark.parametrize(
+    ("bug", "said"),
+    [
+        (lambda page: page[:-1] + bytes([page[-1] ^ 1]), "another checksum"),
+        (lambda page: page[:-1], "instead of"),
+        (lambda page: page + b"x", "instead of"),
+        (lambda page: page[:30], "shorter than a header"),
+        (lambda page: b"XXXX" + page[4:], "not a page"),
+        (lambda page: page[:4] + b"\x63\0" + page[6:], "of format 99"),
+    ],
+)
+def test_check_finds_what_is_damaged(
+    bug: Callable[[bytes], bytes],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old, young = make(tmp_path)
+    assert main(["check", str(tmp_path)]) == 0
+    assert "2 pages, 0.000 GB read; 0 are damaged" in capsys.readouterr().out
+    old.write_bytes(bug(old.read_bytes()))
+    assert main(["check", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert f"{old}: " in printed.err
+    assert said in printed.err
+    assert "1 are damaged" in printed.out
+    assert old.exists()
+    assert main(["check", str(tmp_path), "--remove"]) == 0
+    assert "1 were removed" in capsys.readouterr().out
+    assert not old.exists()
+    assert young.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -86,7 +132,7 @@ def test_gc_says_what_it_could_not_remove(
         ),
         (["gc", "/tmp", "--unused-for", "-1d"], "expected one argument"),
         (["gc", "/tmp"], "--unused-for"),
-        (["du", "/tmp"], "invalid choice"),
+        (["rm", "/tmp"], "invalid choice"),
         ([], "command"),
     ],
 )

@@ -1,6 +1,7 @@
 """The tool that checks a running server, against none and against stand-ins."""
 
 import http.server
+import io
 import json
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_bad_options_are_named_in_one_line(
 
 def said_in_one_line(url: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
     """The one line with which the check of a server fails."""
-    assert verify.main(["--url", url, "--tokens", "64", *options]) == 1
+    assert verify.main(["--url", url, "--yes", "--tokens", "64", *options]) == 1
     said = capsys.readouterr()
     assert "OK" not in said.out
     assert said.err.count("\n") == 1
@@ -186,7 +187,7 @@ def test_wrong_tokens_and_what_a_flush_leaves(
 
 def test_a_good_server(serve: Callable[[Answer], str], capsys: pytest.CaptureFixture[str]) -> None:
     url = serve(engine(storage=True))
-    assert verify.main(["--url", url + "/", "--prompts", "3", "--tokens", "64"]) == 0
+    assert verify.main(["--url", url + "/", "--yes", "--prompts", "3", "--tokens", "64"]) == 0
     said = capsys.readouterr().out
     assert said.count("63 from storage") == 3
     assert "OK" in said
@@ -194,8 +195,50 @@ def test_a_good_server(serve: Callable[[Answer], str], capsys: pytest.CaptureFix
 
 def test_the_command_line_returns_the_status() -> None:
     command = [sys.executable, "-m", "sglang_ext", "verify", "--url", "http://127.0.0.1:9"]
+    command.append("--yes")
     none = subprocess.run([*command, "--prompts", "0"], capture_output=True, text=True, timeout=60)
     assert (none.returncode, none.stdout) == (2, "")
     down = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert down.returncode == 1
     assert "Traceback" not in down.stderr
+
+
+@pytest.mark.parametrize(("typed", "flushed"), [("y", True), ("", False), ("n", False)])
+def test_it_asks_before_it_takes_the_cache_of_others(
+    serve: Callable[[Answer], str],
+    typed: str,
+    flushed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, good = [], engine(storage=True)
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        asked.append(path)
+        return good(path, body)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{typed}\n"))
+    command = ["--url", serve(answer), "--prompts", "1", "--tokens", "64"]
+    if flushed:
+        assert verify.main(command) == 0
+        assert "/flush_cache" in asked
+        return
+    with pytest.raises(SystemExit) as stop:
+        verify.main(command)
+    assert stop.value.code == 2
+    assert not asked
+    assert "--yes" in capsys.readouterr().err
+
+
+def test_nobody_at_the_terminal_has_not_agreed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with pytest.raises(SystemExit) as stop:
+        verify.main(["--url", "http://127.0.0.1:9"])
+    assert stop.value.code == 2
+    assert "nothing was done" in capsys.readouterr().err

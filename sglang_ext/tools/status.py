@@ -1,0 +1,219 @@
+"""``sglang-ext status --url http://…``: what the cache of a running server holds and finds.
+
+One screen from the server's ``/metrics`` (start it with ``--enable-metrics``), drawn anew every few
+seconds. Rates are since the server's start, and since the screen before.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+import httpx
+
+from sglang_ext.arguments import Parser, number, url
+
+_SAMPLE = re.compile(r"([\w:]+)(?:\{(.*)\})? (\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_TIERS = ("device", "host", "storage")
+_FROM_THE_TOP = "\x1b[H\x1b[J"
+"""Moves a terminal to its first line and empties it."""
+
+
+class StatusError(Exception):
+    """The server tells nothing; why, in one line."""
+
+
+class Metrics:
+    """What a server exports.
+
+    Args:
+        text: of ``/metrics``.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for line in text.splitlines():
+            if (sample := _SAMPLE.fullmatch(line.strip())) is not None:
+                labels = dict(_LABEL.findall(sample[2] or ""))
+                self._samples.setdefault(sample[1], []).append((labels, float(sample[3])))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._samples
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples that have these labels, over all ranks that export it."""
+        return sum(
+            value for found, value in self._samples.get(name, ()) if labels.items() <= found.items()
+        )
+
+    def mean(self, name: str) -> float:
+        """Of a gauge that each rank exports."""
+        values = [value for _, value in self._samples.get(name, ())]
+        return sum(values) / len(values) if values else 0.0
+
+    def event(self, name: str) -> float:
+        """How often something has happened in the cache; most are pages."""
+        return self.total("sglang_ext:cache_events_total", event=name)
+
+
+def fetch(address: str, key: str | None, timeout_s: float) -> Metrics:
+    """What a server exports now.
+
+    Raises:
+        StatusError: nothing of ours.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    place = f"{address}/metrics"
+    try:
+        answer = httpx.get(place, headers=headers, timeout=timeout_s, follow_redirects=True)
+    except httpx.HTTPError as error:
+        raise StatusError(f"{place} did not answer: {error!r}") from error
+    if answer.status_code != httpx.codes.OK:
+        raise StatusError(
+            f"{place} answered with status {answer.status_code}; the server needs --enable-metrics"
+        )
+    metrics = Metrics(answer.text)
+    if "sglang_ext:cache_pages" not in metrics:
+        raise StatusError(
+            f"{place} has no metrics of this cache; the server needs --enable-metrics and "
+            "SGLANG_EXT_SWA_HICACHE=1"
+        )
+    return metrics
+
+
+def screen(now: Metrics, before: Metrics | None = None, passed_s: float = 0.0) -> list[str]:
+    """Lines of one screen.
+
+    Args:
+        before: what the server exported ``passed_s`` seconds earlier; None for the first screen.
+    """
+    rows = [("requests", _requests(now)), ("found, since start", _found(now, None, 0.0))]
+    if before is not None:
+        rows.append((f"found, last {passed_s:.0f} s", _found(now, before, passed_s)))
+    rows += [
+        ("device", _tier(now, "device", _used(now))),
+        ("host", _tier(now, "host", _memory(now))),
+        ("copied", _copies(now)),
+        ("retention", _retention(now)),
+        ("storage", _storage(now)),
+        ("most recomputed", f"{now.mean('sglang_ext:largest_recompute_tokens'):,.0f} tokens below "
+                            "a cached prompt"),
+        ("trouble", _trouble(now)),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {said}" for name, said in rows]
+
+
+def _requests(now: Metrics) -> str:
+    running, waiting = now.total("sglang:num_running_reqs"), now.total("sglang:num_queue_reqs")
+    return f"{running:,.0f} running, {waiting:,.0f} waiting"
+
+
+def _found(now: Metrics, before: Metrics | None, passed_s: float) -> str:
+    """Prompt tokens that were in the cache, by tier."""
+
+    def more(name: str, **labels: str) -> float:
+        earlier = 0.0 if before is None else before.total(name, **labels)
+        return now.total(name, **labels) - earlier
+
+    prompt = more("sglang:prompt_tokens_total")
+    cached = [more("sglang:cached_tokens_total", cache_source=tier) for tier in _TIERS]
+    if prompt <= 0:
+        return "no prompt"
+    tiers = ", ".join(f"{t} {part / prompt:.3f}" for t, part in zip(_TIERS, cached, strict=True))
+    speed = f", {prompt / passed_s:,.0f} a second" if passed_s else ""
+    return f"{sum(cached) / prompt:.3f} of {prompt:,.0f} prompt tokens{speed} ({tiers})"
+
+
+def _tier(now: Metrics, tier: str, more: str) -> str:
+    full, swa = (
+        now.total("sglang_ext:cache_pages", component=component, tier=tier)
+        for component in ("full", "swa")
+    )
+    return f"{full:,.0f} pages of full attention, {swa:,.0f} of windows; {more}"
+
+
+def _used(now: Metrics) -> str:
+    full, swa = now.mean("sglang:full_token_usage"), now.mean("sglang:swa_token_usage")
+    return f"requests hold {full:.2f} and {swa:.2f} of the pools"
+
+
+def _memory(now: Metrics) -> str:
+    uses = {
+        use: now.total("sglang_ext:host_memory_bytes", use=use) / 1e9
+        for use in ("full", "window", "holes", "free")
+    }
+    whole = sum(uses.values())
+    if not whole:
+        return "no host tier"
+    parts = ", ".join(f"{use} {part:.2f}" for use, part in uses.items())
+    return f"{whole - uses['free']:.2f} of {whole:.2f} GB ({parts})"
+
+
+def _copies(now: Metrics) -> str:
+    pairs = (("to the host", "backed_up"), ("back", "loaded"))
+    said = (
+        f"{now.event(f'{event}_pages'):,.0f} pages and "
+        f"{now.event(f'{event}_window_pages'):,.0f} of windows {where}"
+        for where, event in pairs
+    )
+    return ", ".join(said)
+
+
+def _retention(now: Metrics) -> str:
+    learned = now.mean("sglang_ext:retention_learned") > 0
+    said = "what is expected back stays" if learned else "what was used last stays"
+    price = now.mean("sglang_ext:retention_price")
+    sampled = (
+        "; only a sample is copied to the host" if now.mean("sglang_ext:host_sampling") else ""
+    )
+    return f"{said}, price {price:.3g} uses in 1,000 requests{sampled}"
+
+
+def _storage(now: Metrics) -> str:
+    written, read = now.event("persisted_pages"), now.event("prefetched_pages")
+    files = {
+        event: now.total("sglang_ext:storage_files_total", event=event)
+        for event in ("missing", "damaged", "foreign", "full", "failed", "removed")
+    }
+    said = f"{written:,.0f} pages written, {read:,.0f} read"
+    bad = ", ".join(f"{count:,.0f} {event}" for event, count in files.items() if count)
+    return f"{said}; files: {bad}" if bad else said
+
+
+def _trouble(now: Metrics) -> str:
+    names = ("failed_transfers", "collisions", "inadmissible", "lost_prefetched_pages")
+    counts = {name: now.event(name) for name in names}
+    return ", ".join(f"{n.replace('_', ' ')} {c:,.0f}" for n, c in counts.items() if c) or "none"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0: shown; 1: the server tells nothing; 2: an argument is not allowed."""
+    parser = Parser(prog="sglang-ext status", description=__doc__)
+    parser.add_argument(
+        "--url", type=url, required=True, help="of the server, like http://127.0.0.1:30000"
+    )
+    parser.add_argument("--once", action="store_true", help="one screen, and no more")
+    parser.add_argument(
+        "--every", type=number(above=0), default=5.0, help="seconds between two screens, default: 5"
+    )
+    parser.add_argument("--api-key", help="of the server")
+    args = parser.parse_args(arguments)
+    before, at = None, 0.0
+    try:
+        while True:
+            began = time.monotonic()
+            now = fetch(args.url, args.api_key, timeout_s=30.0)
+            lines = screen(now, before, began - at)
+            if args.once:
+                print("\n".join(lines))
+                return 0
+            print(_FROM_THE_TOP + "\n".join([args.url, *lines]), flush=True)
+            before, at = now, began
+            time.sleep(args.every)
+    except StatusError as error:
+        print(f"sglang-ext status: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,135 @@
+"""Shapes of models from their configurations."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.models import gemma4, gpt_oss, llama4, mimo_v2, step
+from sglang_ext.planning.model import PRESETS, ModelShape
+from sglang_ext.planning.model_config import ModelConfigError, find, load, shape_of
+
+MIMO = mimo_v2.config()
+
+
+def saved(config: Any, folder: Path) -> dict[str, Any]:
+    """As a checkpoint has it."""
+    config.save_pretrained(folder)
+    return load(find(str(folder)))
+
+
+def test_gpt_oss(tmp_path: Path) -> None:
+    shape = shape_of(saved(gpt_oss.config(), tmp_path))
+    assert (shape.full_layers, shape.swa_layers, shape.window) == (2, 2, 128)
+    # K and V, layers, heads, width, bytes: float32 is not what the engine takes by itself
+    assert shape.full_token_bytes == shape.swa_token_bytes == 2 * 2 * 8 * 64 * 2
+
+
+def test_gemma_4_has_other_heads_in_windows(tmp_path: Path) -> None:
+    shape = shape_of(saved(gemma4.config(), tmp_path), dtype="float32")
+    assert (shape.full_layers, shape.swa_layers, shape.window) == (1, 5, 128)
+    assert shape.full_widths == (2 * 512 * 4, 2 * 512 * 4)
+    assert shape.swa_widths == (5 * 8 * 256 * 4, 5 * 8 * 256 * 4)
+
+
+def test_gemma_4_as_it_was_released() -> None:
+    """The heads of full attention are named for all layers, and none by layer."""
+    text = {
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 60,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "num_global_key_value_heads": 4,
+        "global_head_dim": 512,
+        "sliding_window": 1024,
+        "dtype": "bfloat16",
+    }
+    config = {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4"}
+    shape = shape_of({**config, "text_config": text})
+    assert shape == PRESETS["gemma-4-31b"]
+    without = {**text, "attention_k_eq_v": False}
+    assert shape_of({**config, "text_config": without}).kv_heads == 16
+
+
+def test_llama_4_reads_chunks(tmp_path: Path) -> None:
+    shape = shape_of(saved(llama4.config(), tmp_path))
+    assert (shape.full_layers, shape.swa_layers, shape.window) == (1, 3, 129)
+    assert shape.full_widths == (8 * 128 * 2, 8 * 128 * 2)
+
+
+def test_mimo_v2_has_k_wider_than_v() -> None:
+    shape = shape_of(MIMO, dtype="float32")
+    assert (shape.full_layers, shape.swa_layers, shape.window) == (2, 4, 129)
+    assert shape.full_widths == (2 * 4 * 192 * 4, 2 * 4 * 128 * 4)
+    assert shape.swa_widths == (4 * 8 * 192 * 4, 4 * 8 * 128 * 4)
+
+
+def test_step_names_heads_in_its_own_way() -> None:
+    config = step.config(100)
+    shape = shape_of(config)
+    assert shape.full_layers + shape.swa_layers == config["num_hidden_layers"]
+    assert shape.kv_heads == config["num_attention_groups"]
+    assert shape.swa_kv_heads == config["attention_other_setting"]["num_attention_groups"]
+
+
+def test_the_type_of_kv() -> None:
+    assert shape_of(MIMO).dtype_bytes == 2
+    assert shape_of(MIMO, dtype="float32").dtype_bytes == 4
+    assert shape_of(MIMO, "float32", "bf16").dtype_bytes == 2
+    assert shape_of(MIMO, "float32", "fp8_e4m3").dtype_bytes == 1
+    quantized = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}
+    assert shape_of({**MIMO, "quantization_config": quantized}).dtype_bytes == 1
+
+
+def test_heads_of_a_rank() -> None:
+    """Four heads on eight ranks: two ranks have the same one, as in the engine."""
+    whole = PRESETS["mimo-v2-flash"]
+    assert whole.on(1).full_widths == whole.full_widths
+    assert whole.on(4).full_token_bytes * 4 == whole.full_token_bytes
+    eighth = whole.on(8)
+    assert (eighth.kv_heads, eighth.swa_kv_heads) == (1, 1)
+    same = ModelShape(1, 1, window=2, kv_heads=4, head_dim=8)
+    assert same.on(2).swa_token_bytes * 2 == same.swa_token_bytes
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({}, "names no architecture"),
+        ([], "names no architecture"),
+        ({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}, "LlamaForCausalLM"),
+        ({**MIMO, "hybrid_layer_pattern": [0] * 6}, "swa_layers"),
+        ({**MIMO, "sliding_window": None, "sliding_window_size": None}, "sliding_window"),
+    ],
+)
+def test_what_is_no_such_model_is_named(config: Any, named: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelConfigError, match=named):
+        shape_of(load(find(str(file))))
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    for name in (str(tmp_path), "nobody/has-this", "/no/such/file"):
+        with pytest.raises(ModelConfigError, match=r"has no config\.json"):
+            find(name)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelConfigError, match="cannot be read"):
+        load(find(str(tmp_path)))
+
+
+def test_a_model_in_the_cache_of_the_hub_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(MIMO))
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    assert shape_of(load(find("org/name"))) == shape_of(MIMO)

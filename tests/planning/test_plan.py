@@ -1,0 +1,124 @@
+"""Plans against what can be worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from sglang_ext.planning import cli
+from sglang_ext.planning.launch_line import LaunchLine, parse, take_apart
+from sglang_ext.planning.model import PRESETS
+from sglang_ext.planning.plan import DevicePools, Plan, PlanError
+from tests.planning.models import saved
+
+GPT = PRESETS["gpt-oss-120b"]
+TOKEN = 36_864
+"""Bytes of full attention, and of windows: 2 x 18 layers x 8 heads x 64 x 2 bytes."""
+
+
+def plan(words: str, **more: float) -> Plan:
+    return Plan.of("gpt-oss", GPT, parse(words.split(), "test"), **more)
+
+
+def said(plan: Plan) -> dict[str, str]:
+    return dict(plan.rows())
+
+
+def test_a_line_for_several_ranks() -> None:
+    found = plan("--tp 2 --hicache-size 200 --page-size 64")
+    assert found.line.ranks == found.line.sharing == 2
+    assert found.host.bytes == pytest.approx(200e9, rel=0.01)
+    assert found.host.token_bytes == TOKEN / 2
+    assert found.host.tokens == pytest.approx(200e9 / (TOKEN / 2), rel=0.01)
+    assert (found.host.window_pages, found.host.window_bytes) == (2, 128 * TOKEN / 2)
+    assert found.host.windows == pytest.approx(200e9 / (128 * TOKEN / 2), rel=0.01)
+    assert "399.79 GB" in said(found)["host memory"]
+    assert "on all 2 ranks" in said(found)["host memory"]
+    assert said(found)["a GB of host"].startswith("54,253 tokens or 423.9 windows")
+    # 32,768 tokens and a window
+    assert said(found)["PCIe, loads"].startswith("606.34 MB")
+    assert "12.1 ms at 50 GB/s" in said(found)["PCIe, loads"]
+    recommended = found.recommended()
+    assert recommended[:2] == [
+        "SGLANG_EXT_SWA_HICACHE=1", "SGLANG_HICACHE_HOST_PARALLEL_ALLOC_THREADS=16",
+    ]  # fmt: skip
+    assert recommended[recommended.index("--hicache-size") + 1] == "200"
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "sharing"),
+    [
+        ("", 1, 1),
+        ("--tp 8", 8, 8),
+        ("--tp 8 --dp 2", 16, 8),
+        ("--tp-size 8 --dp-size 2 --enable-dp-attention", 8, 4),
+        ("--tensor-parallel-size=4 --data-parallel-size=4 --enable-dp-attention", 4, 1),
+    ],
+)
+def test_ranks(words: str, ranks: int, sharing: int) -> None:
+    line = parse(words.split(), "test")
+    assert (line.ranks, line.sharing) == (ranks, sharing)
+
+
+def test_the_ratio_is_of_the_device_pools() -> None:
+    found = plan("--max-total-tokens 100000 --page-size 64 --hicache-ratio 3")
+    assert found.pools == DevicePools(99_968, 79_936)
+    assert found.host.bytes == pytest.approx(3 * (99_968 + 79_936) * TOKEN, rel=0.01)
+    by_bytes = plan("--page-size 64", device_bytes=100_000 * 1.8 * TOKEN)
+    assert by_bytes.pools == found.pools
+    assert "99,968 tokens of full attention and 79,936 of windows" in said(found)["device"]
+
+
+def test_windows_inside_prompts_follow_the_variable() -> None:
+    line = "--hicache-size 10"
+    assert plan(line, checkpoint_tokens=0).host.interval == 0
+    assert plan(line, checkpoint_tokens=1000).host.interval == 1008
+    assert "1,000 new tokens" in said(plan(line, checkpoint_tokens=0))["PCIe, writes"]
+
+
+def test_what_cannot_be_planned_is_named() -> None:
+    with pytest.raises(PlanError, match="--hicache-size is not given"):
+        plan("--tp 2")
+    with pytest.raises(PlanError, match="too little; at least"):
+        plan("--hicache-size 0.0001")
+    assert "drafts" in said(plan("--hicache-size 1 --speculative-algorithm EAGLE"))["not counted"]
+
+
+def test_a_whole_command_is_a_launch_line() -> None:
+    words = "A=1 B=x=y python -m sglang.launch_server --model-path m --tp 2 --host 0.0.0.0 --port=1"
+    variables, options = take_apart(words.split())
+    assert variables == {"A": "1", "B": "x=y"}
+    line = parse(options, "test")
+    assert line == LaunchLine(model="m", tp=2, others=("--host", "--port"))
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model-path", str(saved(tmp_path))]
+    assert cli.main([*model, "--hicache-size", "1", "--port", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "a rank (--hicache-size 1)" in printed.out
+    assert printed.err == "not looked at: --port\n"
+    assert cli.main(["--config", str(tmp_path), "--device-gb", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("", "--config or --model-path"),
+        ("--model-path nobody/nothing --hicache-size 1", "'nobody/nothing' has no config.json"),
+        ("--config {model}", "--hicache-size is not given"),
+        ("--config {model} --hicache-size 0.0001", "too little"),
+        ("--config {model} --tp 0", "--tp 0 is not allowed"),
+        ("--config {model} --kv-cache-dtype nvfp4", "--kv-cache-dtype"),
+        ("--config {model} --device-gb 0", "--device-gb 0 is not allowed"),
+    ],
+)
+def test_bad_options_are_named_in_one_line(
+    words: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words.format(model=tmp_path).split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
