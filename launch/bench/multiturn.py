@@ -10,6 +10,7 @@ token ids, so a server is needed, but no tokenizer.
 import argparse
 import asyncio
 import dataclasses
+import itertools
 import json
 import random
 import socket
@@ -78,7 +79,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @dataclasses.dataclass
 class Sample:
-    """One request. Times in seconds, sizes in tokens."""
+    """One request. Times in seconds, sizes in tokens.
+
+    Attributes:
+        gaps: between one piece of the answer and the next, which is a token unless the server
+            was started with a longer ``--stream-interval``.
+    """
 
     round: int
     prompt: int
@@ -88,6 +94,7 @@ class Sample:
     storage: int
     ttft: float
     latency: float
+    gaps: tuple[float, ...] = ()
 
 
 class Client:
@@ -176,7 +183,7 @@ async def generate(http: httpx.AsyncClient, client: Client) -> Sample:
         "stream": True,
     }
     start = time.perf_counter()
-    ttft = 0.0
+    arrived: list[float] = []
     last: dict[str, Any] = {}
     output: list[int] = []
     async with http.stream("POST", "/generate", json=body) as response:
@@ -184,7 +191,7 @@ async def generate(http: httpx.AsyncClient, client: Client) -> Sample:
         async for line in response.aiter_lines():
             if not line.startswith("data:") or line.endswith("[DONE]"):
                 continue
-            ttft = ttft or time.perf_counter() - start
+            arrived.append(time.perf_counter())
             last = json.loads(line[len("data:") :])
             if "error" in last:
                 raise RuntimeError(last["error"])
@@ -200,8 +207,9 @@ async def generate(http: httpx.AsyncClient, client: Client) -> Sample:
         device=tiers.get("device", 0),
         host=tiers.get("host", 0),
         storage=tiers.get("storage", 0),
-        ttft=ttft,
+        ttft=arrived[0] - start,
         latency=time.perf_counter() - start,
+        gaps=tuple(after - before for before, after in itertools.pairwise(arrived)),
     )
     client.told(output)
     return sample
@@ -287,6 +295,7 @@ def summarize(samples: Sequence[Sample], wall_s: float) -> dict[str, Any]:
         "wall_s": wall_s,
         "ttft_s": distribution([s.ttft for s in samples]),
         "latency_s": distribution([s.latency for s in samples]),
+        "itl_s": distribution([gap for s in samples for gap in s.gaps]),
         "throughput": {
             "requests_per_s": len(samples) / wall_s,
             "input_tokens_per_s": prompt / wall_s,

@@ -2,7 +2,9 @@
 
 Every layout, data type and row size is compared with the reference, and transfers are compared
 beside a forward pass that is late; then the bandwidth of both directions is printed beside that of
-a plain copy of as many bytes between the GPU and pinned memory.
+a plain copy of as many bytes between the GPU and pinned memory, and beside the peak of the link:
+the rate of its PCIe generation and width, the highest that the driver names for this card in this
+machine. Packets have headers, so no copy reaches it. The last line is the verdict.
 """
 
 import argparse
@@ -10,8 +12,10 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +30,12 @@ if TYPE_CHECKING:
 _LAYERS, _HEADS, _WIDTH, _PAGE = 18, 8, 64, 64
 """Of the copies that are timed: full-attention layers of gpt-oss, bfloat16."""
 _REPEATS = 9
-_PROGRAMS = (4, 8, 16, 32)
 _INTERPRETED = 3
 """Programs in the interpreter, which runs one after the other."""
+_LANES = {1: 2.0, 2: 4.0, 3: 8 * 128 / 130, 4: 16 * 128 / 130, 5: 32 * 128 / 130, 6: 64 * 0.945}
+"""Gigabits a second of one lane, by PCIe generation: transfers less the coding of the line."""
+_FAST = 0.8
+"""Of a plain copy, the least bandwidth of any layout that is no cause for a look."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,6 +43,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="sglang-ext gpu-check", description=__doc__)
     parser.add_argument(
         "--mebibytes", type=whole(1), default=256, help="size of a copy that is timed"
+    )
+    parser.add_argument(
+        "--programs", nargs="+", type=whole(1), help="programs of the kernel that are timed"
     )
     parser.add_argument("--out", type=output_file, help="write what was measured, JSON")
     parser.add_argument(
@@ -58,15 +68,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.interpret and not torch.cuda.is_available():
         print("no GPU here: nothing was checked (--interpret checks without one)", file=sys.stderr)
         return 2
+    began = time.perf_counter()
     device = torch.device("cpu" if args.interpret else "cuda")
     wrong = _check(device, pages=(1, 16) if args.interpret else (1, 16, 64))
     if not args.interpret:
         wrong += _check_order()
-        if wrong == 0:
-            figures = _time(device, args.mebibytes << 20)
-            if args.out is not None:
-                args.out.write_text(json.dumps(figures, indent=1))
+    figures = None
+    if wrong == 0 and not args.interpret:
+        figures = _time(device, args.mebibytes << 20, args.programs)
+    print(f"{verdict(wrong, figures)} ({time.perf_counter() - began:.0f} s)")
+    if figures is not None and args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(figures, indent=1))
     return 1 if wrong else 0
+
+
+def verdict(wrong: int, figures: Mapping[str, Any] | None) -> str:
+    """One line for an operator.
+
+    Args:
+        wrong: copies that differ and transfers out of order.
+        figures: what ``_time`` has measured; None if nothing was timed.
+    """
+    if wrong:
+        return f"verdict: WRONG, {wrong} faults; do not use SGLANG_EXT_COPIES=kernels here"
+    if figures is None:
+        return "verdict: right, not timed"
+    plain, *rows = figures["gigabytes_per_s"]
+    # with the number of programs that servers use; others are there to be looked at
+    rows = [row for row in rows if row["programs"] == figures["default_programs"]] or rows
+    parts = {way: min(row[way] for row in rows) / plain[way] for way in ("to_host", "to_device")}
+    said = ", ".join(
+        f"{way.replace('_', ' ')} {part:.2f} of a plain copy" for way, part in parts.items()
+    )
+    peak = figures["link"]["peak_gb_per_s"]
+    if peak is not None:
+        least = min(min(row[way] for row in rows) for way in parts)
+        said += f", {least / peak:.2f} of the link's {peak:.1f} GB/s"
+    quick = "fast" if min(parts.values()) >= _FAST else f"SLOW, below {_FAST} of a plain copy"
+    return f"verdict: right and {quick}; the slowest layout: {said}"
 
 
 def _check(device: "torch.device", pages: Sequence[int]) -> int:
@@ -101,9 +141,37 @@ def _check_order() -> int:
     return len(found)
 
 
-def _time(device: "torch.device", size: int) -> dict[str, Any]:
-    """Bandwidth in GB/s: plain copies, and the kernel by layout, number of programs and
-    direction."""
+def link_of(generation: str, width: str) -> dict[str, Any]:
+    """The link between GPU and host, and its peak in each direction.
+
+    Args:
+        generation: of PCIe, as the driver says it.
+        width: lanes, as the driver says it.
+
+    Returns:
+        ``link`` for a reader, and ``peak_gb_per_s``: None if the driver does not name the link, as
+        on some virtual machines, or names one that is not known here.
+    """
+    lane = _LANES.get(int(generation)) if generation.isdecimal() else None
+    if lane is None or not width.isdecimal():
+        return {"link": "not known", "peak_gb_per_s": None}
+    return {"link": f"PCIe {generation} x{width}", "peak_gb_per_s": lane * int(width) / 8}
+
+
+def _link() -> dict[str, Any]:
+    fields = "pcie.link.gen.max,pcie.link.width.max"
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return link_of("", "")
+    generation, _, width = said.strip().partition(",")
+    return link_of(generation.strip(), width.strip())
+
+
+def _time(device: "torch.device", size: int, counts: Sequence[int] | None) -> dict[str, Any]:
+    """Bandwidth in GB/s: plain copies, and the kernel by layout, number of programs (the one that
+    servers use, if ``counts`` is None) and direction."""
     import numpy as np
     import torch
     import triton
@@ -124,7 +192,10 @@ def _time(device: "torch.device", size: int) -> dict[str, Any]:
         shown = "   ".join(f"{way.replace('_', ' ')} {speed:6.1f}" for way, speed in speeds.items())
         print(f"{name:18}{programs or '':>3}   {shown}")
 
-    print(f"{torch.cuda.get_device_name(device)}, {size >> 20} MiB a copy, GB/s, by programs")
+    link = _link()
+    peak = f", {link['peak_gb_per_s']:.1f} GB/s each way" if link["peak_gb_per_s"] else ""
+    print(f"{torch.cuda.get_device_name(device)}, link: {link['link']}{peak}")
+    print(f"{size >> 20} MiB a copy, GB/s, by programs")
     measure(
         "plain copy",
         None,
@@ -144,7 +215,7 @@ def _time(device: "torch.device", size: int) -> dict[str, Any]:
         )
         host = torch.empty(shape, dtype=torch.bfloat16, pin_memory=True)
         plane = Plane(layers, host_by_page(host, layout, _PAGE))
-        for programs in _PROGRAMS:
+        for programs in counts or [PROGRAMS]:
             copier = GpuPageCopier([[plane]], programs)
             job = copier.prepare([(chosen[0], chosen[1])])
             measure(
@@ -156,7 +227,7 @@ def _time(device: "torch.device", size: int) -> dict[str, Any]:
             )
     versions = {"torch": torch.__version__, "triton": triton.__version__}
     return {
-        "device": torch.cuda.get_device_name(device), "versions": versions,
+        "device": torch.cuda.get_device_name(device), "versions": versions, "link": link,
         "bytes": size, "page": _PAGE, "row_bytes": row, "layers": _LAYERS,
         "default_programs": PROGRAMS, "gigabytes_per_s": rows,
     }  # fmt: skip

@@ -35,13 +35,14 @@ def test_a_component_has_any_number_of_planes_of_any_width(threads: int) -> None
 
 def test_the_gpu_kernel_is_the_reference_where_it_is_interpreted() -> None:
     lines = engine_child("tests.kernels.interpreted")
-    assert lines == ["12 shapes, words of 1, 2, 4, 8 bytes: 0 copies differ"]
+    assert lines[0] == "12 shapes, words of 1, 2, 4, 8 bytes: 0 copies differ"
+    assert lines[-1].startswith("verdict: right, not timed"), lines
 
 
 @pytest.mark.full
 def test_the_gpu_kernel_is_the_reference_in_every_shape() -> None:
     lines = engine_child("sglang_ext", "gpu-check", "--interpret")
-    assert lines == ["72 shapes, words of 1, 2, 4, 8 bytes: 0 copies differ"]
+    assert lines[0] == "72 shapes, words of 1, 2, 4, 8 bytes: 0 copies differ"
 
 
 def test_without_a_gpu_the_check_says_that_it_checked_nothing(

@@ -76,6 +76,13 @@ BAD = {
     "tests.soak.weights_under_load": ["--clients 0", "--updates 0", "--seconds-between -1"],
     "tests.soak.kill": ["--kills 0", "--seed x", "--out ."],
     "tests.soak.waits": ["--policy other", "--out ."],
+    "launch.bench.gpu.__main__": [
+        "--only other",
+        "--device tpu",
+        "--limit 0",
+        "--logs /dev/null",
+        "--out .",
+    ],
     "launch.models.tiny": [
         "",
         "--out /dev/null",
@@ -85,7 +92,7 @@ BAD = {
         "--out m --context 0",
         "--out m --layers 0",
     ],
-    "sglang_ext.tools.gpu_check": ["--mebibytes 0", "--out ."],
+    "sglang_ext.tools.gpu_check": ["--mebibytes 0", "--programs 0", "--out ."],
     "sglang_ext.testing.machine": ["--steps 0", "--processes 0"],
     "sglang_ext.testing.simulation": ["--seeds 0", "--steps 0", "--ranks 0", "--processes 0"],
 }

@@ -8,12 +8,16 @@ equal index space of the full and sliding-window pools.
 the engine's scheduler, CUDA streams and pinned memory, and of its CUDA kernels the
 copies that it compiles. A variable, since SGLang skips the fixes of a distribution
 with a second platform.
+
+``EXT_CPU_ATTENTION=triton`` leaves the engine's own Triton attention under its name, see
+``triton_attention``.
 """
 
 import os
 
 PLATFORM_NAME = "ext_cpu"
 DEVICE = "EXT_CPU_DEVICE"
+ATTENTION = "EXT_CPU_ATTENTION"
 
 
 def selected() -> bool:
@@ -33,6 +37,18 @@ def on_gpu() -> bool:
     return device == "cuda"
 
 
+def engines_triton() -> bool:
+    """Whether the attention backend ``triton`` is the engine's own.
+
+    Raises:
+        SystemExit: ``EXT_CPU_ATTENTION`` names another backend.
+    """
+    name = os.environ.get(ATTENTION, "torch_native")
+    if name not in ("torch_native", "triton"):
+        raise SystemExit(f"{ATTENTION}={name!r} is not allowed; use torch_native or triton")
+    return name == "triton"
+
+
 def activate() -> str | None:
     """Platform entry point: the class to load, or None unless explicitly selected.
 
@@ -49,6 +65,8 @@ def activate() -> str | None:
 
     # the engine takes its own kernels wherever PyTorch is built for CUDA
     torch.version.cuda = None
+    if engines_triton():
+        return "sglang_ext_cpu.platform.ExtTritonPlatform"
     return "sglang_ext_cpu.platform.ExtGpuPlatform"
 
 
@@ -75,10 +93,12 @@ def install_fixes() -> None:
             pinned,
             proposals,
             step_times,
+            triton_attention,
         )
 
         attention.install()
         model_attention.install()
+        (triton_attention if engines_triton() else model_attention).name_backend()
         in_place.install()
         dp_attention.install_padding()
         (gpu_copies if on_gpu() else host_copies).install()

@@ -7,8 +7,8 @@ lengths are not those of the requests, and reads trees of them. All of it is com
 PyTorch, one request after another. Other layers stay with the engine's own code.
 
 The engine has lists of backends that serve a model, and torch_native is on none of them: for
-gpt-oss and Gemma 4 it takes ``triton``. So this platform's backend has that name too; there is no
-Triton on a CPU that it could mean.
+gpt-oss and Gemma 4 it takes ``triton``. So this platform's backend has that name too, unless
+the engine's own is asked for (``triton_attention``).
 """
 
 from collections.abc import Iterator
@@ -191,11 +191,15 @@ def _weights(logits: torch.Tensor, sink: torch.Tensor | None) -> torch.Tensor:
 
 
 def install() -> None:
-    """Hook the backend, and give it its second name."""
-    from sglang.srt.layers.attention import attention_registry
-
+    """Hook the backend."""
     HookRegistry.register(f"{_BACKEND}.__init__", _note, HookType.AROUND)
     for name in ("forward_extend", "forward_decode"):
         HookRegistry.register(f"{_BACKEND}.{name}", _attend, HookType.AROUND)
+
+
+def name_backend() -> None:
+    """Give the backend its second name."""
+    from sglang.srt.layers.attention import attention_registry
+
     backends = attention_registry.ATTENTION_BACKENDS
     backends["triton"] = backends["torch_native"]

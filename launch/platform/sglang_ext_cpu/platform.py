@@ -107,3 +107,24 @@ class ExtGpuPlatform(ExtCpuPlatform):
     def get_torch_distributed_backend_str(self) -> str:
         """Collectives between GPUs."""
         return "nccl"
+
+
+class ExtTritonPlatform(ExtGpuPlatform):
+    """The same with the engine's own Triton kernels: attention, and what else it has in Triton;
+    decode steps are CUDA graphs."""
+
+    capabilities = PlatformCapabilities(
+        hicache_device_kernels=True, supports_triton=True, graph_capture=True
+    )
+
+    def get_default_attention_backend(self) -> str:
+        """The one that this platform is for."""
+        return "triton"
+
+    def get_graph_runner_cls(self) -> type:
+        """The engine's own for CUDA."""
+        from sglang.srt.model_executor.runner.decode_cuda_graph_runner import (
+            DecodeCudaGraphRunner,
+        )
+
+        return DecodeCudaGraphRunner
