@@ -13,7 +13,7 @@ from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.constants import INSIDE_BAND, TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
-from sglang_ext.core.compiled.returns import CLASSES, LENGTHS, UNIT
+from sglang_ext.core.compiled.returns import CLASSES, UNIT, answer_class, class_of
 from sglang_ext.core.eviction_policy import EvictionPolicy
 from sglang_ext.core.retention import expiry as expiry_module
 from sglang_ext.core.retention.estimate import Estimate
@@ -194,13 +194,15 @@ def test_a_flush_forgets_pages_and_not_the_traffic() -> None:
     assert before[CLASS] > 0 and not engine.index.table.kind.any()
 
 
-def test_pages_of_an_answer_are_of_the_class_of_the_prompt_and_not_asked_for() -> None:
+def test_pages_of_an_answer_are_not_asked_for() -> None:
     retention = Retention([64])
     first = np.arange(1, 9, dtype=np.uint64)
-    assert retention.request(first, 4).tolist() == [3] * 8  # a first turn of four pages
+    # a first turn of four pages
+    assert retention.request(first, 4).tolist() == [3] * 4 + [answer_class(0)] * 4
     # the next turn goes on after the prompt: with another answer than that
     again = np.concatenate((first[:4], np.arange(20, 26, dtype=np.uint64)))
-    assert retention.request(again, 8).tolist() == [LENGTHS] * 10  # the second turn
+    much = class_of(1, 8, 4, 0)
+    assert retention.request(again, 8).tolist() == [much] * 8 + [answer_class(1)] * 2
 
 
 def test_a_tail_has_the_class_of_the_page_before() -> None:

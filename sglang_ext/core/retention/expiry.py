@@ -18,7 +18,7 @@ from sglang_ext.core.table.prospects import Place, uses_of
 
 UNKNOWN = 0
 """Class of a page that no request has ended with: a prompt has at least one page."""
-ENOUGH = (1 << UNIT) // 8
+ENOUGH = (1 << UNIT) // 11
 """A copy has to be used with a chance of one in eight."""
 _WRITE = (1 << UNIT) // 32
 """A copy costs as much as one use in 32 of what it is of."""
@@ -129,11 +129,15 @@ class Expiry:
 
         Mutates: classes and ages of the path.
         """
-        prompt = min(prompt, len(rows))
+        table, retention = self._table, self._retention
+        # a tail is no page that others could have
+        pages = len(rows) - table.is_tail(int(rows[-1])) if len(rows) else 0
+        prompt = min(prompt, pages)
         if prompt < 1:
             return
-        table, retention = self._table, self._retention
-        table.kind[rows] = retention.request(table.digest[rows], prompt)
+        kinds = retention.request(table.digest[rows[:pages]], prompt)
+        table.kind[rows[:pages]] = kinds
+        table.kind[rows[pages:]] = kinds[-1]
         table.used[rows] = retention.tick
         if retention.tick % retention.rebuild == 0:
             self._learn()
