@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import least_worth as loops
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.returns import CLASSES, UNIT
 from sglang_ext.core.eviction_policy import expected_uses
@@ -47,6 +48,10 @@ class NoExpiry:
     def admits(self, rows: Rows) -> Flags:
         """See Expiry."""
         return np.ones(len(rows), dtype=np.bool_)
+
+    def least_worth(self, rows: Rows, count: int) -> Rows:
+        """See Expiry."""
+        return rows[:count]
 
     def private_state(self) -> list[int]:
         """See Expiry."""
@@ -90,6 +95,7 @@ class Expiry:
         self._residency, self._table = residency, residency.table
         self._table.go_by(self)
         self._attachment = attachment
+        self._most = np.zeros(residency.table.capacity, dtype=np.int32)
         self._since = self._table.tick, self._retention.tick
         self._tell()
 
@@ -164,6 +170,27 @@ class Expiry:
             return np.ones(len(rows), dtype=np.bool_)
         admitted: Flags = self._admitted[self._table.kind[rows], self._bins(rows)]
         return admitted | self._residency.candidates.are_needed(rows)
+
+    def least_worth(self, rows: Rows, count: int) -> Rows:
+        """Those of pages that expire next that are worth least, in that order: when many go at a
+        time, some of them expire sooner and are worth more than others.
+
+        Args:
+            rows: in the order in which they expire.
+            count: so many of them, or all.
+        """
+        table, least = self._table, np.empty(min(count, len(rows)), dtype=np.int64)
+        loops.least_worth(
+            rows,
+            table.parent,
+            table.kind,
+            table.used,
+            self._retention.tick,
+            self._retention.estimate.ranks,
+            self._most,
+            least,
+        )
+        return least
 
     # ---- on the host -----------------------------------------------------------
 
