@@ -20,7 +20,7 @@ from sglang_ext.core.table.prospects import Place, uses_of
 UNKNOWN = 0
 """Class of a page that no request has ended with: a prompt has at least one page."""
 ENOUGH = (1 << UNIT) // 11
-"""A copy has to be used with a chance of one in eight."""
+"""A copy has to be used with a chance of one in eleven."""
 _WRITE = (1 << UNIT) // 32
 """A copy costs as much as one use in 32 of what it is of."""
 Flags = NDArray[np.bool_]
