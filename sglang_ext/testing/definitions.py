@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.retention.expiry import ENOUGH, UNKNOWN, Expiry
 from sglang_ext.core.table import table as table_module
@@ -83,6 +84,27 @@ def admitted(table: PageTable, expiry: Expiry) -> NDArray[np.bool_]:
     for row in rows[~table.device.present[rows]].tolist():
         admitted[table.path(row)[:-1]] = True
     return admitted
+
+
+def age_bin(age: int) -> int:
+    """The last bin that begins no later."""
+    return max(b for b in range(BINS) if EDGES[b] <= age)
+
+
+def least_worth(table: PageTable, expiry: Expiry, rows: Sequence[int], count: int) -> list[int]:
+    """What goes where there is no host: of those that expire next, each worth at least what is
+    below it.
+
+    Args:
+        rows: those first that expire first.
+    """
+    ranks = {}
+    for row in rows:
+        cell = int(table.kind[row]) * BINS + age_bin(expiry.tick - int(table.used[row]))
+        ranks[row] = int(expiry.estimate.ranks[cell])
+    paths = {row: set(table.path(row).tolist()) for row in rows}
+    worth = {row: max(ranks[other] for other in rows if row in paths[other]) for row in rows}
+    return sorted(rows, key=lambda row: worth[row])[:count]
 
 
 def worth(table: PageTable, expiry: Expiry, row: int, forks: int) -> tuple[int, float]:

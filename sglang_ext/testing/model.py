@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.device.eviction import COMPARED
 from sglang_ext.core.device.look_ahead import Found
 from sglang_ext.core.host.sampling import passed_over
 from sglang_ext.core.inserts import Own, Tail
@@ -338,8 +339,10 @@ class ModelledIndex(PrefixCache):
         window_pages: int,
         **options: bool,
     ) -> tuple[int, int]:
-        """Victims are unlocked, oldest first, and as many as it says."""
+        """Victims are unlocked, oldest first or those worth least, and as many as it says."""
         table = self.table
+        next_ones = self._evictable(table.device, page_order)
+        keys = {row: self._key(row) for row in next_ones}
         locked = self._locked(table.device)
         locked_windows = self._locked(table.swa_device)
         before = self._states()
@@ -354,7 +357,11 @@ class ModelledIndex(PrefixCache):
             possible = sum(1 for k, s in before.items() if s[0] and k not in locked)
             _require(freed[0] >= min(pages, possible), "evict freed less than it could")
         left = [page_order(self.pages[k]) for k, s in after.items() if s[0] and k not in locked]
-        if lost and left:
+        if isinstance(self.expiry, Expiry) and self.expiry.is_learned and not self.residency.tier:
+            compared = next_ones[: COMPARED * len(lost)]
+            least = definitions.least_worth(table, self.expiry, compared, len(lost))
+            _require(lost == {keys[row] for row in least}, "evict took others than are worth least")
+        elif lost and left:
             youngest = max(page_order(self.pages[key]) for key in lost)
             _require(youngest <= min(left), "evict took a page before an older one")
         self._accept(after)

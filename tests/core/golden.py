@@ -3,21 +3,27 @@
     python -m tests.core.golden --check
     python -m tests.core.golden --record
 
-For each seed the file beside this one has a digest of the fingerprints after every step. Whoever
-changes a decision on purpose records them anew, and says so in the commit.
+For each seed a file beside this one has a digest of the fingerprints after every step; another one
+has those of the learned policy, which no seed draws. Whoever changes a decision on purpose records
+them anew, and says so in the commit.
 """
 
 import argparse
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterable
 from pathlib import Path
 
 from sglang_ext.testing.simulation import Simulation
 
-SEEDS, STEPS = 300, 600
-RECORD = Path(__file__).with_suffix(".json")
+STEPS = 600
+DRAWN, LEARNED = None, "learned"
+"""Eviction policies: the one that a seed draws, and one that all have."""
+SEEDS = {DRAWN: 300, LEARNED: 100}
+RECORDS = {
+    DRAWN: Path(__file__).with_suffix(".json"),
+    LEARNED: Path(__file__).with_name("golden_learned.json"),
+}
 
 
 class Traced(Simulation):
@@ -33,22 +39,29 @@ class Traced(Simulation):
         self.digest.update(self.engine.fingerprint().to_bytes(8, "little"))
 
 
-def digest_of(seed: int) -> str:
+def digest_of(seed: int, eviction: str | None = DRAWN) -> str:
     """The digest of a seed: of one rank or two, every third one with storage."""
-    simulation = Traced(seed, ranks=1 + seed % 2, storage=seed % 3 == 0)
+    simulation = Traced(seed, ranks=1 + seed % 2, storage=seed % 3 == 0, eviction=eviction)
     simulation.run(STEPS)
     return simulation.digest.hexdigest()
 
 
-def different(seeds: Iterable[int]) -> list[int]:
-    """Seeds whose digest is not what was recorded."""
-    recorded = json.loads(RECORD.read_text())
+def recorded(eviction: str | None) -> list[str]:
+    """The digests on record."""
+    digests: list[str] = json.loads(RECORDS[eviction].read_text())
+    return digests
+
+
+def now(eviction: str | None) -> list[str]:
+    """The digests as they are."""
     with multiprocessing.get_context("spawn").Pool() as pool:
-        return [
-            seed
-            for seed, digest in zip(seeds, pool.imap(digest_of, seeds), strict=True)
-            if digest != recorded[seed]
-        ]
+        return pool.starmap(digest_of, [(seed, eviction) for seed in range(SEEDS[eviction])])
+
+
+def different(eviction: str | None) -> list[int]:
+    """Seeds whose digest is not what was recorded."""
+    pairs = zip(now(eviction), recorded(eviction), strict=True)
+    return [seed for seed, (digest, before) in enumerate(pairs) if digest != before]
 
 
 def main() -> None:
@@ -57,14 +70,17 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--record", action="store_true", help="write the digests")
     mode.add_argument("--check", action="store_true", help="compare with those written")
-    if parser.parse_args().record:
-        with multiprocessing.get_context("spawn").Pool() as pool:
-            digests = pool.map(digest_of, range(SEEDS))
-        RECORD.write_text(json.dumps(digests, indent=0) + "\n")
-        return
-    seeds = different(range(SEEDS))
-    print(f"{SEEDS} seeds of {STEPS} steps: {len(seeds)} different {seeds}")
-    raise SystemExit(bool(seeds))
+    failed = False
+    is_record = parser.parse_args().record
+    for eviction, seeds in SEEDS.items():
+        if is_record:
+            RECORDS[eviction].write_text(json.dumps(now(eviction), indent=0) + "\n")
+            continue
+        others = different(eviction)
+        failed |= bool(others)
+        print(f"{eviction or 'drawn'}: {seeds} seeds of {STEPS} steps: {len(others)} different")
+        print(*others)
+    raise SystemExit(failed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """When pages expire, who decides that, and what is copied to the host then."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.constants import INSIDE_BAND, TICK_SHIFT
+from sglang_ext.core.compiled.least_worth import least_worth
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
-from sglang_ext.core.compiled.returns import CLASSES, LENGTHS, UNIT
+from sglang_ext.core.compiled.returns import CLASSES, UNIT, answer_class, class_of
 from sglang_ext.core.eviction_policy import EvictionPolicy
 from sglang_ext.core.retention import expiry as expiry_module
 from sglang_ext.core.retention.estimate import Estimate
@@ -194,13 +196,15 @@ def test_a_flush_forgets_pages_and_not_the_traffic() -> None:
     assert before[CLASS] > 0 and not engine.index.table.kind.any()
 
 
-def test_pages_of_an_answer_are_of_the_class_of_the_prompt_and_not_asked_for() -> None:
+def test_pages_of_an_answer_are_not_asked_for() -> None:
     retention = Retention([64])
     first = np.arange(1, 9, dtype=np.uint64)
-    assert retention.request(first, 4).tolist() == [3] * 8  # a first turn of four pages
+    # a first turn of four pages
+    assert retention.request(first, 4).tolist() == [3] * 4 + [answer_class(0)] * 4
     # the next turn goes on after the prompt: with another answer than that
     again = np.concatenate((first[:4], np.arange(20, 26, dtype=np.uint64)))
-    assert retention.request(again, 8).tolist() == [LENGTHS] * 10  # the second turn
+    much = class_of(1, 8, 4, 0)
+    assert retention.request(again, 8).tolist() == [much] * 8 + [answer_class(1)] * 2
 
 
 def test_a_tail_has_the_class_of_the_page_before() -> None:
@@ -271,6 +275,33 @@ def test_windows_near_the_end_of_a_prompt_go_with_their_pages(monkeypatch: Patch
     assert table.swa_age[path[4]] == INSIDE_BAND + expires[4]
     assert (table.swa_age[path[5:]] == expires[5:]).all()  # the window at its end
     assert np.flatnonzero(table.resume[path]).tolist() == [5, 6]
+
+
+# ---- without a host -----------------------------------------------------------------------
+
+
+@given(data=st.data())
+def test_what_is_worth_least_goes_and_nothing_before_what_is_below_it(data: st.DataObject) -> None:
+    """Rows of a tree, of some classes and ages; they expire in any order that is leaf-first."""
+    table = PageTable(Geometry(PAGE, PAGE), 12, EvictionPolicy.LEARNED)
+    numbers = st.integers(0, 3)
+    rows: list[int] = []
+    for number in range(12):
+        above = table.path(data.draw(st.sampled_from(rows))) if rows else np.empty(0, np.int64)
+        rows += table.add_rows(above, np.full((1, PAGE), number), None).tolist()
+    table.kind[rows] = data.draw(st.lists(numbers, min_size=12, max_size=12))
+    table.used[rows] = data.draw(st.lists(numbers, min_size=12, max_size=12))
+    ranks = np.array(data.draw(st.permutations(range(4 * BINS))), dtype=np.int32)
+    pool = sorted(rows, key=lambda row: -int(table.depth[row]))[: data.draw(st.integers(0, 12))]
+    least = np.empty(min(len(pool), data.draw(st.integers(0, 12))), dtype=np.int64)
+    pages = table.parent, table.kind, table.used
+    scratch = np.zeros(12, dtype=np.int32)
+    least_worth(np.array(pool, dtype=np.int64), *pages, 4, ranks, scratch, least)
+    told: Any = SimpleNamespace(tick=4, estimate=SimpleNamespace(ranks=ranks))
+    assert least.tolist() == definitions.least_worth(table, told, pool, len(least))
+    for i, row in enumerate(least.tolist()):
+        assert not set(table.path(row)[:-1].tolist()) & set(least[:i].tolist())
+    assert not scratch.any()
 
 
 # ---- admission ------------------------------------------------------------------------------
@@ -367,6 +398,10 @@ def what_goes_has_no_price(patch: Patch) -> None:
     patch.setattr(Expiry, "note_lost", lambda self, rows: None)
 
 
+def what_expires_first_goes_first(patch: Patch) -> None:
+    patch.setattr(Expiry, "least_worth", lambda self, rows, count: rows[:count])
+
+
 def what_is_expected_back_is_not_copied(patch: Patch) -> None:
     original = Expiry.admits
     patch.setattr(Expiry, "admits", lambda self, rows: ~original(self, rows))
@@ -391,6 +426,7 @@ BUGS: list[Callable[[Patch], None]] = [
     a_use_may_bring_the_end_nearer,
     pages_expire_before_those_below_them,
     what_goes_has_no_price,
+    what_expires_first_goes_first,
     what_is_expected_back_is_not_copied,
     windows_near_an_end_are_like_others,
     a_rank_learns_for_itself,

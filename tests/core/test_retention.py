@@ -34,7 +34,7 @@ def test_what_came_back_and_what_did_not_count_as_in_a_life_table() -> None:
     last: dict[int, tuple[int, int]] = {}
     for tick in range(1, 900):
         page = int(random.zipf(1.4)) if random.random() < 0.7 else 10_000 + tick
-        kind = int(returns.observe(path(page), tick)[0])
+        kind = int(returns.observe(path(page), 1, tick)[0])
         if page in last:
             start, was = last[page]
             tables.setdefault(was, model.LifeTable()).life(start, tick, 1, returned=True)
@@ -59,11 +59,11 @@ def test_what_came_back_and_what_did_not_count_as_in_a_life_table() -> None:
 
 def test_exposure_is_counted_once_however_often_the_table_is_built() -> None:
     returns = Returns(64)
-    returns.observe(path(1), 1)
+    returns.observe(path(1), 1, 1)
     for tick in (5, 9, 30):
         returns.estimate(tick)
     before = returns.exposure.copy()
-    returns.observe(path(1), 40)
+    returns.observe(path(1), 1, 40)
     added = returns.exposure - before
     assert added.sum() == ONE * 10  # ticks 31 to 40
     assert returns.events.sum() == ONE
@@ -107,28 +107,77 @@ def test_a_class_that_was_never_seen_is_like_all_others() -> None:
 
 def test_classes_are_turns_lengths_and_forks() -> None:
     returns = Returns(4096)
+
+    def observe(pages: list[int], tick: int) -> list[int]:
+        kinds: list[int] = returns.observe(path(*pages), len(pages), tick).tolist()
+        return kinds
+
     first = list(range(1, 8))
-    assert set(returns.observe(path(*first), 1)) == {loops.class_of(0, 7, 0)}
+    assert set(observe(first, 1)) == {loops.class_of(0, 7, 7, 0)}
     second = [*first, 8, 9]
-    assert set(returns.observe(path(*second), 2)) == {loops.class_of(1, 9, 0)}
-    third = [*second, 10]
-    assert set(returns.observe(path(*third), 3)) == {loops.class_of(2, 10, 0)}
+    assert set(observe(second, 2)) == {loops.class_of(1, 9, 2, 0)}
+    third = [*second, 10, 11, 12, 13]
+    assert set(observe(third, 3)) == {loops.class_of(2, 13, 4, 0)}
     # another conversation begins with the first two pages
-    kinds = returns.observe(path(1, 2, 50, 51), 4)
-    assert kinds.tolist() == [loops.class_of(0, 4, 1)] * 2 + [loops.class_of(0, 4, 0)] * 2
+    kinds = observe([1, 2, 50, 51], 4)
+    assert kinds == [loops.class_of(0, 4, 2, 1)] * 2 + [loops.class_of(0, 4, 2, 0)] * 2
     # the last turn of the first one is edited
-    edited = returns.observe(path(*second, 11, 12), 5)
-    assert edited[-1] == loops.class_of(2, 11, 0)
+    assert observe([*third[:10], 21, 22], 5)[-1] == loops.class_of(2, 12, 2, 0)
+    # of turns that add little, and of those that add much
+    assert loops.class_of(1, 9, 2, 0) != loops.class_of(1, 9, 3, 0)
     names = [class_name(kind) for kind in range(loops.CLASSES)]
     assert len(set(names)) == loops.CLASSES
+
+
+def test_answers_have_classes_of_their_own() -> None:
+    """Also where few pages of a long path are remembered, up to the page where they begin."""
+    returns, prompt = Returns(4096), 1021
+    pages = np.arange(1, 1101, dtype=np.uint64)
+    kinds = returns.observe(pages, prompt, 1)
+    assert set(kinds[:prompt]) == {loops.class_of(0, prompt, prompt, 0)}
+    assert set(kinds[prompt:]) == {loops.answer_class(0)}
+    # the next prompt contains the answer, or another one
+    for tick, answer in ((2, pages[prompt:]), (3, np.arange(5000, 5030, dtype=np.uint64))):
+        before = returns.events[loops.answer_class(0)].sum()
+        following = np.concatenate((pages[:prompt], answer))
+        returns.observe(following, len(following), tick)
+        came_back = returns.events[loops.answer_class(0)].sum() - before
+        # up to the last page that is remembered
+        assert came_back == (ONE * (1088 - prompt) if tick == 2 else 0)
+
+
+def test_an_answer_is_no_part_of_the_turn_that_it_belongs_to() -> None:
+    """The next turn goes on from the prompt, whether it has the answer in it or not."""
+    returns = Returns(4096)
+    returns.observe(path(1, 2, 3, 4, 90), 4, 1)
+    without = returns.observe(path(1, 2, 3, 4, 91, 92), 6, 2)
+    assert set(without) == {loops.class_of(1, 6, 2, 0)}
+    returns.observe(path(11, 12, 13, 14, 95), 4, 3)
+    within = returns.observe(path(11, 12, 13, 14, 95, 96), 6, 4)
+    assert set(within) == {loops.class_of(1, 6, 1, 0)}
+
+
+def test_what_was_counted_in_one_bin_says_something_of_those_beside_it() -> None:
+    """And as much in all as was counted, if bins are as wide."""
+    exposure = np.zeros((loops.CLASSES, BINS), dtype=np.int64)
+    exposure[5] = np.diff(EDGES) * (ONE * 1_000_000)
+    events = np.zeros_like(exposure)
+    events[5, 24] = ONE * 8000
+    chances = np.empty_like(events)
+    loops.chances(events, exposure, loops.PRIOR, chances)
+    per_tick = chances[5] / np.diff(EDGES)
+    nearest = np.argsort(-per_tick)[:5]
+    assert nearest[0] == 24 and set(nearest) == {22, 23, 24, 25, 26}
+    assert per_tick[[16, 32]].max() < per_tick[24] / 20
+    assert per_tick[24] == pytest.approx(0.196 * 8000 / 1_000_000 / np.diff(EDGES)[24] * UNIT, 0.05)
 
 
 def test_a_history_forgets_and_stays_small() -> None:
     returns = Returns(1)
     for tick in range(1, 9000):
-        returns.observe(path(tick), tick)
+        returns.observe(path(tick), 1, tick)
     assert returns.estimate(9000).values.max() == 0
-    returns.observe(path(1), 9001)  # long forgotten
+    returns.observe(path(1), 1, 9001)  # long forgotten
     assert returns.events.sum() == 0
 
 

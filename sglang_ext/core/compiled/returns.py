@@ -19,10 +19,18 @@ TABLE = Array(int64, 2, "C")
 LENGTHS = 12
 """Classes of first turns: bits of their pages."""
 TURNS = 6
-"""Classes of later ones: the last is for all that come after."""
+"""Later ones that have classes, two each: of a turn that adds little to the one before, and of one
+that adds much. The last is for all that come after."""
+MUCH = 4
+"""A turn adds much if more than one page in so many is new."""
 SHARES = 4
 """Classes of pages from which paths part: once, from twice, from four times, from eight times."""
-CLASSES = LENGTHS + TURNS + SHARES
+ANSWERS = 3
+"""Classes of what was computed behind prompts: of the first turn, the second, and all later ones.
+Some clients send an answer with the next prompt, and some send it changed, or not at all."""
+FIRST_SHARE = LENGTHS + 2 * TURNS
+FIRST_ANSWER = FIRST_SHARE + SHARES
+CLASSES = FIRST_ANSWER + ANSWERS
 NO_USE = -1
 WAYS = 8
 ONE_BITS = 8
@@ -33,6 +41,11 @@ PRIOR = 16 << ONE_BITS
 """A class is taken to be like all others until it has seen about so many pages."""
 UNIT = 30
 """Bits of a fraction: shares, and uses per tick."""
+_BLUR = 8
+"""Steps in which ages are blurred, by about half an octave in all: bins are narrow to tell pages of
+different worth apart, and what is counted in a single one is mostly luck."""
+_FINE = 10
+"""Bits of a fraction of what is counted in a tick, while it is blurred."""
 
 FIELDS = {
     "digest": DIGESTS,  # (entries,) of pages that are marks; sets of WAYS
@@ -54,14 +67,14 @@ ReturnsArrays: Any = _Arrays
 RETURNS = NamedTuple(tuple(FIELDS.values()), _Arrays)
 
 
-@compiled(int64(int64, int64, int64))
-def class_of(turn, pages, forks):
-    """Class of a page, from the turn and the length of the last request that used it, and from
-    how often paths have parted below it."""
+@compiled(int64(int64, int64, int64, int64))
+def class_of(turn, pages, added, forks):
+    """Class of a page, from the turn and the length of the last request that used it, what it has
+    added to the one before, and from how often paths have parted below the page."""
     if forks > 0:
-        return LENGTHS + TURNS + min(SHARES, bits_of(forks)) - 1
+        return FIRST_SHARE + min(SHARES, bits_of(forks)) - 1
     if turn > 0:
-        return LENGTHS + min(TURNS, turn) - 1
+        return LENGTHS + 2 * (min(TURNS, turn) - 1) + int64(MUCH * added > pages)
     return min(LENGTHS - 1, bits_of(pages))
 
 
@@ -123,23 +136,29 @@ def _new_use(returns, kind, tick, turn, pages):
     return use
 
 
-@compiled(int64(RETURNS, DIGESTS, int64, KINDS))
-def observe(returns, digests, tick, kinds):
-    """A request has used a path. Its turn; ``kinds`` gets the classes of its pages."""
-    pages = digests.size
-    entries = np.full(pages, NO_USE, dtype=np.int64)
-    known, next_mark, last_use, before = -1, pages, NO_USE, -1
-    for depth in range(pages):
+@compiled(int64(int64))
+def answer_class(turn):
+    """Class of a page behind the prompt of a turn."""
+    return FIRST_ANSWER + min(ANSWERS - 1, turn)
+
+
+@compiled(int64(RETURNS, DIGESTS, int64, int64, KINDS))
+def observe(returns, digests, prompt, tick, kinds):
+    """A request has used a path; its first ``prompt`` pages are what it has asked for. Its turn;
+    ``kinds`` gets the classes of its pages."""
+    entries = np.full(digests.size, NO_USE, dtype=np.int64)
+    known, next_mark, last_use, before = -1, prompt, NO_USE, -1
+    for depth in range(digests.size):
         if not is_mark(depth):
             continue
         entry = _find(returns, digests[depth])
         entries[depth] = entry
         if entry == NO_USE:
-            if next_mark == pages:
-                next_mark = depth
+            next_mark = min(next_mark, depth)
             continue
         use = returns.use[entry] % returns.tick.size
-        last_use, known, next_mark = use, depth, pages
+        if depth < prompt:
+            last_use, known, next_mark = use, depth, prompt
         since, kind, weight = returns.tick[use], returns.kind[use], returns.weight[entry]
         returns.pending[use] -= weight
         returns.events[kind, bin_of(tick - since)] += weight << ONE_BITS
@@ -149,13 +168,18 @@ def observe(returns, digests, tick, kinds):
     turn, parted = 0, False
     if last_use != NO_USE:
         others = returns.pages[last_use]
-        parted = others > next_mark or (next_mark == pages and others >= pages)
+        parted = others > next_mark or (next_mark == prompt and others >= prompt)
         if not parted:
             turn = returns.turn[last_use] + 1
         elif 2 * (known + 1) >= others:
             turn = returns.turn[last_use]  # edited, and sent again
+    added = prompt - known - 1
     last_kind, use, first = -1, NO_USE, 0
-    for depth in range(pages):
+    for depth in range(digests.size):
+        if depth == prompt:
+            # what is left of the prompt stands for itself
+            kinds[first:prompt] = class_of(turn, prompt, added, 0)
+            first, before = prompt, prompt - 1
         if not is_mark(depth):
             continue
         entry = entries[depth]
@@ -164,9 +188,12 @@ def observe(returns, digests, tick, kinds):
             if parted and depth <= known:
                 returns.forks[entry] += 1
             forks = returns.forks[entry]
-        kind = class_of(turn, pages, forks)
+        if depth < prompt or forks > 0:
+            kind = class_of(turn, prompt, added, forks)
+        else:
+            kind = answer_class(turn)
         if kind != last_kind:
-            use = _new_use(returns, kind, tick, turn, pages)
+            use = _new_use(returns, kind, tick, turn, prompt)
             last_kind = kind
         if entry == NO_USE:
             entry = _enter(returns, digests[depth])
@@ -178,7 +205,10 @@ def observe(returns, digests, tick, kinds):
         before = depth
         kinds[first : depth + 1] = kind
         first = depth + 1
-    kinds[first:] = class_of(turn, pages, 0)
+    if digests.size > prompt:
+        kinds[first:] = answer_class(turn)
+    else:
+        kinds[first:] = class_of(turn, prompt, added, 0)
     return turn
 
 
@@ -199,9 +229,29 @@ def advance(returns, tick):
     returns.counts[1] = tick
 
 
+@compiled(TABLE(TABLE))
+def _blurred(counts):
+    """What was counted in bins, if part of it had been in those beside them: a quarter of what is
+    counted in a tick goes to either side in each step."""
+    out = np.empty_like(counts)
+    for kind in range(counts.shape[0]):
+        for b in range(BINS):
+            out[kind, b] = (counts[kind, b] << _FINE) // (EDGES[b + 1] - EDGES[b])
+        for _ in range(_BLUR):
+            before = int64(0)
+            for b in range(BINS):
+                here, after = out[kind, b], out[kind, b + 1] if b + 1 < BINS else int64(0)
+                out[kind, b] = (before + 2 * here + after) >> 2
+                before = here
+        for b in range(BINS):
+            out[kind, b] = (out[kind, b] * (EDGES[b + 1] - EDGES[b])) >> _FINE
+    return out
+
+
 @compiled(void(TABLE, TABLE, int64, TABLE))
 def chances(events, exposure, prior, out):
     """Chance, in UNITs, that a page of a class and a bin is used before it is older than that."""
+    events, exposure = _blurred(events), _blurred(exposure)
     for b in range(BINS):
         width = EDGES[b + 1] - EDGES[b]
         all_events, all_exposure = events[:, b].sum(), exposure[:, b].sum()

@@ -18,6 +18,8 @@ from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
+COMPARED = 16
+"""Of so many times the pages that have to go, those go that are worth least."""
 Flags = NDArray[np.bool_]
 
 
@@ -84,7 +86,7 @@ class DeviceEviction:
     def _evict_unlocked(self, pages: int, window_pages: int) -> tuple[int, int]:
         freed = freed_windows = 0
         if pages > 0:
-            rows = self._candidates.first(Kind.VICTIMS, pages + self._spare.beside(pages))
+            rows = self._victims(pages + self._spare.beside(pages))
             rows = self._up_to_loss(rows, pages, self._loses_page)
             freed, freed_windows = self._demote(rows)
         if window_pages > freed_windows:
@@ -99,6 +101,13 @@ class DeviceEviction:
     def _tell(self, rows: Rows, *, windows: bool) -> None:
         if (departures := self._residency.departures) is not None and len(rows):
             departures.left_device(rows, windows=windows)
+
+    def _victims(self, pages: int) -> Rows:
+        """Who goes next. Above a host all go in the order that copies are made in."""
+        if self._residency.tier is not None or not self._expiry.is_learned:
+            return self._candidates.first(Kind.VICTIMS, pages)
+        next_ones = self._candidates.first(Kind.VICTIMS, COMPARED * pages)
+        return self._expiry.least_worth(next_ones, pages)
 
     def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
         """The first ``wanted`` of ``rows``, and those behind them up to the first one that is

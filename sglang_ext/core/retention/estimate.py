@@ -23,9 +23,15 @@ def class_name(kind: int) -> str:
             else (f"first turn, {low}-{high} pages")
         )
     kind -= loops.LENGTHS
-    if kind < loops.TURNS:
-        return f"turn {kind + 2}{' and later' if kind == loops.TURNS - 1 else ''}"
-    return f"shared, {1 << (kind - loops.TURNS)} forks and more"
+    if kind < 2 * loops.TURNS:
+        turn, adds_much = divmod(kind, 2)
+        later = " and later" if turn == loops.TURNS - 1 else ""
+        return f"turn {turn + 2}{later}, {'much' if adds_much else 'little'} new"
+    kind -= 2 * loops.TURNS
+    if kind < loops.SHARES:
+        return f"shared, {1 << kind} forks and more"
+    turn = kind - loops.SHARES + 1
+    return f"answer of turn {turn}{' and later' if turn == loops.ANSWERS else ''}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)

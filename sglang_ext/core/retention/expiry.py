@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import least_worth as loops
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.returns import CLASSES, UNIT
 from sglang_ext.core.eviction_policy import expected_uses
@@ -18,8 +19,8 @@ from sglang_ext.core.table.prospects import Place, uses_of
 
 UNKNOWN = 0
 """Class of a page that no request has ended with: a prompt has at least one page."""
-ENOUGH = (1 << UNIT) // 8
-"""A copy has to be used with a chance of one in eight."""
+ENOUGH = (1 << UNIT) // 11
+"""A copy has to be used with a chance of one in eleven."""
 _WRITE = (1 << UNIT) // 32
 """A copy costs as much as one use in 32 of what it is of."""
 Flags = NDArray[np.bool_]
@@ -47,6 +48,10 @@ class NoExpiry:
     def admits(self, rows: Rows) -> Flags:
         """See Expiry."""
         return np.ones(len(rows), dtype=np.bool_)
+
+    def least_worth(self, rows: Rows, count: int) -> Rows:
+        """See Expiry."""
+        return rows[:count]
 
     def private_state(self) -> list[int]:
         """See Expiry."""
@@ -90,6 +95,7 @@ class Expiry:
         self._residency, self._table = residency, residency.table
         self._table.go_by(self)
         self._attachment = attachment
+        self._most = np.zeros(residency.table.capacity, dtype=np.int32)
         self._since = self._table.tick, self._retention.tick
         self._tell()
 
@@ -129,11 +135,15 @@ class Expiry:
 
         Mutates: classes and ages of the path.
         """
-        prompt = min(prompt, len(rows))
+        table, retention = self._table, self._retention
+        # a tail is no page that others could have
+        pages = len(rows) - table.is_tail(int(rows[-1])) if len(rows) else 0
+        prompt = min(prompt, pages)
         if prompt < 1:
             return
-        table, retention = self._table, self._retention
-        table.kind[rows] = retention.request(table.digest[rows], prompt)
+        kinds = retention.request(table.digest[rows[:pages]], prompt)
+        table.kind[rows[:pages]] = kinds
+        table.kind[rows[pages:]] = kinds[-1]
         table.used[rows] = retention.tick
         if retention.tick % retention.rebuild == 0:
             self._learn()
@@ -160,6 +170,27 @@ class Expiry:
             return np.ones(len(rows), dtype=np.bool_)
         admitted: Flags = self._admitted[self._table.kind[rows], self._bins(rows)]
         return admitted | self._residency.candidates.are_needed(rows)
+
+    def least_worth(self, rows: Rows, count: int) -> Rows:
+        """Those of pages that expire next that are worth least, in that order: when many go at a
+        time, some of them expire sooner and are worth more than others.
+
+        Args:
+            rows: in the order in which they expire.
+            count: so many of them, or all.
+        """
+        table, least = self._table, np.empty(min(count, len(rows)), dtype=np.int64)
+        loops.least_worth(
+            rows,
+            table.parent,
+            table.kind,
+            table.used,
+            self._retention.tick,
+            self._retention.estimate.ranks,
+            self._most,
+            least,
+        )
+        return least
 
     # ---- on the host -----------------------------------------------------------
 

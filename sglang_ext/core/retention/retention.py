@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from sglang_ext.core.retention.duel import Duel
 from sglang_ext.core.retention.estimate import no_estimate
 from sglang_ext.core.retention.order import Order, Rows
@@ -52,15 +50,13 @@ class Retention:
 
         Args:
             digests: (n,) of its pages, for the whole prefix each; at least one.
-            prompt: pages that it has asked for, at least 1; all unless told. Those behind are
-                not part of the history: of an answer often nothing comes back, or not as it was.
+            prompt: pages that it has asked for, at least 1; all unless told. Those behind are its
+                answer.
 
         Mutates: the next tick begins.
         """
         self.tick += 1
-        asked = self._returns.observe(digests[:prompt], self.tick)
-        kinds = np.full(len(digests), asked[-1], dtype=np.int16)
-        kinds[: len(asked)] = asked
+        kinds = self._returns.observe(digests, prompt or len(digests), self.tick)
         for duel in self._duels:
             duel.request(digests, kinds, self.tick, self.estimate)
         if self.tick % self.rebuild == 0:
