@@ -32,7 +32,8 @@ _NGRAM = (
     # with pages above one token the engine drafts chains alone
     *("--speculative-ngram-min-bfs-breadth", "1", "--speculative-ngram-max-bfs-breadth", "1"),
 )
-_LAYERS = ("--speculative-algorithm", "NEXTN", *_CHAIN, "--enable-multi-layer-eagle")
+_LAYER = ("--speculative-algorithm", "NEXTN", *_CHAIN)
+_LAYERS = (*_LAYER, "--enable-multi-layer-eagle")
 
 
 class Drafting(NamedTuple):
@@ -71,6 +72,8 @@ KINDS = {
     # the draft is the target, and so it often proposes what its target takes
     "standalone": Drafting(_tiny, ("--speculative-algorithm", "STANDALONE", *_CHAIN), _tiny),
     "mimo-v2": Drafting(_ready_made("mimo-v2"), _LAYERS, _ready_made("mimo-v2")),
+    # one layer drafts all, each behind what it has drafted
+    "mimo-v2-one": Drafting(_ready_made("mimo-v2"), _LAYER, _ready_made("mimo-v2")),
     "step-3.5": Drafting(_ready_made("step-3.5"), _LAYERS, _ready_made("step-3.5")),
     "eagle3": Drafting(
         _ready_made("gpt-oss"),
@@ -79,7 +82,7 @@ KINDS = {
     ),
     "gemma-4": Drafting(
         _ready_made("gemma-4"),
-        ("--speculative-algorithm", "NEXTN", *_CHAIN),
+        _LAYER,
         _ready_made("gemma-4-assistant"),
     ),
 }
@@ -171,7 +174,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     traffic = Traffic(
         conversations=args.conversations,
