@@ -88,6 +88,14 @@ KINDS = {
 }
 """One of each place where the KV of drafts is, and of each model."""
 
+TAKEN = {
+    "SGLANG_SIMULATE_ACC_LEN": "3",
+    "SGLANG_SIMULATE_ACC_TOKEN_MODE": "real-draft-token",
+}
+"""Two drafts stand at each step, whatever the target says, for servers with random drafts: what is
+behind accepted drafts is drafted too, and answers are the drafts'. The engine reads these variables
+when it is imported."""
+
 Position = tuple[int, int, int]
 """(conversation, round, tokens of the request that have KV)."""
 
@@ -152,12 +160,10 @@ def compare(left: Drafted, right: Drafted) -> Comparison:
     return Comparison(len(positions), different)
 
 
-def _run(
-    kind: Drafting, common: Sequence[str], options: str, traffic: Traffic, folder: Path
-) -> Drafted:
+def _run(arguments: Sequence[str], traffic: Traffic, folder: Path, taken: bool) -> Drafted:
     log, proposals = folder / "server.log", folder / "proposals"
-    arguments = [*kind.arguments(), *common, *shlex.split(options)]
-    with running(arguments, log, {**CPU, **STRICT_CHECKS, LOG: str(proposals)}) as server:
+    variables = {**CPU, **STRICT_CHECKS, **(TAKEN if taken else {}), LOG: str(proposals)}
+    with running(arguments, log, variables) as server:
         drafted = converse_and_draft(server, traffic, proposals)
         print(shlex.join(arguments))
         print(f"  accept length {drafted.accept_length:.3f}, {hit_rates(drafted.answers)}")
@@ -175,6 +181,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--taken", action="store_true", help="two drafts stand, whatever they are")
     args = parser.parse_args()
     traffic = Traffic(
         conversations=args.conversations,
@@ -182,11 +189,12 @@ def main() -> None:
         parallel=args.parallel,
         seed=args.seed,
     )
-    common = ["--dtype", "float32", "--max-running-requests", "8", "--skip-server-warmup"]
+    common = [*KINDS[args.kind].arguments(), "--dtype", "float32", "--skip-server-warmup"]
+    common += ["--max-running-requests", "8"]
     common += ["--mem-fraction-static", "0.6", *shlex.split(args.common)]
     with tempfile.TemporaryDirectory() as folder:
         left, right = (
-            _run(KINDS[args.kind], common, options, traffic, Path(folder) / name)
+            _run([*common, *shlex.split(options)], traffic, Path(folder) / name, args.taken)
             for name, options in (("left", args.left), ("right", args.right))
         )
     print(compare(left, right))

@@ -4,6 +4,7 @@ Tokens are those of a server without drafts, and what is drafted is the same wit
 and without: then proposals can be the oracle for a cache that has the KV of drafts on its host.
 """
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from launch.server import STRICT_CHECKS, ServerError, dp_attention, wait_until_h
 from launch.traffic import Traffic, generate, tokens
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
-from tests.e2e.drafts import KINDS, LOG, Drafted, Drafting, compare, converse_and_draft
+from tests.e2e.drafts import KINDS, LOG, TAKEN, Drafted, Drafting, compare, converse_and_draft
 from tests.fixtures.zygote import Zygote
 
 # one request at a time: what is computed beside others differs in its last bit
@@ -62,6 +63,22 @@ def test_drafts_are_those_without_a_host(zygote: Zygote, tmp_path: Path, name: s
     device = drafted(zygote, tmp_path / "device", KINDS[name], *PAGE, *ROOM)
     host = drafted(zygote, tmp_path / "host", KINDS[name], *PAGE, *TIGHT, *HOST)
     assert hit_rates(host.answers)["host_share"] > 0
+    assert not differences(host.answers, device.answers)
+    comparison = compare(host, device)
+    assert comparison.steps > 0
+    assert not comparison.different, comparison
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["mimo-v2", "eagle3"])
+def test_drafts_behind_taken_ones(tmp_path: Path, name: str) -> None:
+    """Hardly a random draft is taken, and so nothing would be drafted behind several. Here two of
+    three are taken, and the answers are the drafts'."""
+    with contextlib.closing(Zygote(**TAKEN)) as zygote:
+        device = drafted(zygote, tmp_path / "device", KINDS[name], *PAGE, *ROOM)
+        host = drafted(zygote, tmp_path / "host", KINDS[name], *PAGE, *TIGHT, *HOST)
+    assert hit_rates(host.answers)["host_share"] > 0
+    assert host.accept_length == device.accept_length == 3.0
     assert not differences(host.answers, device.answers)
     comparison = compare(host, device)
     assert comparison.steps > 0
