@@ -96,10 +96,6 @@ class DeviceEviction:
             freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows
 
-    def _tell(self, rows: Rows, *, windows: bool) -> None:
-        if (departures := self._residency.departures) is not None and len(rows):
-            departures.left_device(rows, windows=windows)
-
     def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
         """The first ``wanted`` of ``rows``, and those behind them up to the first one that is
         nowhere else: with a host tier it may still be copied there."""
@@ -118,6 +114,10 @@ class DeviceEviction:
         # below that band are windows that no request resumes from
         lost: Flags = table.swa_device.present[rows] & ~kept & (table.swa_age[rows] >= INSIDE_BAND)
         return lost
+
+    def _tell(self, rows: Rows, *, windows: bool) -> None:
+        if (departures := self._residency.departures) is not None and len(rows):
+            departures.left_device(rows, windows=windows)
 
     def _note_lost(self, rows: Rows) -> None:
         """Pages leave the device before they have been copied. If they were worth it, and the
