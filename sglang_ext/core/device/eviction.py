@@ -98,10 +98,6 @@ class DeviceEviction:
             freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows
 
-    def _tell(self, rows: Rows, *, windows: bool) -> None:
-        if (departures := self._residency.departures) is not None and len(rows):
-            departures.left_device(rows, windows=windows)
-
     def _victims(self, pages: int) -> Rows:
         """Who goes next. Above a host all go in the order that copies are made in."""
         if self._residency.tier is not None or not self._expiry.is_learned:
@@ -127,6 +123,10 @@ class DeviceEviction:
         # below that band are windows that no request resumes from
         lost: Flags = table.swa_device.present[rows] & ~kept & (table.swa_age[rows] >= INSIDE_BAND)
         return lost
+
+    def _tell(self, rows: Rows, *, windows: bool) -> None:
+        if (departures := self._residency.departures) is not None and len(rows):
+            departures.left_device(rows, windows=windows)
 
     def _note_lost(self, rows: Rows) -> None:
         """Pages leave the device before they have been copied. If they were worth it, and the
