@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.constants import FREE, PAD
+from sglang_ext.core.device.eviction import COMPARED
 from sglang_ext.core.retention.expiry import ENOUGH, UNKNOWN, Expiry
 from sglang_ext.core.table import table as table_module
 from sglang_ext.core.table.geometry import Geometry
@@ -92,12 +93,13 @@ def age_bin(age: int) -> int:
 
 
 def least_worth(table: PageTable, expiry: Expiry, rows: Sequence[int], count: int) -> list[int]:
-    """What goes where there is no host: of those that expire next, each worth at least what is
-    below it.
+    """What goes where there is no host: of ``COMPARED`` times as many that expire next, each worth
+    at least what is below it.
 
     Args:
         rows: those first that expire first.
     """
+    rows = rows[: COMPARED * count]
     ranks = {}
     for row in rows:
         cell = int(table.kind[row]) * BINS + age_bin(expiry.tick - int(table.used[row]))

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD
-from sglang_ext.core.device.eviction import COMPARED
 from sglang_ext.core.device.look_ahead import Found
 from sglang_ext.core.host.sampling import passed_over
 from sglang_ext.core.inserts import Own, Tail
@@ -40,6 +39,7 @@ from sglang_ext.testing.model_page import (
     Order,
     States,
     page_order,
+    prefix_keys,
     window_order,
 )
 
@@ -82,7 +82,7 @@ class ModelledIndex(PrefixCache):
         """See PrefixCache; compared with the definition of the resume rule."""
         found = super().match(pages, namespace, rest)
         known: list[ModelPage] = []
-        for key in _keys(pages, namespace):
+        for key in prefix_keys(pages, namespace):
             if key not in self.pages:
                 break
             known.append(self.pages[key])
@@ -200,7 +200,7 @@ class ModelledIndex(PrefixCache):
         first, _, swa, request, priority, tail = (*args, None)[:6]
         rows = super().insert(pages, namespace, *args)
         before = self._at_insert
-        keys = list(_keys(pages, namespace))
+        keys = list(prefix_keys(pages, namespace))
         if len(rows) > len(pages):
             _require(tail is not None, "a tail appeared from nowhere")
             keys.append((namespace, pages.tobytes() + tail.tokens.tobytes()))
@@ -341,8 +341,7 @@ class ModelledIndex(PrefixCache):
     ) -> tuple[int, int]:
         """Victims are unlocked, oldest first or those worth least, and as many as it says."""
         table = self.table
-        next_ones = self._evictable(table.device, page_order)
-        keys = {row: self._key(row) for row in next_ones}
+        keys = {row: self._key(row) for row in self._evictable(table.device, page_order)}
         locked = self._locked(table.device)
         locked_windows = self._locked(table.swa_device)
         before = self._states()
@@ -358,8 +357,7 @@ class ModelledIndex(PrefixCache):
             _require(freed[0] >= min(pages, possible), "evict freed less than it could")
         left = [page_order(self.pages[k]) for k, s in after.items() if s[0] and k not in locked]
         if isinstance(self.expiry, Expiry) and self.expiry.is_learned and not self.residency.tier:
-            compared = next_ones[: COMPARED * len(lost)]
-            least = definitions.least_worth(table, self.expiry, compared, len(lost))
+            least = definitions.least_worth(table, self.expiry, list(keys), len(lost))
             _require(lost == {keys[row] for row in least}, "evict took others than are worth least")
         elif lost and left:
             youngest = max(page_order(self.pages[key]) for key in lost)
@@ -600,8 +598,3 @@ class ModelledIndex(PrefixCache):
         for key, states in after.items():
             page = self.pages[key]
             page.device, page.host, page.swa_device, page.swa_host = states
-
-
-def _keys(pages: Pages, namespace: Hashable) -> Iterator[Key]:
-    for end in range(1, len(pages) + 1):
-        yield namespace, pages[:end].tobytes()

@@ -1,7 +1,9 @@
 """One page of one prefix, as the model of the cache knows it."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+
+from sglang_ext.core.table.digest import Pages
 
 Key = tuple[Hashable, bytes]
 ABSENT, RESERVED, READY = range(3)
@@ -88,3 +90,9 @@ def page_order(page: ModelPage) -> tuple[int, int, int]:
 def window_order(page: ModelPage) -> tuple[int, int, int]:
     """The same of sliding-window copies: by what they are worth, and so on."""
     return page.band, page.window_used, -page.depth
+
+
+def prefix_keys(pages: Pages, namespace: Hashable) -> Iterator[Key]:
+    """Keys of the pages of a prefix, the first one first."""
+    for end in range(1, len(pages) + 1):
+        yield namespace, pages[:end].tobytes()
