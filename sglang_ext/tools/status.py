@@ -163,7 +163,7 @@ def _copies(now: Metrics) -> str:
 
 def _retention(now: Metrics) -> str:
     learned = now.mean("sglang_ext:retention_learned") > 0
-    said = "what is expected back stays" if learned else "what was used last stays"
+    said = "what is expected back stays" if learned else "in the order of the eviction policy"
     price = now.mean("sglang_ext:retention_price")
     sampled = (
         "; only a sample is copied to the host" if now.mean("sglang_ext:host_sampling") else ""

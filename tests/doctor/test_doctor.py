@@ -311,14 +311,13 @@ def test_the_installed_engine(zygote: Zygote, tmp_path: Path) -> None:
         "without CUDA nothing is",
     ):
         assert said in run.stdout, run.stdout
-    assert run.stdout.count("FAULT") == 4
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
-        (["--tp", "many"], "--tp many is not allowed"),
+        (["--tp", "many"], "--tp 'many' is not allowed"),
         (["--radix-cache-backend", "other"], "it does not select this cache"),
         ([], "it does not select this cache"),
         (["--radix-cache-backend", "swa_hicache"], "every option is supported"),

@@ -6,7 +6,6 @@ with Hugging Face's model of the same weights too.
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ import torch
 
 from launch.bench.metrics import metric
 from launch.models.architectures import MAKERS, ready_made
-from launch.server import Server
+from launch.server import OURS
 from launch.traffic import Traffic
-from sglang_ext.planning.launch_line import LaunchLine, parse
-from sglang_ext.planning.model import ModelShape
-from sglang_ext.planning.model_config import architecture, find, load, shape_of
+from sglang_ext.planning.launch_line import parse
+from sglang_ext.planning.model_config import find, load, shape_of
 from sglang_ext.planning.plan import Plan
-from tests.e2e.conftest import beside_no_cache
+from tests.e2e.conftest import COMMON, beside_no_cache
 from tests.e2e.conversations import differences, hit_rates
 from tests.fixtures.zygote import Zygote
 
@@ -85,27 +83,6 @@ def said_by(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> tuple[i
     return tuple(logits[0, len(prompt) - 1 :].argmax(dim=-1).tolist())
 
 
-def as_planned(model: Path, tier: Sequence[str], server: Server) -> None:
-    """Compare a plan of a launch line with a server of that line: with its metrics, and with the
-    table that it has logged of the pools that it found."""
-    line = parse(["--page-size", "16", "--dtype", "float32", "--hicache-ratio", "2", *tier], "test")
-    plan = Plan.of(name := architecture(load(find(str(model)))), shape_of_line(model, line), line)
-    assert plan.pools is not None
-    metrics, log = server.get("/metrics"), server.log.read_text()
-    allocated = metric(metrics, "sglang_ext:host_memory_bytes")
-    assert plan.host.bytes == pytest.approx(allocated, rel=0.01), name
-    for pool, planned in (("", plan.pools.full_tokens), ("_swa", plan.pools.swa_tokens)):
-        assert planned == metric(metrics, f"sglang:max_total_num_tokens{pool}"), name
-    table = dict(re.findall(r"^  (\S+(?: \S+)*)  +(\S.*)$", log, re.MULTILINE))
-    for row, said in plan.host.rows(line.ranks):
-        assert table[row] == said, name
-
-
-def shape_of_line(model: Path, line: LaunchLine) -> ModelShape:
-    """What a launch line makes of a model."""
-    return shape_of(load(find(str(model))), line.dtype, line.kv_cache_dtype)
-
-
 FEW = ("gpt-oss",)
 """It has sinks and experts; the others have their place in the whole matrix."""
 
@@ -115,18 +92,37 @@ FEW = ("gpt-oss",)
     [pytest.param(name, marks=[] if name in FEW else pytest.mark.full) for name in MAKERS],
 )
 def test_tokens_are_those_of_the_model(zygote: Zygote, tmp_path: Path, name: str) -> None:
-    """What ``sglang-ext plan`` says of the server before is what it allocates, too."""
     model = ready_made(name)
-    tier = [*TIGHT, "--enable-metrics"]
-    answers, expected = beside_no_cache(
-        zygote, model, tmp_path, SHORT, 16, tier, both=BOTH, look=partial(as_planned, model, tier)
-    )
+    answers, expected = beside_no_cache(zygote, model, tmp_path, SHORT, 16, list(TIGHT), both=BOTH)
     assert not differences(answers, expected)
     assert hit_rates(answers)["host_share"] > 0
     stock = HUGGING_FACE[name](model)
     for first in (answer for answer in expected if answer.round == 0):
         prompt = next(SHORT.session(first.conversation)).prompt.tolist()
         assert said_by(stock, prompt, first.output) == first.output
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_bytes_and_tokens_are_as_planned(zygote: Zygote, tmp_path: Path, name: str) -> None:
+    """What ``sglang-ext plan`` says of a launch line is what a server of that line allocates: by
+    its metrics, and by the table that it logs of the pools that it has made."""
+    model = ready_made(name)
+    options = ["--page-size", "16", "--hicache-ratio", "2", *BOTH]
+    line = parse([*options, "--dtype", "float32"], "test")
+    shape = shape_of(load(find(str(model))), line.dtype, line.kv_cache_dtype)
+    plan = Plan.of(name, shape, line)
+    assert plan.pools is not None
+    tier = [*OURS, "--enable-hierarchical-cache", "--enable-metrics"]
+    arguments = ["--model-path", str(model), *COMMON, *tier, *options]
+    with zygote.running(arguments, tmp_path / "server.log", {}) as server:
+        metrics, log = server.get("/metrics"), server.log.read_text()
+    allocated = metric(metrics, "sglang_ext:host_memory_bytes")
+    assert plan.host.bytes == pytest.approx(allocated, rel=0.01)
+    assert plan.pools.full_tokens == metric(metrics, "sglang:max_total_num_tokens")
+    assert plan.pools.swa_tokens == metric(metrics, "sglang:max_total_num_tokens_swa")
+    table = dict(re.findall(r"^  (\S+(?: \S+)*)  +(\S.*)$", log, re.MULTILINE))
+    for row, said in plan.host.rows(line.ranks):
+        assert table[row] == said
 
 
 @pytest.mark.full

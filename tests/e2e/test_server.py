@@ -14,6 +14,7 @@ import pytest
 from launch.bench.metrics import metric, settled
 from launch.server import CPU, OURS, wait_until_healthy
 from launch.traffic import Traffic, generate, tokens
+from sglang_ext.tools.status import Metrics, screen
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences
 from tests.e2e.exported import assert_counted
@@ -29,6 +30,15 @@ START = (
     r"storage +none",
 )
 """Of the table that a server logs at its start."""
+SHOWN = (
+    r"found, since start +0\.\d+ of [\d,]+ prompt tokens \(device 0\.\d*[1-9]\d*, host 0\.\d*[1-9]",
+    r"device +[1-9]\d* pages of full attention, [1-9]\d* of windows",
+    r"host +[1-9]\d* pages of full attention, [1-9]\d* of windows; 0\.\d+ of 0\.\d+ GB",
+    r"copied +[1-9]\d* pages and [1-9]\d* of windows to the host, [1-9]\d* pages",
+    r"retention +in the order of the eviction policy",
+    r"trouble +none",
+)
+"""On the screen of a server with a host tier."""
 
 
 def prompt(seed: int, length: int = 300) -> list[int]:
@@ -112,6 +122,10 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
             copies, seconds = (metric(metrics, f"sglang:{name}_{of}") for of in ("count", "sum"))
             assert copies > 0
             assert 0 < seconds < 60
+        # ``sglang-ext status`` finds all of that
+        shown = "\n".join(screen(Metrics(metrics)))
+        for said in SHOWN:
+            assert re.search(said, shown), shown
         # sixteen prompts of 300 tokens beside the first one, on a device of 3,072
         assert 1000 < metric(metrics, "sglang:evicted_tokens_total") < 10_000
         reason = 'reason="write_through_unbacked_eviction"'

@@ -54,7 +54,7 @@ def test_the_documents_show_every_tool() -> None:
     assert shown | {*FOR_A_GPU} == set(TOOLS)
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
 def test_a_command_runs(
     zygote: Zygote,
     hub: Path,
