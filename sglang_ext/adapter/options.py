@@ -22,7 +22,7 @@ class Refusal:
         refused: whether a value is, with these options.
         allowed: what is.
         why: it is not supported.
-        instead: what to use by whom the value was meant.
+        instead: what to use in its place.
     """
 
     option: str

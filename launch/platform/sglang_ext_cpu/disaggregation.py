@@ -1,14 +1,17 @@
 """Hand-over of KV from a prefill server to a decode server, over Mooncake, without a GPU.
 
-The threads that send wait for CUDA events: for the page numbers of a chunk, which the engine
-copies to pinned memory, and for the pass that wrote what is sent early. Here a pass has run when
-the call that starts it returns.
+The engine copies the page numbers of a chunk to pinned memory. The threads that send wait for CUDA
+events: for those numbers, and for the pass that wrote what is sent early. Here copies are made and
+passes have run when the calls that start them return.
+
+Mooncake's own module is left alone. It loads the engine's metrics, which need a variable that is
+not set yet.
 """
 
 import types
 from typing import Any
 
-import torch
+from sglang_ext_cpu.pinned import Torch
 
 
 class _Past:
@@ -21,19 +24,10 @@ class _Past:
         """Nothing to wait for."""
 
 
-class _Torch(types.ModuleType):
-    """``torch`` with events that have happened."""
-
-    cuda = types.SimpleNamespace(Event=_Past)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
 def install() -> None:
-    """Have page numbers read where they are, and no thread wait for CUDA."""
+    """Plain memory and no CUDA, in the engine's module of prefill servers."""
     from sglang.srt.disaggregation import prefill
-    from sglang.srt.disaggregation.mooncake.conn import MooncakeKVSender
 
-    MooncakeKVSender.supports_host_tensor_indices = False
-    prefill.torch = _Torch("torch")
+    module = Torch("torch")
+    module.cuda = types.SimpleNamespace(Event=_Past, current_stream=lambda: None)
+    prefill.torch = module

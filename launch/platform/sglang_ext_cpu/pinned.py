@@ -18,7 +18,7 @@ def _unpinned(factory: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-class _Torch(types.ModuleType):
+class Torch(types.ModuleType):
     """``torch``, whose host tensors are never pinned."""
 
     def __getattr__(self, name: str) -> Any:
@@ -32,5 +32,5 @@ def install() -> None:
     from sglang.srt.lora.backend import torch_backend
 
     for module in (layers, torch_backend):
-        module.torch = _Torch("torch")
+        module.torch = Torch("torch")
     torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign]
