@@ -33,7 +33,7 @@ class Load:
 
 
 LARGE = Load(decoding=8, answer=400, longest=4000, prefix=8192, prefixes=16, asks=16)
-SMALL = Load(decoding=1, answer=6, longest=120, prefix=128, prefixes=6, asks=3)
+SMALL = Load(decoding=1, answer=6, longest=40, prefix=128, prefixes=6, asks=3)
 
 
 class Decoding:
