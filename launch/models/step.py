@@ -2,8 +2,8 @@
 
 The engine gives this architecture no sliding-window memory when its host tier is on; ours does.
 
-Of four layers the first has full attention, in the released model too, and the others have more
-heads of Q. Its 45 layers matter to those that draft: the engine takes layer 45 for each of them.
+Of four layers the first has full attention, as in the released model. Its 45 layers matter to those
+that draft: the engine takes layer 45 for each of them.
 """
 
 import json
@@ -16,7 +16,6 @@ import torch
 from launch.models.tiny import write_tokenizer
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB = 4, 64, 4, 2, 16, 128, 512
-WINDOW_HEADS = 6
 CONTEXT = 32768
 RELEASED_LAYERS, RELEASED_DRAFTS = 45, 3
 
@@ -32,7 +31,8 @@ def config(window: int, layers: int, drafts: int) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "num_attention_groups": KV_HEADS,
         "attention_other_setting": {
-            "num_attention_heads": WINDOW_HEADS,
+            # the released model has more of them here, in a configuration class of its own
+            "num_attention_heads": HEADS,
             "num_attention_groups": KV_HEADS,
         },
         "num_hidden_layers": layers,
@@ -81,17 +81,16 @@ def weights(layers: int, drafts: int, seed: int = 0) -> dict[str, torch.Tensor]:
     }
     for layer in range(layers + drafts):
         name = f"model.layers.{layer}"
-        heads = WINDOW_HEADS if _has_window(layer, layers) else HEADS
         found |= {
             f"{name}.input_layernorm.weight": torch.zeros(HIDDEN),
             f"{name}.post_attention_layernorm.weight": torch.zeros(HIDDEN),
             f"{name}.self_attn.q_norm.weight": torch.ones(HEAD_DIM),
             f"{name}.self_attn.k_norm.weight": torch.ones(HEAD_DIM),
-            f"{name}.self_attn.q_proj.weight": matrix(heads * HEAD_DIM, HIDDEN),
+            f"{name}.self_attn.q_proj.weight": matrix(HEADS * HEAD_DIM, HIDDEN),
             f"{name}.self_attn.k_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
             f"{name}.self_attn.v_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{name}.self_attn.g_proj.weight": matrix(heads, HIDDEN),
-            f"{name}.self_attn.o_proj.weight": matrix(HIDDEN, heads * HEAD_DIM),
+            f"{name}.self_attn.g_proj.weight": matrix(HEADS, HIDDEN),
+            f"{name}.self_attn.o_proj.weight": matrix(HIDDEN, HEADS * HEAD_DIM),
             f"{name}.mlp.gate_proj.weight": matrix(MLP, HIDDEN),
             f"{name}.mlp.up_proj.weight": matrix(MLP, HIDDEN),
             f"{name}.mlp.down_proj.weight": matrix(HIDDEN, MLP),

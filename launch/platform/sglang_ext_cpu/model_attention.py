@@ -20,6 +20,8 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 _BACKEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
 _CHUNK = "ext_attention_chunk"
 _DRAFTS = "ext_attention_of_drafts"
+AHEAD = "ext_tokens_ahead"
+"""A backend's attribute: how many drafts it computes ahead of the request, its own among them."""
 
 
 class _Request(NamedTuple):
@@ -109,20 +111,29 @@ def _requests(backend: Any, layer: Any, forward_batch: Any) -> Iterator[_Request
     in_window = _in_window_pool(backend, layer)
     pool, rows = backend.token_to_kv_pool, backend.req_to_token_pool.req_to_token
     trees = _trees(forward_batch)
-    begin = 0
-    counts = _new_tokens(forward_batch)
-    for row, count in zip(forward_batch.req_pool_indices.tolist(), counts, strict=True):
-        if count == 0:
-            continue
-        positions = forward_batch.positions[begin : begin + count]
-        ancestors = None if trees is None else next(trees)
-        # lengths of requests leave drafts out, and positions do not
-        length = int(positions[-1]) + 1 if ancestors is None else ancestors.shape[1]
+    for row, length, new in zip(
+        forward_batch.req_pool_indices.tolist(),
+        (forward_batch.seq_lens + _ahead(backend, forward_batch)).tolist(),
+        _new_tokens(forward_batch),
+        strict=True,
+    ):
         slots = rows[row, :length].long()
         # what the window has left behind reads the padding slot 0, which is masked
         slots = pool.full_to_swa_index_mapping[slots] if in_window else slots
-        yield _Request(slots, positions, ancestors)
-        begin += count
+        if trees is None:
+            yield _Request(slots, torch.arange(length - new, length, device=slots.device))
+        else:
+            ancestors = next(trees)
+            yield _Request(slots, ancestors.sum(dim=1) - 1, ancestors)
+
+
+def _ahead(backend: Any, forward_batch: Any) -> int:
+    """How many of the tokens that have K and V now the lengths of requests leave out."""
+    if forward_batch.forward_mode.is_target_verify():
+        drafts: int = forward_batch.spec_info.draft_token_num
+        return drafts
+    ahead: int = getattr(backend, AHEAD, 0) if forward_batch.forward_mode.is_decode() else 0
+    return ahead
 
 
 def _new_tokens(forward_batch: Any) -> list[int]:

@@ -12,6 +12,8 @@ import sys
 import types
 from typing import Any
 
+from sglang_ext_cpu.model_attention import AHEAD
+
 ALGORITHMS = frozenset({"EAGLE", "EAGLE3", "FROZEN_KV_MTP", "STANDALONE"})
 """Those that the engine asks its platform about and that run here; NGRAM it does not ask about."""
 
@@ -64,11 +66,12 @@ def _import_without_operators() -> None:
 
 
 class _Steps:
-    """The backends of the steps of a chain of drafts: one for all, since what a token reads follows
-    from its position alone."""
+    """The backends of the steps of a chain of drafts, behind the first draft."""
 
-    def __init__(self, backend: Any, steps: int) -> None:
-        self.attn_backends = [backend] * (steps - 1)
+    def __init__(self, backends: list[Any]) -> None:
+        self.attn_backends = backends
+        for drafts, backend in enumerate(backends, start=1):
+            setattr(backend, AHEAD, drafts)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Nothing to prepare."""
@@ -79,7 +82,7 @@ def _serve_drafts() -> None:
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
     from sglang.srt.speculative.draft_utils import DraftBackendFactory
 
-    def backend_of(factory: Any) -> tuple[str, Any]:
+    def one_of(factory: Any) -> tuple[str, Any]:
         return "torch_native", TorchNativeAttnBackend(factory.draft_model_runner)
 
     def steps_of(factory: Any) -> tuple[str, Any]:
@@ -88,8 +91,9 @@ def _serve_drafts() -> None:
                 f"--speculative-eagle-topk {factory.topk} is not supported on this platform; "
                 "allowed: 1"
             )
-        name, backend = backend_of(factory)
-        return name, _Steps(backend, factory.speculative_num_steps)
+        count = factory.speculative_num_steps - 1
+        backends = [TorchNativeAttnBackend(factory.draft_model_runner) for _ in range(count)]
+        return "torch_native", _Steps(backends)
 
     create = DraftBackendFactory._create_backend
 
@@ -98,6 +102,6 @@ def _serve_drafts() -> None:
         both = {**makers, "torch_native": makers["triton"]}
         return create(factory, name, both, *args, **kwargs)
 
-    DraftBackendFactory._create_triton_prefill_backend = backend_of
+    DraftBackendFactory._create_triton_prefill_backend = one_of
     DraftBackendFactory._create_triton_decode_backend = steps_of
     DraftBackendFactory._create_backend = create_backend
