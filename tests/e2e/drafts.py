@@ -32,7 +32,8 @@ _NGRAM = (
     # with pages above one token the engine drafts chains alone
     *("--speculative-ngram-min-bfs-breadth", "1", "--speculative-ngram-max-bfs-breadth", "1"),
 )
-_LAYERS = ("--speculative-algorithm", "NEXTN", *_CHAIN, "--enable-multi-layer-eagle")
+_LAYER = ("--speculative-algorithm", "NEXTN", *_CHAIN)
+_LAYERS = (*_LAYER, "--enable-multi-layer-eagle")
 
 
 class Drafting(NamedTuple):
@@ -71,6 +72,8 @@ KINDS = {
     # the draft is the target, and so it often proposes what its target takes
     "standalone": Drafting(_tiny, ("--speculative-algorithm", "STANDALONE", *_CHAIN), _tiny),
     "mimo-v2": Drafting(_ready_made("mimo-v2"), _LAYERS, _ready_made("mimo-v2")),
+    # one layer drafts all, each behind what it has drafted
+    "mimo-v2-one": Drafting(_ready_made("mimo-v2"), _LAYER, _ready_made("mimo-v2")),
     "step-3.5": Drafting(_ready_made("step-3.5"), _LAYERS, _ready_made("step-3.5")),
     "eagle3": Drafting(
         _ready_made("gpt-oss"),
@@ -79,11 +82,19 @@ KINDS = {
     ),
     "gemma-4": Drafting(
         _ready_made("gemma-4"),
-        ("--speculative-algorithm", "NEXTN", *_CHAIN),
+        _LAYER,
         _ready_made("gemma-4-assistant"),
     ),
 }
 """One of each place where the KV of drafts is, and of each model."""
+
+TAKEN = {
+    "SGLANG_SIMULATE_ACC_LEN": "3",
+    "SGLANG_SIMULATE_ACC_TOKEN_MODE": "real-draft-token",
+}
+"""Two drafts stand at each step, whatever the target says, for servers with random drafts: what is
+behind accepted drafts is drafted too, and answers are the drafts'. The engine reads these variables
+when it is imported."""
 
 Position = tuple[int, int, int]
 """(conversation, round, tokens of the request that have KV)."""
@@ -153,12 +164,10 @@ def compare(left: Drafted, right: Drafted) -> Comparison:
     return Comparison(len(positions), different)
 
 
-def _run(
-    kind: Drafting, common: Sequence[str], options: str, traffic: Traffic, folder: Path
-) -> Drafted:
+def _run(arguments: Sequence[str], traffic: Traffic, folder: Path, taken: bool) -> Drafted:
     log, proposals = folder / "server.log", folder / "proposals"
-    arguments = [*kind.arguments(), *common, *shlex.split(options)]
-    with running(arguments, log, {**CPU, **STRICT_CHECKS, LOG: str(proposals)}) as server:
+    variables = {**CPU, **STRICT_CHECKS, **(TAKEN if taken else {}), LOG: str(proposals)}
+    with running(arguments, log, variables) as server:
         drafted = converse_and_draft(server, traffic, proposals)
         print(shlex.join(arguments))
         print(f"  accept length {drafted.accept_length:.3f}, {hit_rates(drafted.answers)}")
@@ -175,7 +184,8 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--taken", action="store_true", help="two drafts stand, whatever they are")
     args = parser.parse_args()
     traffic = Traffic(
         conversations=args.conversations,
@@ -183,11 +193,12 @@ def main() -> None:
         parallel=args.parallel,
         seed=args.seed,
     )
-    common = ["--dtype", "float32", "--max-running-requests", "8", "--skip-server-warmup"]
+    common = [*KINDS[args.kind].arguments(), "--dtype", "float32", "--skip-server-warmup"]
+    common += ["--max-running-requests", "8"]
     common += ["--mem-fraction-static", "0.6", *shlex.split(args.common)]
     with tempfile.TemporaryDirectory() as folder:
         left, right = (
-            _run(KINDS[args.kind], common, options, traffic, Path(folder) / name)
+            _run([*common, *shlex.split(options)], traffic, Path(folder) / name, args.taken)
             for name, options in (("left", args.left), ("right", args.right))
         )
     print(compare(left, right))

@@ -4,15 +4,16 @@ Tokens are those of a server without drafts, and what is drafted is the same wit
 and without: then proposals can be the oracle for a cache that has the KV of drafts on its host.
 """
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from launch.server import STRICT_CHECKS, dp_attention
+from launch.server import STRICT_CHECKS, ServerError, dp_attention, wait_until_healthy
 from launch.traffic import Traffic, generate, tokens
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
-from tests.e2e.drafts import KINDS, LOG, Drafted, Drafting, compare, converse_and_draft
+from tests.e2e.drafts import KINDS, LOG, TAKEN, Drafted, Drafting, compare, converse_and_draft
 from tests.fixtures.zygote import Zygote
 
 # one request at a time: what is computed beside others differs in its last bit
@@ -56,12 +57,28 @@ def test_tokens_are_those_without_drafts(zygote: Zygote, tmp_path: Path, name: s
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["mimo-v2", "eagle3"])
+@pytest.mark.parametrize("name", ["mimo-v2", "mimo-v2-one", "eagle3"])
 def test_drafts_are_those_without_a_host(zygote: Zygote, tmp_path: Path, name: str) -> None:
     """Those drafts whose KV stock keeps on its host: packed into its pages, or beside them."""
     device = drafted(zygote, tmp_path / "device", KINDS[name], *PAGE, *ROOM)
     host = drafted(zygote, tmp_path / "host", KINDS[name], *PAGE, *TIGHT, *HOST)
     assert hit_rates(host.answers)["host_share"] > 0
+    assert not differences(host.answers, device.answers)
+    comparison = compare(host, device)
+    assert comparison.steps > 0
+    assert not comparison.different, comparison
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["mimo-v2", "eagle3"])
+def test_drafts_behind_taken_ones(tmp_path: Path, name: str) -> None:
+    """Hardly a random draft is taken, and so nothing would be drafted behind several. Here two of
+    three are taken, and the answers are the drafts'."""
+    with contextlib.closing(Zygote(**TAKEN)) as zygote:
+        device = drafted(zygote, tmp_path / "device", KINDS[name], *PAGE, *ROOM)
+        host = drafted(zygote, tmp_path / "host", KINDS[name], *PAGE, *TIGHT, *HOST)
+    assert hit_rates(host.answers)["host_share"] > 0
+    assert host.accept_length == device.accept_length == 3.0
     assert not differences(host.answers, device.answers)
     comparison = compare(host, device)
     assert comparison.steps > 0
@@ -86,14 +103,26 @@ def test_ranks_draft_the_same(zygote: Zygote, tmp_path: Path, layout: str) -> No
 
 
 @pytest.mark.full
+def test_trees_of_a_draft_model_are_refused(zygote: Zygote, tmp_path: Path) -> None:
+    trees = ("--speculative-eagle-topk", "2", "--page-size", "1")
+    server = zygote.start(
+        [*KINDS["standalone"].arguments(), *COMMON, *ROOM, *trees], tmp_path / "log"
+    )
+    with pytest.raises(
+        ServerError, match="eagle-topk 2 is not supported on this platform; allowed: 1"
+    ):
+        wait_until_healthy(server)
+
+
+@pytest.mark.full
 def test_samples_are_the_likeliest_tokens(zygote: Zygote, tmp_path: Path) -> None:
-    """Nothing samples from drafts here, and a request that asks for it must not end the server."""
-    arguments = [*KINDS["standalone"].arguments(), *COMMON, *PAGE, *ROOM]
+    """Nothing samples from drafts here, and a request that asks for it must not end the server. The
+    first token is sampled, for nothing has been drafted then."""
+    arguments, prompt = [*KINDS["standalone"].arguments(), *COMMON, *PAGE, *ROOM], tokens(4, 100)
     with zygote.running(arguments, tmp_path / "log", STRICT_CHECKS) as server:
-        greedy = generate(server, tokens(4, 100), 16)
         sampling = {"temperature": 1.0, "max_new_tokens": 16}
-        sampled = generate(server, tokens(4, 100), 16, sampling_params=sampling)
-        assert sampled["output_ids"] == greedy["output_ids"]
+        first, *others = generate(server, prompt, 16, sampling_params=sampling)["output_ids"]
+        assert generate(server, [*prompt, first], 15)["output_ids"] == others
         assert_idle_and_alive(server)
 
 

@@ -35,24 +35,20 @@ class _Log:
     ) -> Any:
         from sglang.srt.runtime_context import get_parallel
 
-        # what is computed from here on makes lengths and proposals of the next step
-        positions, rows = batch.seq_lens.tolist(), verified.draft_token.tolist()
         result = original(verified, batch, *arguments, **named)
-        if batch.forward_mode.is_idle() or get_parallel().attn_tp_rank:
-            return result
-        width = verified.draft_token_num
+        if not batch.forward_mode.is_idle() and get_parallel().attn_tp_rank == 0:
+            self._write(verified, batch, result[1].tolist())
+        return result
+
+    def _write(self, verified: Any, batch: Any, accepted: list[int]) -> None:
+        lengths = batch.seq_lens.tolist()
+        proposals = verified.draft_token.view(len(accepted), -1).tolist()
         lines = [
-            {
-                "rid": request.rid,
-                "position": position,
-                "tokens": rows[number * width : (number + 1) * width],
-                "accepted": accepted,
-            }
-            for number, (request, position, accepted) in enumerate(
-                zip(batch.reqs, positions, result[1].tolist(), strict=True)
+            {"rid": request.rid, "position": length, "tokens": tokens, "accepted": stand}
+            for request, length, tokens, stand in zip(
+                batch.reqs, lengths, proposals, accepted, strict=True
             )
         ]
         # DP ranks write to one file
         with self._path.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
-        return result

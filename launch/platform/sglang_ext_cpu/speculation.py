@@ -33,12 +33,11 @@ def _select_triton() -> None:
     _import_without_operators()
     from sglang.kernels.ops.speculative import cache_locs, reconstruct_tree, spec_tree
     from sglang.srt.speculative import eagle_utils, multi_layer_eagle_worker_v2
-    from triton.runtime.interpreter import InterpretedFunction
 
     from sglang_ext_cpu import on_gpu
 
-    kernel = spec_tree.verify_tree_greedy_kernel_triton
-    if not (on_gpu() or isinstance(kernel, InterpretedFunction)):
+    kernel = type(spec_tree.verify_tree_greedy_kernel_triton)
+    if not (on_gpu() or kernel.__module__ == "triton.runtime.interpreter"):
         raise SystemExit("speculative decoding on a CPU: start the server with TRITON_INTERPRET=1")
     # in the last one it means that samples are the likeliest tokens, as on the engine's own CPU:
     # there is no kernel that samples from a tree
