@@ -20,6 +20,7 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from launch.bench.call_times import CallTimes
 from launch.bench.trace_copies import FULL, KINDS, WINDOW, Copies, CopiesAtOnce
@@ -190,7 +191,10 @@ class Ours:
     def __init__(self, params: CacheInitParams, copies: Copies, *, host: bool) -> None:
         worker = SimpleNamespace(
             model_runner=SimpleNamespace(
-                prefill_aware_swa=False, forward_stream=None, lora_manager=None
+                prefill_aware_swa=False,
+                forward_stream=None,
+                lora_manager=None,
+                spec_algorithm=SpeculativeAlgorithm.NONE,
             ),
             register_hicache_layer_transfer_counter=lambda _: None,
         )

@@ -53,9 +53,11 @@ def checkpoints(algorithm: Any) -> list[Path | None]:
     that is not on this machine."""
     from sglang.srt.runtime_context import get_context, get_model
 
+    if not have_kv(algorithm):
+        return []
     option, model = get_context().config_leaf, get_model()
     path = option("speculative_draft_model_path")
-    if not have_kv(algorithm) or path in (None, model.model_path):
+    if path in (None, model.model_path):
         return []
     load_format = option("speculative_draft_load_format") or model.load_format
     if is_elsewhere(load_format, model.weight_cache_mode):

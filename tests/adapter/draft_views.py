@@ -16,7 +16,7 @@ import torch
 from sglang.srt import runtime_context
 from sglang.srt.mem_cache.hybrid_cache import hybrid_pool_assembler
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-from sglang.srt.mem_cache.pool_host import common
+from sglang.srt.mem_cache.pool_host import base, common
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from sglang_ext.adapter import stacks, storage_pools
@@ -221,6 +221,7 @@ def drafts_are_not_paid_for() -> None:
 def main() -> None:
     """Every case, and what came of it."""
     host_copies.install()
+    base.host_memory_budget_bytes = lambda *_, **__: 1 << 40  # whatever else is running here
     for bug in sys.argv[1:]:
         globals()[bug]()
     for make, page, (layout, backend) in itertools.product(

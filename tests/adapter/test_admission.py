@@ -132,7 +132,10 @@ def test_a_limited_key_is_not_a_shorter_prefill() -> None:
     engine = engine_with()
     serve(engine, prompt(6), namespace=(None, None))
     params: Any = SimpleNamespace(
-        req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=1
+        req_to_token_pool=None,
+        token_to_kv_pool_allocator=None,
+        page_size=1,
+        draft_swa_window=0,
     )
     cache: Any = SwaHiCache(params, engine.index, engine.device, Recorder())
     tokens = array.array("q", prompt(6).tolist())

@@ -18,7 +18,7 @@ from tests.e2e.test_storage import stop_gracefully, stored_in
 from tests.fixtures.zygote import Zygote
 
 # one request at a time: what is computed beside others differs in its last bit
-TRAFFIC = Traffic(conversations=4, rounds=3, fork=0.0, parallel=1, seed=5)
+TRAFFIC = Traffic(conversations=4, rounds=3, fork=0.0, parallel=1, seed=7)
 ROOM = ("--max-total-tokens", "6144")
 TIGHT = ("--max-total-tokens", "1536")
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")

@@ -195,7 +195,12 @@ def test_the_engine_is_told_of_device_pages_only_as_device_prefix() -> None:
         engine.settle()
     engine.finish(request)
     assert engine.index.evict_device(2, 0) == (2, 2)
-    params = SimpleNamespace(req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=1)
+    params = SimpleNamespace(
+        req_to_token_pool=None,
+        token_to_kv_pool_allocator=None,
+        page_size=1,
+        draft_swa_window=0,
+    )
     cache: Any = SwaHiCache(params, engine.index, engine.device, ROOMY)  # type: ignore[arg-type]
     key = RadixKey(array("q", tokens[:-1].tobytes()))
     result = cache.match_prefix(MatchPrefixParams(key=key))

@@ -95,7 +95,10 @@ def test_a_release_without_its_receipt_raises() -> None:
     tokens = prompt(4)
     serve(engine, tokens)
     params = SimpleNamespace(
-        req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=PAGE
+        req_to_token_pool=None,
+        token_to_kv_pool_allocator=None,
+        page_size=PAGE,
+        draft_swa_window=0,
     )
     cache: Any = SwaHiCache(params, engine.index, engine.device, ROOMY)
     rows = rows_of(engine, tokens)
