@@ -53,7 +53,7 @@ class Metrics:
         return sum(values) / len(values) if values else 0.0
 
     def event(self, name: str) -> float:
-        """How often something has happened in the cache; most are pages."""
+        """How often something has happened in the cache."""
         return self.total("sglang_ext:cache_events_total", event=name)
 
 
@@ -74,7 +74,7 @@ def fetch(address: str, key: str | None, timeout_s: float) -> Metrics:
             f"{place} answered with status {answer.status_code}; the server needs --enable-metrics"
         )
     metrics = Metrics(answer.text)
-    if "sglang_ext:cache_pages" not in metrics:
+    if "sglang_ext:kv_bytes" not in metrics:
         raise StatusError(
             f"{place} has no metrics of this cache; the server needs --enable-metrics and "
             "SGLANG_EXT_SWA_HICACHE=1"
@@ -97,8 +97,8 @@ def screen(now: Metrics, before: Metrics | None = None, passed_s: float = 0.0) -
         ("copied", _copies(now)),
         ("retention", _retention(now)),
         ("storage", _storage(now)),
-        ("most recomputed", f"{now.mean('sglang_ext:largest_recompute_tokens'):,.0f} tokens below "
-                            "a cached prompt"),
+        ("most recomputed", f"{now.mean('sglang_ext:recompute_max_tokens'):,.0f} tokens below "
+                            "a cached prompt in 10 minutes"),
         ("trouble", _trouble(now)),
     ]  # fmt: skip
     width = max(len(name) for name, _ in rows)
@@ -128,10 +128,10 @@ def _found(now: Metrics, before: Metrics | None, passed_s: float) -> str:
 
 def _tier(now: Metrics, tier: str, more: str) -> str:
     full, swa = (
-        now.total("sglang_ext:cache_pages", component=component, tier=tier)
+        now.total("sglang_ext:kv_bytes", component=component, tier=tier) / 1e6
         for component in ("full", "swa")
     )
-    return f"{full:,.0f} pages of full attention, {swa:,.0f} of windows; {more}"
+    return f"{full:,.1f} MB of full attention, {swa:,.1f} of windows; {more}"
 
 
 def _used(now: Metrics) -> str:
@@ -154,36 +154,40 @@ def _memory(now: Metrics) -> str:
 def _copies(now: Metrics) -> str:
     pairs = (("to the host", "backed_up"), ("back", "loaded"))
     said = (
-        f"{now.event(f'{event}_pages'):,.0f} pages and "
-        f"{now.event(f'{event}_window_pages'):,.0f} of windows {where}"
+        f"{_tokens(now, event, 'full'):,.0f} tokens and "
+        f"{_tokens(now, event, 'swa'):,.0f} of windows {where}"
         for where, event in pairs
     )
     return ", ".join(said)
 
 
+def _tokens(now: Metrics, event: str, component: str) -> float:
+    return now.total("sglang_ext:kv_tokens_total", event=event, component=component)
+
+
 def _retention(now: Metrics) -> str:
     learned = now.mean("sglang_ext:retention_learned") > 0
     said = "what is expected back stays" if learned else "in the order of the eviction policy"
-    price = now.mean("sglang_ext:retention_price")
+    price = now.mean("sglang_ext:retention_price_uses")
     sampled = (
         "; only a sample is copied to the host" if now.mean("sglang_ext:host_sampling") else ""
     )
-    return f"{said}, price {price:.3g} uses in 1,000 requests{sampled}"
+    return f"{said}, price {price:.3g} uses a request{sampled}"
 
 
 def _storage(now: Metrics) -> str:
-    written, read = now.event("persisted_pages"), now.event("prefetched_pages")
+    written, read = (_tokens(now, event, "full") for event in ("persisted", "prefetched"))
     files = {
         event: now.total("sglang_ext:storage_files_total", event=event)
         for event in ("missing", "damaged", "foreign", "full", "failed", "removed")
     }
-    said = f"{written:,.0f} pages written, {read:,.0f} read"
+    said = f"{written:,.0f} tokens written, {read:,.0f} read"
     bad = ", ".join(f"{count:,.0f} {event}" for event, count in files.items() if count)
     return f"{said}; files: {bad}" if bad else said
 
 
 def _trouble(now: Metrics) -> str:
-    names = ("failed_transfers", "collisions", "inadmissible", "lost_prefetched_pages")
+    names = ("failed_transfers", "collisions", "inadmissible")
     counts = {name: now.event(name) for name in names}
     return ", ".join(f"{n.replace('_', ' ')} {c:,.0f}" for n, c in counts.items() if c) or "none"
 

@@ -10,26 +10,28 @@ from sglang_ext.tools import status
 from sglang_ext.tools.status import Metrics, screen
 
 TEXT = """
-# HELP sglang_ext:cache_pages Pages present.
-# TYPE sglang_ext:cache_pages gauge
-sglang_ext:cache_pages{component="full",model_name="a b",tier="device"} 100.0
-sglang_ext:cache_pages{component="swa",tier="device"} 40.0
-sglang_ext:cache_pages{component="full",tier="host"} 700.0
-sglang_ext:cache_pages{component="swa",tier="host"} 50.0
+# HELP sglang_ext:kv_bytes KV that is in a tier.
+# TYPE sglang_ext:kv_bytes gauge
+sglang_ext:kv_bytes{component="full",model_name="a b",state="pinned",tier="device"} 100e6
+sglang_ext:kv_bytes{component="full",state="evictable",tier="device"} 20e6
+sglang_ext:kv_bytes{component="swa",state="evictable",tier="device"} 40e6
+sglang_ext:kv_bytes{component="full",state="evictable",tier="host"} 700e6
+sglang_ext:kv_bytes{component="swa",state="evictable",tier="host"} 50e6
 sglang_ext:host_memory_bytes{use="full"} 6e+09
 sglang_ext:host_memory_bytes{use="window"} 1e+09
 sglang_ext:host_memory_bytes{use="holes"} 0.0
 sglang_ext:host_memory_bytes{use="free"} 3e+09
-sglang_ext:cache_events_total{event="backed_up_pages",tp_rank="0"} 900.0
-sglang_ext:cache_events_total{event="backed_up_pages",tp_rank="1"} 1.0
-sglang_ext:cache_events_total{event="loaded_window_pages"} 12.0
-sglang_ext:cache_events_total{event="persisted_pages"} 5.0
+sglang_ext:kv_tokens_total{component="full",event="backed_up",tp_rank="0"} 900.0
+sglang_ext:kv_tokens_total{component="full",event="backed_up",tp_rank="1"} 1.0
+sglang_ext:kv_tokens_total{component="swa",event="loaded"} 12.0
+sglang_ext:kv_tokens_total{component="full",event="persisted"} 5.0
+sglang_ext:kv_tokens_total{component="swa",event="persisted"} 3.0
 sglang_ext:cache_events_total{event="failed_transfers"} 2.0
 sglang_ext:storage_files_total{event="damaged"} 3.0
 sglang_ext:retention_learned{} 1.0
-sglang_ext:retention_price 12.5
+sglang_ext:retention_price_uses 0.0125
 sglang_ext:host_sampling 0.0
-sglang_ext:largest_recompute_tokens 4096.0
+sglang_ext:recompute_max_tokens 4096.0
 sglang:prompt_tokens_total{model_name="a\\"b"} 10000.0
 sglang:cached_tokens_total{cache_source="device"} 4000.0
 sglang:cached_tokens_total{cache_source="host"} 1000.0
@@ -80,13 +82,13 @@ def test_a_screen_has_tiers_rates_retention_and_storage() -> None:
     assert said["found, since start"] == (
         "0.500 of 10,000 prompt tokens (device 0.400, host 0.100, storage 0.000)"
     )
-    assert said["device"].startswith("100 pages of full attention, 40 of windows")
+    assert said["device"].startswith("120.0 MB of full attention, 40.0 of windows")
     assert "7.00 of 10.00 GB (full 6.00, window 1.00, holes 0.00, free 3.00)" in said["host"]
     assert (
-        "901 pages and 0 of windows to the host, 0 pages and 12 of windows back" in said["copied"]
+        "901 tokens and 0 of windows to the host, 0 tokens and 12 of windows back" in said["copied"]
     )
-    assert said["retention"] == "what is expected back stays, price 12.5 uses in 1,000 requests"
-    assert said["storage"] == "5 pages written, 0 read; files: 3 damaged"
+    assert said["retention"] == "what is expected back stays, price 0.0125 uses a request"
+    assert said["storage"] == "5 tokens written, 0 read; files: 3 damaged"
     assert said["most recomputed"].startswith("4,096 tokens")
     assert said["trouble"] == "failed transfers 2"
 
