@@ -86,6 +86,7 @@ def beside_no_cache(
     tier: list[str],
     *,
     both: Sequence[str] = (),
+    look: Callable[[Server], None] = lambda _: None,
     **checks: str,
 ) -> tuple[list[Answer], list[Answer]]:
     """(answers with our host tier, those of a server without a prefix cache) of one model.
@@ -93,6 +94,7 @@ def beside_no_cache(
     Args:
         tier: further options of the server with the host tier.
         both: further options of both servers.
+        look: looks at the server with the host tier when its answers are there.
         checks: variables that differ from those of the strict checks.
     """
     options = ["--model-path", str(model), *COMMON, "--page-size", str(page)]
@@ -102,6 +104,7 @@ def beside_no_cache(
     tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", *both, *tier]
     with zygote.running(tiered, logs / "ours.log", checks) as server:
         answers = converse(server, traffic)
+        look(server)
         assert_idle_and_alive(server)
     return answers, expected
 

@@ -21,7 +21,7 @@ def assert_served(result: dict[str, Any]) -> None:
     assert passed(result), result
     assert result["requests"]["completed"] > 20, result
     assert result["requests"]["aborted"] > 0, result
-    assert result["cache_events"]["loaded_window_pages"] > 0, result
+    assert result["cache_events"]["loaded swa"] > 0, result
 
 
 def test_a_tight_server_serves_every_request_and_every_token(

@@ -323,16 +323,18 @@ def memory_report(samples: Sequence[tuple[float, float]], minutes: float) -> dic
 
 
 def cache_events(metrics: str) -> dict[str, float]:
-    """Our counters in the server's metrics, summed over its ranks: tokens of both components, and
-    what else happened."""
+    """Our counters in the server's metrics, summed over its ranks: tokens of each component, like
+    ``loaded swa``, and what else happened."""
     events: dict[str, float] = {}
     found = re.findall(
-        r'^sglang_ext:(?:kv_tokens|cache_events|declined)_total\{.*?(?:event|reason)="(\w+)".*?\} '
-        r"(\S+)$",
+        r"^sglang_ext:(?:kv_tokens|cache_events|declined)_total\{(.*)\} (\S+)$",
         metrics,
         re.MULTILINE,
     )
-    for event, value in found:
+    for text, value in found:
+        labels = dict(re.findall(r'(\w+)="(\w*)"', text))
+        names = (labels.get(label) for label in ("event", "reason", "component"))
+        event = " ".join(filter(None, names))
         events[event] = events.get(event, 0.0) + float(value)
     return events
 
