@@ -1,9 +1,8 @@
 """An independent model of the cache: what each operation may do, in plain Python.
 
-The model knows pages by their whole prefix, not by row or digest, and keeps for each
-the state of its four copies and when it was used. ``ModelledIndex`` runs the real
-index beside it: every match is compared with the definition, and every change of the
-table must be one that the operation is allowed to make.
+The model knows pages by their whole prefix, not by row or digest, and keeps for each the state of
+its four copies and when it was used. ``ModelledIndex`` runs the real index beside it: every match
+is compared with the definition, and every change must be one that the operation may make.
 """
 
 import functools
@@ -455,9 +454,10 @@ class ModelledIndex(PrefixCache):
         return plan
 
     def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
-        """Where prefixes can be resumed that are not on the device, with their worth."""
-        rows = np.flatnonzero(self.kept.ends & ~self.table.device.present)
-        return {self._key(row): self._worth(row) for row in rows.tolist()}
+        """Worth of ends that are not on the device, but for windows that others make up for."""
+        ends = self.kept.ends & (self.table.resume | (self.kept.below == 1))
+        alone = np.flatnonzero(ends & ~self.table.device.present).tolist()
+        return {self._key(row): self._worth(row) for row in alone}
 
     def _worth(self, row: int) -> tuple[int, float]:
         """What the host goes by."""

@@ -110,6 +110,7 @@ class Tiers:
         params: Any = SimpleNamespace(
             page_size=page,
             token_to_kv_pool_allocator=allocator,
+            pp_cache_group=None,
             **{"mtp_draft_device_pools": (), "sidecar_draft_device_pools": (), **drafts},
         )
         self.host: HostKv = build_host_kv(params, self.target, self.geometry)

@@ -259,7 +259,10 @@ def test_without_a_host_tier_each_batch_publishes_and_the_last_one_at_once() -> 
     served.ask(prompt(4, 1))
     index = served.engine.index
     params = SimpleNamespace(
-        req_to_token_pool=None, token_to_kv_pool_allocator=None, page_size=PAGE
+        req_to_token_pool=None,
+        token_to_kv_pool_allocator=None,
+        page_size=PAGE,
+        draft_swa_window=0,
     )
     roomy = Admission(pool=1 << 30, window=WINDOW, page=1, chunk=None)
     cache: Any = SwaHiCache(params, index, served.engine.device, roomy)  # type: ignore[arg-type]
@@ -358,7 +361,7 @@ def test_who_stays_how_long_is_told_by_class(registry: Any) -> None:
     """A prompt that comes again and again beside some that do not."""
     engine = SimEngine(Geometry(PAGE, WINDOW), Sizes(64, 64, eviction="learned"))
     exported = IndexMetrics(engine.index, LABELS, DEVICE, None)
-    turn_2 = {"class": "turn 2"}
+    turn_2 = {"class": "turn 2, little new"}
     assert value(registry, "retention_returns_ratio", **turn_2) == 0
     for number in range(400):
         tokens = prompt(4, 1) if number % 2 else prompt(4, 1000 + number)

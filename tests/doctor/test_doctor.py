@@ -296,7 +296,7 @@ def test_the_installed_engine(zygote: Zygote, tmp_path: Path) -> None:
     model = str(saved(tmp_path / "model"))
     line = ["--model-path", model, "--hicache-size", "1", "--hicache-storage-backend", "file"]
     line += ["--hicache-storage-backend-extra-config", '{"file_storage_path": "/proc/pages"}']
-    wrong = ["--pp-size", "2", "--attn-cp-size", "2", "--enable-lmcache"]
+    wrong = ["--dcp-size", "2", "--attn-cp-size", "2", "--enable-lmcache"]
     run = zygote.run("-m", "sglang_ext", "doctor", "--", *line, *wrong, SGLANG_EXT_SWA_HICACHE="1")
     assert run.returncode == 1, run.stderr
     for said in (
@@ -304,7 +304,7 @@ def test_the_installed_engine(zygote: Zygote, tmp_path: Path) -> None:
         "ok     hooks                all in effect",
         "ok     signatures           ",
         "ok     patches              applied: ",
-        "FAULT  launch line          --pp-size 2 is not supported",
+        "FAULT  launch line          --dcp-size 2 is not supported",
         "FAULT  launch line          --attn-cp-size 2 is not supported",
         "FAULT  launch line          --enable-lmcache True is not supported",
         "FAULT  storage              /proc/pages cannot be written to",

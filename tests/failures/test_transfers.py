@@ -152,8 +152,8 @@ def test_readers_wait_for_layers_by_their_number_in_the_model() -> None:
 
 
 def _context(pool: Any) -> Any:
-    allocator = SimpleNamespace(get_kvcache=lambda: pool)
-    params = SimpleNamespace(token_to_kv_pool_allocator=allocator)
+    allocator = SimpleNamespace(get_kvcache=lambda: pool, size_full=64, size_swa=64)
+    params = SimpleNamespace(token_to_kv_pool_allocator=allocator, pp_cache_group=None)
     return SimpleNamespace(
         params=params,
         is_hybrid_ssm=False,

@@ -67,7 +67,7 @@ def test_mimo_v2_has_k_wider_than_v() -> None:
 
 
 def test_step_names_heads_in_its_own_way() -> None:
-    config = step.config(100)
+    config = step.config(100, step.LAYERS, 0)
     shape = shape_of(config)
     assert shape.full_layers + shape.swa_layers == config["num_hidden_layers"]
     assert shape.kv_heads == config["num_attention_groups"]
