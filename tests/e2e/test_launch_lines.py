@@ -2,9 +2,10 @@
 architectures.
 
 Of a line is left out what asks for a GPU (attention backends, ``--hicache-io-backend kernel``), and
-of ``--tp`` and ``--dp`` more than two ranks. Lines without a host tier get one. Answers are those
-of a server without a prefix cache and without drafts. Lines with PD disaggregation or KV events are
-in tests of their own (``test_disaggregation.py``, ``test_server.py``).
+of ``--tp`` more than two ranks. Lines without a host tier get one. Answers are those of a server
+without a prefix cache and without drafts. Lines with PD disaggregation or KV events are in tests of
+their own (``test_disaggregation.py``, ``test_server.py``). Lines with DP attention and drafts are not
+here: they have not been brought to run with several requests at a time.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from launch.models.architectures import ready_made
-from launch.server import OURS, STRICT_CHECKS, dp_attention
+from launch.server import OURS, STRICT_CHECKS
 from launch.traffic import Traffic
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
@@ -37,19 +38,13 @@ class Line(NamedTuple):
         options: of the line, for the server without a cache too.
         host: its host tier.
         tokens: size of the device pool: conversations come back from the host.
-        dp: DP ranks; one for each rank then, otherwise there are two ranks with all of a model.
     """
 
     kind: Drafting
     options: tuple[str, ...] = ()
     host: tuple[str, ...] = HOST
     tokens: int = 1536
-    dp: int = 1
     traffic: Traffic = TRAFFIC
-
-    def parallel(self) -> list[str]:
-        """Options for two ranks."""
-        return dp_attention(2) if self.dp == 2 else ["--tp", "2"]
 
 
 def plain(name: str) -> Drafting:
@@ -81,13 +76,6 @@ LINES = {
     ),
     "cookbook, gpt-oss with EAGLE3": Line(KINDS["eagle3"]),
     "cookbook, Gemma 4 with its assistant": Line(chain(KINDS["gemma-4"], 5)),
-    "cookbook, MiMo-V2-Flash": Line(KINDS["mimo-v2"], dp=2),
-    "sglang's test of HiCache, MiMo-V2.5": Line(
-        KINDS["mimo-v2"],
-        (*PAGE_64, "--enable-dp-lm-head"),
-        (*HOST, "--hicache-mem-layout", "page_first"),
-        dp=2,
-    ),
     "cookbook, MiMo-V2.5 on B200": Line(KINDS["mimo-v2"]),
     "cookbook, MiMo-V2.5-Pro": Line(
         KINDS["mimo-v2"], ("--swa-full-tokens-ratio", "0.1"), tokens=8192
@@ -108,7 +96,7 @@ FEW = ("sglang pull 23391, gpt-oss-120b",)
 )
 def test_a_line(zygote: Zygote, tmp_path: Path, name: str) -> None:
     line = LINES[name]
-    both = [*COMMON, *line.parallel(), *line.options]
+    both = [*COMMON, "--tp", "2", *line.options]
     without = [*line.kind.without(), *both, "--disable-radix-cache", "--max-total-tokens", "16384"]
     with zygote.running(without, tmp_path / "without.log", CHECKS) as server:
         expected = converse(server, line.traffic)
