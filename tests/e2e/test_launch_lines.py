@@ -4,8 +4,8 @@ architectures.
 Of a line is left out what asks for a GPU (attention backends, ``--hicache-io-backend kernel``), and
 of ``--tp`` more than two ranks. Lines without a host tier get one. Answers are those of a server
 without a prefix cache and without drafts. Lines with PD disaggregation or KV events are in tests of
-their own (``test_disaggregation.py``, ``test_server.py``). Lines with DP attention and drafts are not
-here: on a CPU a kernel of the engine for layers that draft ends a rank.
+their own (``test_disaggregation.py``, ``test_server.py``). Lines with DP attention and drafts are
+not here: on a CPU a kernel of the engine for layers that draft ends a rank.
 """
 
 from pathlib import Path
