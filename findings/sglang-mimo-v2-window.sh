@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # SGLang 0.5.23 and Transformers 5.19.0 read the same `sliding_window: 128` of MiMo-V2-Flash in two
 # ways: in SGLang a token of a window layer reads 129 tokens, itself included, in Transformers 128.
 #
@@ -9,9 +9,11 @@
 #
 # Seen on Linux x86-64, Python 3.11, torch 2.14.1. The engine is not started: the mask is that of
 # its torch_native backend, and what a model passes is read from the model's source.
-set -eu
+set -euo pipefail
+unset PYTHONPATH
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3.11 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.14.1 transformers==5.19.0 numpy==2.4.6
 "$folder/venv/bin/pip" install -q --no-deps sglang==0.5.23

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # SGLang 0.5.23, Triton attention: a token that is decoded reads one token less of its window than
 # the same token in a prompt does. With gpt-oss's window of 128 tokens, 127 and 128.
 #
@@ -13,9 +13,11 @@
 #
 # Seen on Linux x86-64, Python 3.11, torch 2.14.1. The engine is not started: how many tokens are
 # taken is computed by its function, and what masks a prompt is read from its kernels.
-set -eu
+set -euo pipefail
+unset PYTHONPATH
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3.11 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.14.1 numpy==2.4.6
 "$folder/venv/bin/pip" install -q --no-deps sglang==0.5.23

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Triton 3.8.0: with TRITON_INTERPRET=1 a kernel converts numbers in another way than when it is
 # compiled for a GPU, and nothing is said.
 #
@@ -13,9 +13,11 @@
 #
 # Seen on Linux x86-64, Python 3.11, torch 2.14.1. No GPU is needed: what a GPU would run is read
 # from the PTX that Triton makes for sm_90.
-set -eu
+set -euo pipefail
+unset PYTHONPATH
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+cd "$folder"
 python3.11 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q torch==2.14.1 triton==3.8.0 numpy==2.4.6
 cat > "$folder/kernels.py" <<'PYTHON'
@@ -67,7 +69,6 @@ for source, target in (("*fp32", "*bf16"), ("*fp32", "*fp8e4nv")):
     ptx = triton.compile(kernel, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
     print(target, sorted(set(re.findall(r"cvt\.rn\.[a-z0-9.]+", ptx))))
 PYTHON
-cd "$folder"
 export TRITON_CACHE_DIR="$folder/cache"
 {
     TRITON_INTERPRET=1 venv/bin/python -W ignore interpreted.py

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled.bins import BINS, EDGES
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.device.eviction import COMPARED
+from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.retention.expiry import ENOUGH, UNKNOWN, Expiry
 from sglang_ext.core.table import table as table_module
 from sglang_ext.core.table.geometry import Geometry
@@ -92,21 +93,42 @@ def age_bin(age: int) -> int:
     return max(b for b in range(BINS) if EDGES[b] <= age)
 
 
-def least_worth(table: PageTable, expiry: Expiry, rows: Sequence[int], count: int) -> list[int]:
-    """What goes where there is no host: of ``COMPARED`` times as many that expire next, each worth
-    at least what is below it.
+def least_worth(
+    table: PageTable, expiry: Expiry, rows: Sequence[int]
+) -> Callable[[int], list[int]]:
+    """What goes where there is no host, by how many go, as the table is now: of ``COMPARED`` times
+    as many that expire next, each worth at least what is below it.
 
     Args:
         rows: those first that expire first.
     """
-    rows = rows[: COMPARED * count]
     ranks = {}
     for row in rows:
         cell = int(table.kind[row]) * BINS + age_bin(expiry.tick - int(table.used[row]))
         ranks[row] = int(expiry.estimate.ranks[cell])
     paths = {row: set(table.path(row).tolist()) for row in rows}
-    worth = {row: max(ranks[other] for other in rows if row in paths[other]) for row in rows}
-    return sorted(rows, key=lambda row: worth[row])[:count]
+
+    def of(count: int) -> list[int]:
+        near = rows[: COMPARED * count]
+        worth = {row: max(ranks[other] for other in near if row in paths[other]) for row in near}
+        return sorted(near, key=lambda row: worth[row])[:count]
+
+    return of
+
+
+def ends_alone(
+    table: PageTable, kept: KeptWindows, worth: Callable[[int], tuple[int, float]]
+) -> dict[int, tuple[int, float]]:
+    """Rows where prefixes can be resumed that are not on the device, with what they are worth to
+    the host. A window that is no longer worth it has others below it that make up for it: its
+    prefix stays as long as the last of these, and is worth what they are."""
+    found: dict[int, tuple[int, float]] = {}
+    for tail in np.flatnonzero(kept.ends & (kept.below == 1)).tolist():
+        path = table.path(tail)
+        for row in path[kept.ends[path] & ~table.device.present[path]].tolist():
+            value = worth(row if row == tail or table.resume[row] else tail)
+            found[row] = max(found.get(row, value), value)
+    return found
 
 
 def worth(table: PageTable, expiry: Expiry, row: int, forks: int) -> tuple[int, float]:

@@ -343,7 +343,9 @@ class ModelledIndex(PrefixCache):
         keys = {row: self._key(row) for row in self._evictable(table.device, page_order)}
         locked = self._locked(table.device)
         locked_windows = self._locked(table.swa_device)
-        before = self._states()
+        before, learned = self._states(), None
+        if isinstance(self.expiry, Expiry) and self.expiry.is_learned and not self.residency.tier:
+            learned = definitions.least_worth(table, self.expiry, list(keys))
         freed = evict(pages, window_pages, **options)
         after = self._states()
         lost = {k for k, s in before.items() if s[0] and not after.get(k, (0, 0, 0, 0))[0]}
@@ -355,9 +357,8 @@ class ModelledIndex(PrefixCache):
             possible = sum(1 for k, s in before.items() if s[0] and k not in locked)
             _require(freed[0] >= min(pages, possible), "evict freed less than it could")
         left = [page_order(self.pages[k]) for k, s in after.items() if s[0] and k not in locked]
-        if isinstance(self.expiry, Expiry) and self.expiry.is_learned and not self.residency.tier:
-            least = definitions.least_worth(table, self.expiry, list(keys), len(lost))
-            _require(lost == {keys[row] for row in least}, "evict took others than are worth least")
+        if learned is not None:
+            _require(lost == {keys[row] for row in learned(len(lost))}, "others are worth least")
         elif lost and left:
             youngest = max(page_order(self.pages[key]) for key in lost)
             _require(youngest <= min(left), "evict took a page before an older one")
@@ -454,10 +455,9 @@ class ModelledIndex(PrefixCache):
         return plan
 
     def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
-        """Worth of ends that are not on the device, but for windows that others make up for."""
-        ends = self.kept.ends & (self.table.resume | (self.kept.below == 1))
-        alone = np.flatnonzero(ends & ~self.table.device.present).tolist()
-        return {self._key(row): self._worth(row) for row in alone}
+        """Where prefixes can be resumed that are not on the device, with their worth."""
+        found = definitions.ends_alone(self.table, self.kept, self._worth)
+        return {self._key(row): worth for row, worth in found.items()}
 
     def _worth(self, row: int) -> tuple[int, float]:
         """What the host goes by."""

@@ -298,7 +298,7 @@ def test_what_is_worth_least_goes_and_nothing_before_what_is_below_it(data: st.D
     scratch = np.zeros(12, dtype=np.int32)
     least_worth(np.array(pool, dtype=np.int64), *pages, 4, ranks, scratch, least)
     told: Any = SimpleNamespace(tick=4, estimate=SimpleNamespace(ranks=ranks))
-    assert least.tolist() == definitions.least_worth(table, told, pool, len(least))
+    assert least.tolist() == definitions.least_worth(table, told, pool)(len(least))
     for i, row in enumerate(least.tolist()):
         assert not set(table.path(row)[:-1].tolist()) & set(least[:i].tolist())
     assert not scratch.any()
