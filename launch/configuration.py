@@ -3,7 +3,7 @@
 python -m launch.configuration docs/configuration.md
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -115,11 +115,16 @@ def page() -> str:
     return "\n".join((_INTRODUCTION, variables)) + "\n".join((_ENGINE, options)) + _MODELS
 
 
-def main() -> None:
-    """Command line."""
-    parser = Parser(description=__doc__.splitlines()[0])
+def write(page: Callable[[], str], description: str) -> None:
+    """Command line of what writes a page."""
+    parser = Parser(description=description)
     parser.add_argument("page", type=output_file)
     parser.parse_args().page.write_text(page())
+
+
+def main() -> None:
+    """Command line."""
+    write(page, __doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
 python -m launch.monitoring.reference docs/metrics.md
 """
 
-from launch.configuration import table
+from launch.configuration import table, write
 from sglang_ext.adapter.metric_definitions import METRICS, PREFIX, Definition
-from sglang_ext.arguments import Parser, output_file
 
 _INTRODUCTION = """\
 # Metrics
@@ -98,9 +97,7 @@ def page() -> str:
 
 def main() -> None:
     """Command line."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("page", type=output_file)
-    parser.parse_args().page.write_text(page())
+    write(page, __doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

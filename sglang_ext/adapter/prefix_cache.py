@@ -374,8 +374,10 @@ class SwaHiCache(BasePrefixCache):
         controller = self.cache_controller
         if controller is None or not self.keys.is_current(node):
             return 0, params.req.last_node
-        window = self.index.window_of(node.rows)
-        missing = int(np.count_nonzero(~self.index.table.swa_device.present[window]))
+        missing = 0
+        if self.metrics is not None:  # before the load: it has slots for them at once
+            window = self.index.window_of(node.rows)
+            missing = int(np.count_nonzero(~self.index.table.swa_device.present[window]))
         if not controller.queue_load(node.rows):
             return 0, params.req.last_node
         tokens = len(node.rows) * self._page_tokens - node.cut - params.req.prefix_len

@@ -4,17 +4,15 @@ One screen from the server's ``/metrics`` (start it with ``--enable-metrics``), 
 seconds. Rates are since the server's start, and since the screen before.
 """
 
-import re
 import sys
 import time
 from collections.abc import Sequence
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from sglang_ext.arguments import Parser, number, url
 
-_SAMPLE = re.compile(r"([\w:]+)(?:\{(.*)\})? (\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _TIERS = ("device", "host", "storage")
 _FROM_THE_TOP = "\x1b[H\x1b[J"
 """Moves a terminal to its first line and empties it."""
@@ -29,14 +27,17 @@ class Metrics:
 
     Args:
         text: of ``/metrics``.
+
+    Raises:
+        ValueError: it is something else.
     """
 
     def __init__(self, text: str) -> None:
         self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for line in text.splitlines():
-            if (sample := _SAMPLE.fullmatch(line.strip())) is not None:
-                labels = dict(_LABEL.findall(sample[2] or ""))
-                self._samples.setdefault(sample[1], []).append((labels, float(sample[3])))
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found = self._samples.setdefault(sample.name, [])
+                found.append((sample.labels, sample.value))
 
     def __contains__(self, name: str) -> bool:
         return name in self._samples
@@ -73,7 +74,11 @@ def fetch(address: str, key: str | None, timeout_s: float) -> Metrics:
         raise StatusError(
             f"{place} answered with status {answer.status_code}; the server needs --enable-metrics"
         )
-    metrics = Metrics(answer.text)
+    try:
+        metrics = Metrics(answer.text)
+    except ValueError as error:
+        said = f"{place} answered with no metrics; the server needs --enable-metrics"
+        raise StatusError(said) from error
     if "sglang_ext:kv_bytes" not in metrics:
         raise StatusError(
             f"{place} has no metrics of this cache; the server needs --enable-metrics and "

@@ -16,9 +16,7 @@ from tests.conftest import ROOT
 from tests.fixtures.zygote import Zygote
 from tests.planning.models import GPT_OSS, saved
 from tests.tools.test_status import TEXT
-from tests.tools.test_status import serve as serve_metrics  # noqa: F401
 from tests.tools.test_verify import engine
-from tests.tools.test_verify import serve as serve_engine  # noqa: F401
 
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
 URL, PAGES, MODEL = "http://127.0.0.1:30000", "/tmp/hicache", "openai/gpt-oss-120b"
@@ -60,16 +58,16 @@ def test_a_command_runs(
     hub: Path,
     tmp_path: Path,
     words: tuple[str, ...],
-    serve_metrics,  # noqa: ANN001, F811
-    serve_engine,  # noqa: ANN001, F811
+    tell,  # noqa: ANN001
+    serve,  # noqa: ANN001
 ) -> None:
     server = ""
     if words[0] == "status":
         # the second screen has no more than the page of somebody else's server
         texts = (TEXT, "") if words == ENDLESS else (TEXT,)
-        server = serve_metrics(*texts)
+        server = tell(*texts)
     elif words[0] == "verify":
-        server = serve_engine(engine(storage=True))
+        server = serve(engine(storage=True))
     (tmp_path / "pages").mkdir()
     here = [word.replace(URL, server).replace(PAGES, str(tmp_path / "pages")) for word in words]
     if words == ENDLESS:

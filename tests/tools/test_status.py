@@ -1,8 +1,6 @@
 """One screen of a server's metrics, from stand-ins of a server."""
 
-import http.server
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -42,36 +40,6 @@ sglang:num_queue_reqs 1.0
 LATER = TEXT.replace("} 10000.0", "} 12000.0").replace('"host"} 1000.0', '"host"} 2000.0')
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """A server that answers with a status and, request after request, these texts."""
-    servers: list[http.server.ThreadingHTTPServer] = []
-
-    def start(*texts: str, code: int = 200) -> str:
-        left = list(texts)
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                said = (left.pop(0) if len(left) > 1 else left[0]).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(said)))
-                self.end_headers()
-                self.wfile.write(said)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 def rows(lines: list[str]) -> dict[str, str]:
     return {line[:20].strip(): line[20:].strip() for line in lines}
 
@@ -101,17 +69,17 @@ def test_the_next_screen_has_what_happened_since() -> None:
     assert rows(screen(Metrics(TEXT), Metrics(TEXT), 4.0))["found, last 4 s"] == "no prompt"
 
 
-def test_once_is_one_screen(serve: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert status.main(["--url", serve(TEXT), "--once"]) == 0
+def test_once_is_one_screen(tell: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main(["--url", tell(TEXT), "--once"]) == 0
     printed = capsys.readouterr().out
     assert "0.500 of 10,000 prompt tokens" in printed
     assert "\x1b" not in printed
 
 
 def test_it_is_drawn_anew_until_the_server_has_gone(
-    serve: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    tell: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status.main(["--url", serve(TEXT, LATER, "nothing"), "--every", "0.01"]) == 1
+    assert status.main(["--url", tell(TEXT, LATER, "nothing"), "--every", "0.01"]) == 1
     printed = capsys.readouterr()
     assert printed.out.count("\x1b[H\x1b[J") == 2
     assert "0.500 of 2,000 prompt tokens" in printed.out
@@ -120,9 +88,9 @@ def test_it_is_drawn_anew_until_the_server_has_gone(
 
 @pytest.mark.parametrize(("code", "text"), [(404, "no"), (200, "sglang:num_running_reqs 3.0")])
 def test_a_server_without_our_metrics_is_told_what_to_do(
-    serve: Callable[..., str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+    tell: Callable[..., str], code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status.main(["--url", serve(text, code=code), "--once"]) == 1
+    assert status.main(["--url", tell(text, code=code), "--once"]) == 1
     said = capsys.readouterr().err
     assert "--enable-metrics" in said
     assert said.count("\n") == 1

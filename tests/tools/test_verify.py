@@ -1,49 +1,16 @@
 """The tool that checks a running server, against none and against stand-ins."""
 
-import http.server
 import io
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sglang_ext.tools import verify
-
-Answer = Callable[[str, dict[str, Any]], tuple[int, bytes]]
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Answer], str]]:
-    """An HTTP server that answers as it is told: its address."""
-    servers: list[http.server.ThreadingHTTPServer] = []
-
-    def start(answer: Answer) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                status, said = answer(self.path, json.loads(body))
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(said)))
-                self.end_headers()
-                self.wfile.write(said)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+from tests.tools.conftest import Answer
 
 
 def engine(*, storage: bool, wrong: bool = False, kept: int = 0) -> Answer:
