@@ -5,7 +5,6 @@ its four copies and when it was used. ``ModelledIndex`` runs the real index besi
 is compared with the definition, and every change must be one that the operation may make.
 """
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -26,7 +25,7 @@ from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import Page, filled_up
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
-from sglang_ext.testing import definitions
+from sglang_ext.testing import definitions, model_room
 from sglang_ext.testing.model_page import (
     ABSENT,
     INSIDE,
@@ -41,20 +40,7 @@ from sglang_ext.testing.model_page import (
     prefix_keys,
     window_order,
 )
-
-
-class ModelError(AssertionError):
-    """The index did what the model does not allow."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ModelError(message)
-
-
-def around(owner: Any, name: str, watch: Callable[..., Any]) -> None:
-    """Let ``watch`` be called in place of a method, with the method in front of its arguments."""
-    setattr(owner, name, functools.partial(watch, getattr(owner, name)))
+from sglang_ext.testing.watch import around, require
 
 
 class ModelledIndex(PrefixCache):
@@ -69,6 +55,7 @@ class ModelledIndex(PrefixCache):
         around(self.residency.candidates, "first", self._watch_first)
         around(self.ahead, "look", self._watch_look)
         around(self.backups, "begin", self._watch_backup)
+        around(self.room, "make", model_room.watch, self.table, self.kept)
         self.pages: dict[Key, ModelPage] = {}
         self._clock = self._first_tick = 0
         self.table.when_renumbered.append(self._move_together)
@@ -93,7 +80,7 @@ class ModelledIndex(PrefixCache):
         best = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=True))
         direct = max(n for n in range(len(known) + 1) if self._can_resume(known[:n], load=False))
         expected = (max(best, direct), direct)
-        _require(
+        require(
             (len(found.rows), found.device_pages) == expected,
             f"match is {(len(found.rows), found.device_pages)}, by definition {expected}",
         )
@@ -122,11 +109,11 @@ class ModelledIndex(PrefixCache):
         most = max(common.values(), default=0)
         if len(found.rows) > len(above):
             key = self._key(int(found.rows[-1]))
-            _require(key in common, "a match ends inside a page that is not there")
-            _require(common[key] + found.cut == self.geometry.page_tokens, "too much in common")
-            _require(some_have_none or common[key] == most, "another page has more in common")
+            require(key in common, "a match ends inside a page that is not there")
+            require(common[key] + found.cut == self.geometry.page_tokens, "too much in common")
+            require(some_have_none or common[key] == most, "another page has more in common")
             return [self.pages[key]]
-        _require(found.cut == 0, "a whole page is cut")
+        require(found.cut == 0, "a whole page is cut")
         # any of them will do: if one of the best could be resumed in, the match is not complete
         best = [key for key, count in common.items() if count == most > 0]
         if some_have_none or not best:
@@ -139,8 +126,8 @@ class ModelledIndex(PrefixCache):
         """See PrefixCache."""
         expected = self.match(pages, namespace, rest)
         found = super().match_and_use(pages, namespace, rest)
-        _require(np.array_equal(found.rows, expected.rows), "match_and_use finds something else")
-        _require(found[1:] == expected[1:], "match_and_use finds something else")
+        require(np.array_equal(found.rows, expected.rows), "match_and_use finds something else")
+        require(found[1:] == expected[1:], "match_and_use finds something else")
         if len(found.rows):
             self._use(found.rows)
         self._check_ages()
@@ -201,7 +188,7 @@ class ModelledIndex(PrefixCache):
         before = self._at_insert
         keys = list(prefix_keys(pages, namespace))
         if len(rows) > len(pages):
-            _require(tail is not None, "a tail appeared from nowhere")
+            require(tail is not None, "a tail appeared from nowhere")
             keys.append((namespace, pages.tobytes() + tail.tokens.tobytes()))
             swa = np.concatenate((swa, np.zeros((1, swa.shape[1]), swa.dtype)))
         known = sum(key in before for key in keys)
@@ -225,7 +212,7 @@ class ModelledIndex(PrefixCache):
         self._check_ages()
         hits = self.table.hits[rows].tolist()
         counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
-        _require(hits == counted, f"hits are {hits}, requests {counted}")
+        require(hits == counted, f"hits are {hits}, requests {counted}")
         return rows
 
     def _mark_resume_points(self, keys: list[Key]) -> None:
@@ -280,14 +267,12 @@ class ModelledIndex(PrefixCache):
         ):
             in_order = [order(pages[row]) for row in rows[np.argsort(age[rows])].tolist()]
             rises = all(one <= other for one, other in itertools.pairwise(in_order))
-            _require(rises, f"{name} is not the order of eviction")
+            require(rises, f"{name} is not the order of eviction")
             different = len(set(in_order)) == len(in_order)
             # pages of different paths may expire at once
-            _require(different or table.is_learned, f"{name} does not tell pages apart")
+            require(different or table.is_learned, f"{name} does not tell pages apart")
         marked = {row for row, page in pages.items() if page.resume}
-        _require(
-            set(rows[table.resume[rows]].tolist()) == marked, "other windows are worth keeping"
-        )
+        require(set(rows[table.resume[rows]].tolist()) == marked, "other windows are worth keeping")
 
     def _check_inside(self, above: Pages, namespace: Hashable, page: Page) -> None:
         """The way down the siblings is the one that follows from their tokens and digests."""
@@ -297,14 +282,14 @@ class ModelledIndex(PrefixCache):
         if parent is not None:
             found = table.inside(parent, page)
             expected = definitions.inside(table, parent, page.tolist())
-            _require(found == expected, f"inside is {found}, by definition {expected}")
+            require(found == expected, f"inside is {found}, by definition {expected}")
 
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
         """See PrefixCache."""
         pages = [self.pages[self._key(row)] for row in rows.tolist()]
         expected = sum(page.count(request, priority, len(pages)) for page in pages) > 0
         counted = super().count_request(rows, request, priority)
-        _require(counted == expected, f"a request was counted: {counted}, expected {expected}")
+        require(counted == expected, f"a request was counted: {counted}, expected {expected}")
         return counted
 
     def _watch_padding(self, padding: Callable[..., Any], tail: Tail | None) -> Any:
@@ -319,9 +304,9 @@ class ModelledIndex(PrefixCache):
         own = super().own(path, used, hold)
         after = self._states()
         gone = self.pages.keys() - after.keys()
-        _require(not gone or (gone == {key} and is_tail), "a page went with its user")
+        require(not gone or (gone == {key} and is_tail), "a page went with its user")
         for other, states in after.items():
-            _require(states[:3] == self.pages[other].states[:3], "a copy went with a tail")
+            require(states[:3] == self.pages[other].states[:3], "a copy went with a tail")
         self._accept(after)
         return own
 
@@ -350,18 +335,18 @@ class ModelledIndex(PrefixCache):
         after = self._states()
         lost = {k for k, s in before.items() if s[0] and not after.get(k, (0, 0, 0, 0))[0]}
         lost_windows = {k for k, s in before.items() if s[2] and not after.get(k, (0,) * 4)[2]}
-        _require((len(lost), len(lost_windows)) == freed, "evict counts what it did not free")
+        require((len(lost), len(lost_windows)) == freed, "evict counts what it did not free")
         if not options.get("abandon_backups"):
-            _require(not lost & locked, "evict took a locked page")
-            _require(not lost_windows & locked_windows, "evict took a locked window")
+            require(not lost & locked, "evict took a locked page")
+            require(not lost_windows & locked_windows, "evict took a locked window")
             possible = sum(1 for k, s in before.items() if s[0] and k not in locked)
-            _require(freed[0] >= min(pages, possible), "evict freed less than it could")
+            require(freed[0] >= min(pages, possible), "evict freed less than it could")
         left = [page_order(self.pages[k]) for k, s in after.items() if s[0] and k not in locked]
         if learned is not None:
-            _require(lost == {keys[row] for row in learned(len(lost))}, "others are worth least")
+            require(lost == {keys[row] for row in learned(len(lost))}, "others are worth least")
         elif lost and left:
             youngest = max(page_order(self.pages[key]) for key in lost)
-            _require(youngest <= min(left), "evict took a page before an older one")
+            require(youngest <= min(left), "evict took a page before an older one")
         self._accept(after)
         self._check_ages()
         return freed
@@ -375,7 +360,7 @@ class ModelledIndex(PrefixCache):
             expected = self._evictable(self.table.swa_device, window_order)
         else:
             return rows
-        _require(rows.tolist() == expected[: max(0, count)], "other victims, or in another order")
+        require(rows.tolist() == expected[: max(0, count)], "other victims, or in another order")
         return rows
 
     def _evictable(self, column: SlotColumn, order: Order) -> list[int]:
@@ -406,8 +391,8 @@ class ModelledIndex(PrefixCache):
         lost = {row for row in ends if on_device.present[row] and not on_host.present[row]}
         dirty = lost | set(np.flatnonzero(worth & ~table.host.present).tolist())
         in_window = {row: end for row, end in enumerate(found.window_end.tolist()) if end >= 0}
-        _require(in_window == ends, "other windows are to be saved")
-        _require(set(np.flatnonzero(found.with_window).tolist()) == lost, "other windows are lost")
+        require(in_window == ends, "other windows are to be saved")
+        require(set(np.flatnonzero(found.with_window).tolist()) == lost, "other windows are lost")
         pages = found.full, table.device, table.host, page_order, pins
         windows = found.window, on_device, on_host, window_order, 1
         for (ahead, device, host, order, held), n_free, low, losses in (
@@ -418,7 +403,7 @@ class ModelledIndex(PrefixCache):
             safe = n_free + int(np.count_nonzero(copying))
             expected = definitions.look_ahead(self._evictable(device, order), losses, safe, low)
             answer = (ahead.dirty.tolist(), ahead.soon.tolist(), ahead.room, ahead.room_then)
-            _require(answer == expected, f"a look finds {answer}, by definition {expected}")
+            require(answer == expected, f"a look finds {answer}, by definition {expected}")
         return found
 
     def _watch_backup(
@@ -437,21 +422,21 @@ class ModelledIndex(PrefixCache):
         plan = begin(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
-        _require(not path & set(taken), "a backup took host copies of its own path")
-        _require(options["make_room"] or not taken, "an eager backup took something away")
+        require(not path & set(taken), "a backup took host copies of its own path")
+        require(options["make_room"] or not taken, "an eager backup took something away")
         for key, worth in alone.items():
-            _require(key in after or worth < most, "a backup took a prefix that is worth more")
+            require(key in after or worth < most, "a backup took a prefix that is worth more")
         if any(not before[key][0] for key in taken):
-            _require(not duplicates - set(taken), "a page on the host alone went first")
+            require(not duplicates - set(taken), "a page on the host alone went first")
         self._accept(after)
         if isinstance(plan, Transfer):
             for row in plan.full.rows.tolist():
                 states = before[self._key(row)]
-                _require(states[0] == READY and states[1] == ABSENT, "backup of a wrong page")
+                require(states[0] == READY and states[1] == ABSENT, "backup of a wrong page")
             self._check_windows(plan, before)
             if self.policy.write is WritePolicy.WRITE_THROUGH_SELECTIVE:
                 requests = [len(self.pages[key].requests) for key in path]
-                _require(min(requests) >= 2, "a page was copied at its first request")
+                require(min(requests) >= 2, "a page was copied at its first request")
         return plan
 
     def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
@@ -490,11 +475,11 @@ class ModelledIndex(PrefixCache):
         when all backups of it have ended."""
         swa_host = self.table.swa_host
         for row in plan.window.rows.tolist():
-            _require(before[self._key(row)][2] == READY, "backup of a window that is not there")
+            require(before[self._key(row)][2] == READY, "backup of a window that is not there")
             ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
             size = self.geometry.window_pages
             whole = [end for end in ends if swa_host.present[self.table.path(end)[-size:]].all()]
-            _require(bool(whole), "half a window was copied")
+            require(bool(whole), "half a window was copied")
 
     def _descendants(self, row: int, levels: int) -> Iterator[int]:
         level = [row]
@@ -511,14 +496,14 @@ class ModelledIndex(PrefixCache):
         if isinstance(plan, Transfer):
             path = [self._key(row) for row in rows.tolist()]
             loading = {self._key(row) for row in plan.full.rows.tolist()}
-            _require(all(after[key][0] for key in path), "a loaded path has a hole")
+            require(all(after[key][0] for key in path), "a loaded path has a hole")
             window = path[max(0, len(path) - self.geometry.window_pages) :]
-            _require(all(after[key][2] for key in window), "a loaded window has a hole")
+            require(all(after[key][2] for key in window), "a loaded window has a hole")
             for key in path:
-                _require(after[key][1] == before[key][1], "a load changed its source")
+                require(after[key][1] == before[key][1], "a load changed its source")
         for key, state in after.items():
             appeared = state[0] and not before[key][0]
-            _require(not appeared or key in loading, "a load brought a page it does not name")
+            require(not appeared or key in loading, "a load brought a page it does not name")
         self._accept(after)
         return plan
 
@@ -532,7 +517,7 @@ class ModelledIndex(PrefixCache):
                 for row in copies.rows.tolist():
                     key = self._key(row)
                     states = expected[key]
-                    _require(states[tier] == RESERVED, "a backup lost its reservation")
+                    require(states[tier] == RESERVED, "a backup lost its reservation")
                     expected[key] = (*states[:tier], state, *states[tier + 1 :])
         super().commit_backup(op, ok=ok)
         self._allow_half_windows_to_go(transfer.path, expected)
@@ -546,7 +531,7 @@ class ModelledIndex(PrefixCache):
             for row in copies.rows.tolist():
                 key = self._key(row)
                 states = expected[key]
-                _require(states[tier] == RESERVED, "a load lost its reservation")
+                require(states[tier] == RESERVED, "a load lost its reservation")
                 expected[key] = (*states[:tier], READY, *states[tier + 1 :])
         super().commit_load(op)
         self._allow_half_windows_to_go(transfer.path, expected)
@@ -563,7 +548,7 @@ class ModelledIndex(PrefixCache):
                 expected[key] = (*expected[key][:3], ABSENT)
                 ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
                 kept = self.kept.ends[ends]
-                _require(not kept.any(), "a page of a kept window went with a transfer")
+                require(not kept.any(), "a page of a kept window went with a transfer")
 
     # ---- the table, as the model sees it --------------------------------------
 
@@ -588,11 +573,11 @@ class ModelledIndex(PrefixCache):
 
     def _expect(self, expected: States, operation: str) -> None:
         after = self._states()
-        _require(after == expected, f"{operation} changed what it should not")
+        require(after == expected, f"{operation} changed what it should not")
         self._accept(after)
 
     def _accept(self, after: States) -> None:
-        _require(after.keys() <= self.pages.keys(), "a page appeared from nowhere")
+        require(after.keys() <= self.pages.keys(), "a page appeared from nowhere")
         for key in self.pages.keys() - after.keys():
             del self.pages[key]
         for key, states in after.items():

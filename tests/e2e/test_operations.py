@@ -99,9 +99,10 @@ def answer(server: Server, seed: int, length: int = 8) -> list[int]:
 class Running:
     """A long answer that is being generated."""
 
-    def __init__(self, server: Server, seed: int, **fields: Any) -> None:
+    def __init__(self, server: Server, seed: int, *, tokens: int = LONG, **fields: Any) -> None:
         """``fields`` go into the request as they are."""
         self._server, self._pool, self._fields = server, ThreadPoolExecutor(1), fields
+        self._length = tokens
         self._begun = threading.Event()
         self._tokens: list[int] = []
         self.future: Future[list[int]] = self._pool.submit(self._read, seed)
@@ -110,7 +111,7 @@ class Running:
     def _read(self, seed: int) -> list[int]:
         body = {
             "input_ids": prompt(seed),
-            "sampling_params": {"temperature": 0, "max_new_tokens": LONG},
+            "sampling_params": {"temperature": 0, "max_new_tokens": self._length},
             "stream": True,
             **self._fields,
         }
