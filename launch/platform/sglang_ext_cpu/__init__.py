@@ -85,6 +85,7 @@ def install_fixes() -> None:
             attention,
             disaggregation,
             dp_attention,
+            dp_controller,
             gpu_copies,
             host_copies,
             host_reserve,
@@ -107,6 +108,7 @@ def install_fixes() -> None:
             _do_not_compile()
             pinned.install()
             dp_attention.install()
+            dp_controller.install()
             disaggregation.install()
         host_reserve.install()
         step_times.install()
