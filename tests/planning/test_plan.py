@@ -119,7 +119,10 @@ def test_a_ratio_of_a_preset_is_of_the_device_that_it_assumes(
     assert "1 bytes an element" in assumed, "fp8"
     assert "35.98 GB a rank" in assumed
     cli.main([*name, "--device-gb", "20"])
-    assert "20.00 GB a rank" in capsys.readouterr().out.partition("device")[2].partition("host memory")[0]
+    assert (
+        "20.00 GB a rank"
+        in capsys.readouterr().out.partition("device")[2].partition("host memory")[0]
+    )
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
