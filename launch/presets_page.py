@@ -3,6 +3,8 @@
 python -m launch.presets_page docs/presets.md
 """
 
+import textwrap
+
 from launch.configuration import table, write
 from sglang_ext.planning import preset
 from sglang_ext.planning.plan import Plan
@@ -50,7 +52,7 @@ def _section(name: str) -> str:
     return "\n".join(
         (
             f"\n## {name}\n",
-            f"From {known.source}.{known.note and f' {known.note}'}\n",
+            textwrap.fill(f"From {known.source}. {known.note}", 100) + "\n",
             f"```\n{known.command()}\n```\n",
             table(("part", "why"), parts),
             _figures(_plan(name, known).rows()[:-1]),

@@ -94,7 +94,7 @@ def test_lines_are_in_the_source(kind: str) -> None:
         for line in lines
         if not (said(line, kind) or said(line.removeprefix("sglang-ext: "), kind))
     ]
-    assert lines
+    assert len(lines) > 2
     assert not nobody_says
 
 

@@ -62,6 +62,22 @@ def engine_seconds() -> tuple[int, int, int]:
     return int(look[1]), int(schedulers[1]), int(rest[1])
 
 
+def diagnosis_seconds() -> float:
+    """That the engine takes at the end of a server whose last health check failed."""
+    sources = installed() / "sglang" / "srt"
+    pause = re.search(
+        r"Sleeping (\d+) seconds before crash diagnostics",
+        (sources / "managers" / "tokenizer_manager.py").read_text(),
+    )
+    dump = re.search(
+        r"SGLANG_CUDA_COREDUMP_BEFORE_CRASH_WAIT_SECS = EnvFloat\(([\d.]+)\)",
+        (sources / "environ.py").read_text(),
+    )
+    assert pause is not None
+    assert dump is not None
+    return int(pause[1]) + float(dump[1])
+
+
 def seconds(text: str) -> int:
     """Of a duration as compose files have it."""
     return int(text[:-1]) * {"s": 1, "m": 60}[text[-1]]
@@ -82,12 +98,16 @@ def test_there_is_time_to_save() -> None:
     least = 2 * look + schedulers + rest
     assert VALUES["stop"]["saveSeconds"] >= least
     schema = json.loads((CHART / "values.schema.json").read_text())
-    smallest = schema["properties"]["stop"]["properties"]["saveSeconds"]["minimum"]
-    assert smallest == least
+    smallest = schema["properties"]["stop"]["properties"]
+    assert smallest["saveSeconds"]["minimum"] == least
+    # it is one or the other: such a server does not wait for answers
+    assert smallest["longestAnswerSeconds"]["minimum"] == diagnosis_seconds()
     answer = VALUES["stop"]["longestAnswerSeconds"]
     assert seconds(COMPOSE["stop_grace_period"]) >= answer + least
     for page in ("operations.md", "deployment.md"):
         assert f"{least} seconds" in (ROOT / "docs" / page).read_text(), page
+    said = f"{diagnosis_seconds():.0f} seconds"
+    assert said in (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_all_are_for_the_pinned_engine() -> None:
