@@ -48,6 +48,7 @@ class EnginePageStore:
         self._trailing = PoolHitPolicy.TRAILING_PAGES
         inner = type(getattr(backend, "_backend", backend))
         self._by_index = inner.batch_get_v1 is not HiCacheStorage.batch_get_v1
+        self._found: Key | None = None  # a page that was there when it was last looked for
 
     def resume_points(self, keys: Sequence[Key], window: int) -> list[int]:
         """See PageStore."""
@@ -56,13 +57,18 @@ class EnginePageStore:
         # a backend takes the length of the window from the number of keys
         trailing = self._transfer(name=self._window, keys=[""] * window, hit_policy=self._trailing)
         found = self.backend.batch_exists_v2(_names(keys), [trailing])
+        if found.kv_hit_pages:
+            self._found = keys[found.kv_hit_pages - 1]
         if found.restorable_prefix_pages is None:
             return [found.kv_hit_pages] if found.kv_hit_pages else []
         return sorted(int(stop) for stop in found.restorable_prefix_pages)
 
     def has(self, key: Key) -> bool:
         """See PageStore."""
-        return int(self.backend.batch_exists(_names([key]))) == 1
+        is_there = int(self.backend.batch_exists(_names([key]))) == 1
+        if is_there:
+            self._found = key
+        return is_there
 
     def load(self, component: int, objects: Objects) -> int:
         """See PageStore."""
@@ -101,8 +107,18 @@ class EnginePageStore:
             use(_names(keys), windows)
 
     def clear(self) -> None:
-        """See PageStore."""
+        """See PageStore. Mooncake leaves, without a word, what was read or looked for in the last
+        seconds.
+
+        Raises:
+            RuntimeError: something is still stored.
+        """
         self.backend.clear()
+        if self._found is not None and self.has(self._found):
+            raise RuntimeError(
+                "a clear left pages behind: a store keeps for some seconds (Mooncake: 10) what was "
+                "read or looked for; clear it again when no request has come for so long"
+            )
 
     def close(self) -> None:
         """See PageStore."""

@@ -56,7 +56,7 @@ class PageStore(Protocol):
         ...
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything. Raises if something is left."""
         ...
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from launch.server import OURS
 from launch.traffic import Traffic
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.conversations import Conversations, differences
+from tests.e2e.test_operations import refused
 from tests.e2e.test_storage import TIERS, flush, reusable_share
 
 PAGE = 64
@@ -59,5 +60,7 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
             assert not differences(repeated, expected)
             late = [a for a in repeated if a.round == 1]
             assert sum(a.storage_tokens for a in late) > 0, "the store is not used again"
+            # what was just read is under a lease, and stays
+            refused(lambda: second.post("/hicache/storage-backend/clear", {}))
             for server in (first, second):
                 assert_idle_and_alive(server)
