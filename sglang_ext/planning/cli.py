@@ -4,14 +4,20 @@
 
 takes a launch line, and says what a server with it will keep on the host, how much of it fits, and
 what goes over PCIe. The server logs the same at its start. No engine is needed.
+
+    sglang-ext plan --preset gpt-oss-120b
+
+prints the line that operators start a known model with, and its plan; options that follow count.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from sglang_ext.arguments import Parser, number
 from sglang_ext.config import from_environment
-from sglang_ext.planning import launch_line
+from sglang_ext.planning import launch_line, preset
+from sglang_ext.planning.model import ModelShape
 from sglang_ext.planning.model_config import (
     ModelConfigError,
     architecture,
@@ -30,10 +36,20 @@ def parser() -> Parser:
         epilog="Other options of the line are named and left alone.",
         allow_abbrev=False,
     )
+    _add_own(made)
+    launch_line.add_options(made)
+    return made
+
+
+def _add_own(made: argparse.ArgumentParser) -> None:
+    """What is not of a launch line."""
     made.add_argument(
         "--config",
         metavar="MODEL",
         help="config.json, its folder, or a model in the hub's cache; default: --model-path",
+    )
+    made.add_argument(
+        "--preset", choices=preset.names(), help="the launch line of a known model, and its plan"
     )
     made.add_argument(
         "--device-gb",
@@ -43,30 +59,50 @@ def parser() -> Parser:
     made.add_argument(
         "--link-gb-s", type=number(above=0), default=50.0, help="device to host, default: 50"
     )
-    launch_line.add_options(made)
-    return made
 
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0: planned; 2: an option is not allowed, or there is no such model."""
     made = parser()
     given, others = made.parse_known_args(arguments)
-    line = launch_line.from_options(given, others)
-    name = given.config or line.model
-    if name is None:
-        made.error("--config or --model-path is needed")
     # only what computes needs the compiled loops
     from sglang_ext.planning.plan import Plan, PlanError
 
-    device = None if given.device_gb is None else given.device_gb * 1e9
     try:
-        config = load(find(name))
-        model = shape_of(config, line.dtype, line.kv_cache_dtype)
+        name, model, line, device = _asked(made, given, others, arguments)
         tokens = from_environment().checkpoint_tokens
-        plan = Plan.of(architecture(config), model, line, device, tokens, given.link_gb_s)
+        plan = Plan.of(name, model, line, device, tokens, given.link_gb_s)
     except (ModelConfigError, PlanError) as error:
         made.error(str(error))
     print("\n".join(lines(plan.rows(), indent="")))
-    if line.others:
+    if line.others and given.preset is None:
         print(f"not looked at: {' '.join(line.others)}", file=sys.stderr)
     return 0
+
+
+def _asked(
+    made: Parser, given: argparse.Namespace, others: Sequence[str], arguments: Sequence[str]
+) -> tuple[str, ModelShape, launch_line.LaunchLine, float | None]:
+    """Name and shape of the model, launch line, and bytes of KV of a device. A preset's line is
+    printed.
+
+    Raises:
+        ModelConfigError: there is no such model.
+    """
+    device = None if given.device_gb is None else given.device_gb * 1e9
+    if given.preset is not None:
+        own = Parser(add_help=False, allow_abbrev=False)
+        _add_own(own)
+        _, more = own.parse_known_args(arguments)
+        known = preset.load(given.preset)
+        line = known.line(more)
+        print(known.command(more), end="\n\n")
+        if device is None and known.device_gb is not None:
+            device = known.device_gb * 1e9
+        return given.preset, known.model(line), line, device
+    line = launch_line.from_options(given, others)
+    name = given.config or line.model
+    if name is None:
+        made.error("--config, --model-path or --preset is needed")
+    config = load(find(name))
+    return architecture(config), shape_of(config, line.dtype, line.kv_cache_dtype), line, device

@@ -88,5 +88,6 @@ PRESETS = {
     ),
     "llama-4-scout": ModelShape(12, 36, window=8193, kv_heads=8, head_dim=128),
     "llama-4-maverick": ModelShape(12, 36, window=8193, kv_heads=8, head_dim=128),
+    "step-3.5-flash": ModelShape(12, 33, window=513, kv_heads=8, head_dim=128),
 }
 """All of a model, by its name."""

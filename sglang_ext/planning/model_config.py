@@ -150,13 +150,18 @@ def _heads(text: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def element_bytes_of(kv_cache_dtype: str) -> int | None:
+    """Bytes of one element of KV by the engine's option; None where the model decides."""
+    if kv_cache_dtype in _FP8:
+        return 1
+    return None if kv_cache_dtype == "auto" else _BYTES[kv_cache_dtype]
+
+
 def _element_bytes(
     config: Mapping[str, Any], text: Mapping[str, Any], dtype: str, kv_cache_dtype: str
 ) -> int:
-    if kv_cache_dtype in _FP8:
-        return 1
-    if kv_cache_dtype != "auto":
-        return _BYTES[kv_cache_dtype]
+    if size := element_bytes_of(kv_cache_dtype):
+        return size
     quantization = config.get("quantization_config") or {}
     quantization = quantization.get("quantization", quantization)
     if str(quantization.get("kv_cache_quant_algo")).upper() == "FP8":

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -83,3 +83,21 @@ def test_what_the_package_imports_is_declared() -> None:
 def test_what_the_platform_imports_is_declared() -> None:
     names = {canonicalize_name(one.name) for one in declared(PLATFORM)}
     assert imported(ROOT / "launch" / "platform") <= names | {"sglang"}
+
+
+def needed_by(*names: str) -> set[str]:
+    """What distributions that are installed here require, extras left out."""
+    found: set[str] = set()
+    for name in names:
+        requirements = [Requirement(text) for text in requires(name) or ()]
+        found |= {canonicalize_name(r.name) for r in requirements if r.marker is None}
+    return found
+
+
+def test_what_the_package_needs_comes_with_the_engine() -> None:
+    """So an image of the engine needs nothing but the wheel."""
+    direct = needed_by("sglang")
+    below = needed_by(*(name for name in ("numba", "openai") if name in direct))
+    names = {canonicalize_name(Requirement(text).name) for text in OURS["dependencies"]}
+    assert names <= direct | below
+    assert not names <= direct, "then nothing has to be looked for below"

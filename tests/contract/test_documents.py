@@ -12,7 +12,11 @@ from tests.conftest import ROOT
 
 OURS = ("docs", "kernels", "launch", "sglang_ext", "tests")
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(page for name in OURS for page in (ROOT / name).rglob("*.md"))]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "patches").glob("*.md"),
+        *(page for name in OURS for page in (ROOT / name).rglob("*.md")),
+    ]
 )
 TEXTS = [
     *PAGES,
@@ -23,6 +27,8 @@ COMMAND = re.compile(r"python -m ((?:launch|sglang_ext|tests)(?:\.\w+)*)")
 FILE = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})/[\w./-]*\w")
 MOST_README_LINES = 120
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+SECTION = re.compile(r"\]\(([^)#:]*)#([^)]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def found(pattern: re.Pattern[str], files: list[Path]) -> Iterator[tuple[Path, str]]:
@@ -54,6 +60,22 @@ def test_commands_are_modules_that_run() -> None:
 def test_files_and_links_of_a_page_exist(page: Path) -> None:
     missing = {name for _, name in found(FILE, [page]) if not (ROOT / name).exists()}
     missing |= {link for _, link in found(LINK, [page]) if not (page.parent / link).exists()}
+    assert not missing, missing
+
+
+def sections(page: Path) -> set[str]:
+    """Names by which headings are linked to: small letters, dashes for spaces, nothing else."""
+    headings = HEADING.findall(page.read_text())
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_that_are_linked_to_exist(page: Path) -> None:
+    missing = [
+        f"{file}#{name}"
+        for file, name in SECTION.findall(page.read_text())
+        if name not in sections(page.parent / file if file else page)
+    ]
     assert not missing, missing
 
 

@@ -17,6 +17,8 @@ from launch.traffic import generate
 from tests.e2e import test_storage
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_storage import TIERS, cached, stored_in
+from tests.fixtures.calls import Call
+from tests.fixtures.documents import begins, commands
 
 PAGE = 16
 LONG = 250
@@ -387,6 +389,15 @@ def test_calls_that_read_or_slow_down(late: Server, expected) -> None:  # noqa: 
     late.post("/slow_down", {"forward_sleep_time": 0})
     assert "attached" in late.get("/get_hicache_l3_cache_layout")
     assert running.future.result() == expected[1]
+
+
+def test_calls_of_the_documents_are_answered(late: Server, expected) -> None:  # noqa: ANN001
+    """In their order: a pause ends before the next prompt."""
+    calls = [Call.of(words) for words in commands() if begins(words) == "curl"]
+    assert [call.path for call in calls].index("/pause_generation") < len(calls) - 2
+    for call in calls:
+        late.post(call.path, call.body or {}, method=call.method)
+    assert answer(late, 1) == expected[1][:8]
 
 
 # ---- two ranks ---------------------------------------------------------------

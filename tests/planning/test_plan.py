@@ -91,6 +91,40 @@ def test_a_whole_command_is_a_launch_line() -> None:
     assert line == LaunchLine(model="m", tp=2, others=("--host", "--port"))
 
 
+def test_a_preset_is_a_line_and_its_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--preset", "gpt-oss-120b", "--link-gb-s", "20"]) == 0
+    line, _, rows = capsys.readouterr().out.partition("\n\n")
+    words = line.replace("\\\n", " ").split()
+    assert words[:2] == [
+        "SGLANG_HICACHE_HOST_PARALLEL_ALLOC_THREADS=16", "SGLANG_EXT_SWA_HICACHE=1",
+    ]  # fmt: skip
+    assert take_apart(words)[1][:4] == ["--model-path", "openai/gpt-oss-120b", "--tp", "2"]
+    assert "199.90 GB a rank (--hicache-size 200), 399.79 GB on all 2 ranks" in rows
+    assert "at 20 GB/s" in rows
+
+
+def test_options_behind_a_preset_count(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--preset", "gpt-oss-120b", "--hicache-size", "50", "--port", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "a rank (--hicache-size 50)" in said
+    assert said.partition("\n\n")[0].endswith("--hicache-size 50 --port 1")
+
+
+def test_a_ratio_of_a_preset_is_of_the_device_that_it_assumes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = ["--preset", "gemma-4-31b-issue-24869"]
+    cli.main(name)
+    assumed = capsys.readouterr().out
+    assert "1 bytes an element" in assumed, "fp8"
+    assert "35.98 GB a rank" in assumed
+    cli.main([*name, "--device-gb", "20"])
+    assert (
+        "20.00 GB a rank"
+        in capsys.readouterr().out.partition("device")[2].partition("host memory")[0]
+    )
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model-path", str(saved(tmp_path))]
     assert cli.main([*model, "--hicache-size", "1", "--port", "1"]) == 0
@@ -103,7 +137,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("", "--config or --model-path"),
+        ("", "--config, --model-path or --preset"),
+        ("--preset gpt-oss-7b", "--preset"),
         ("--model-path nobody/nothing --hicache-size 1", "'nobody/nothing' has no config.json"),
         ("--config {model}", "--hicache-size is not given"),
         ("--config {model} --hicache-size 0.0001", "too little"),

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,29 +10,28 @@ from pathlib import Path
 import pytest
 
 from sglang_ext.__main__ import TOOLS
+from sglang_ext.tools import gpu_check
 from tests.conftest import ROOT
+from tests.fixtures import documents
 from tests.fixtures.zygote import Zygote
+from tests.patches.trees import copy_touched
 from tests.planning.models import GPT_OSS, saved
 from tests.tools.test_status import TEXT
 from tests.tools.test_verify import engine
 
-BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
 URL, PAGES, MODEL = "http://127.0.0.1:30000", "/tmp/hicache", "openai/gpt-oss-120b"
-FOR_A_GPU, ENDLESS = ("gpu-check",), ("status", "--url", URL)
+ENDLESS, FOR_A_GPU = ("status", "--url", URL), "gpu-check"
 FAULTS = "doctor"
 """Finds some on a machine that is not the one in the document."""
+FORK = "~/sglang/python"
+"""Folder of an engine that may be changed."""
 
 
 def commands() -> Iterator[tuple[str, ...]]:
     """Words behind ``sglang-ext``, each command once."""
-    found = {}
-    for page in (ROOT / "README.md", ROOT / "docs" / "cli.md"):
-        for block in BLOCK.findall(page.read_text()):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = tuple(shlex.split(line, comments=True))
-                if words[:1] == ("sglang-ext",) and words[1] not in FOR_A_GPU:
-                    found[words[1:]] = None
-    yield from found
+    for words in documents.commands():
+        if documents.begins(words) == "sglang-ext":
+            yield words[1:]
 
 
 @pytest.fixture
@@ -49,10 +46,15 @@ def hub(tmp_path: Path) -> Path:
 
 def test_the_documents_show_every_tool() -> None:
     shown = {words[0] for words in commands()}
-    assert shown | {*FOR_A_GPU} == set(TOOLS)
+    assert shown == set(TOOLS)
 
 
-@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] == FOR_A_GPU], ids=" ".join)
+def test_a_command_for_a_gpu_has_these_options(words: tuple[str, ...]) -> None:
+    gpu_check.parse_args(words[1:])
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w[0] != FOR_A_GPU], ids=" ".join)
 def test_a_command_runs(
     zygote: Zygote,
     hub: Path,
@@ -74,6 +76,10 @@ def test_a_command_runs(
         here += ["--every", "0.01"]
     if words[0] == "size":
         here += ["--out", str(tmp_path / "size.json")]
+    if words[0] == "patches":
+        fork = str(copy_touched(tmp_path / "fork"))
+        here = [word.replace(FORK, fork) for word in here]
+        here += [] if fork in here else ["--root", fork]
     if words[0] == FAULTS:  # it imports the engine, the others do not
         run = zygote.run("-m", "sglang_ext", *here)
     else:

@@ -1,0 +1,1 @@
+"""Image, compose file and chart of a server, and what checks them."""
