@@ -80,6 +80,11 @@ KINDS = {
         ("--speculative-algorithm", "EAGLE3", *_CHAIN),
         _ready_made("gpt-oss-eagle3"),
     ),
+    "llama-4": Drafting(
+        _ready_made("llama-4"),
+        ("--speculative-algorithm", "EAGLE3", *_CHAIN),
+        _ready_made("llama-4-eagle3"),
+    ),
     "gemma-4": Drafting(
         _ready_made("gemma-4"),
         _LAYER,

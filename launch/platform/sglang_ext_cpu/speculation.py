@@ -12,6 +12,7 @@ import sys
 import types
 from typing import Any
 
+from sglang_ext_cpu import draft_chains, on_gpu
 from sglang_ext_cpu.model_attention import AHEAD
 
 ALGORITHMS = frozenset({"EAGLE", "EAGLE3", "FROZEN_KV_MTP", "STANDALONE"})
@@ -26,6 +27,7 @@ def prepare() -> None:
     """
     _select_triton()
     _serve_drafts()
+    draft_chains.install()
 
 
 def _select_triton() -> None:
@@ -33,8 +35,6 @@ def _select_triton() -> None:
     _import_without_operators()
     from sglang.kernels.ops.speculative import cache_locs, reconstruct_tree, spec_tree
     from sglang.srt.speculative import eagle_utils, multi_layer_eagle_worker_v2
-
-    from sglang_ext_cpu import on_gpu
 
     kernel = type(spec_tree.verify_tree_greedy_kernel_triton)
     if not (on_gpu() or kernel.__module__ == "triton.runtime.interpreter"):
