@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.models import gemma4, gpt_oss, llama4, mimo_v2, step
+from launch.models import dflash, gemma4, gpt_oss, llama4, mimo_v2, step
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "gpt-oss": gpt_oss.make,
@@ -16,6 +16,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 """What writes config, weights and tokenizer of one into a directory, by name."""
 DRAFTING: dict[str, Callable[[Path], Path]] = {
     "gpt-oss-eagle3": gpt_oss.make_draft,
+    "mimo-v2-dflash": dflash.make,
     "llama-4-eagle3": llama4.make_draft,
     "gemma-4-assistant": gemma4.make_assistant,
     "step-3.5": step.make_with_drafts,

@@ -74,6 +74,10 @@ KINDS = {
     "mimo-v2": Drafting(_ready_made("mimo-v2"), _LAYERS, _ready_made("mimo-v2")),
     # one layer drafts all, each behind what it has drafted
     "mimo-v2-one": Drafting(_ready_made("mimo-v2"), _LAYER, _ready_made("mimo-v2")),
+    # a block at once
+    "dflash": Drafting(
+        _ready_made("mimo-v2"), ("--speculative-algorithm", "DFLASH"), _ready_made("mimo-v2-dflash")
+    ),
     "step-3.5": Drafting(_ready_made("step-3.5"), _LAYERS, _ready_made("step-3.5")),
     "eagle3": Drafting(
         _ready_made("gpt-oss"),

@@ -130,6 +130,12 @@ LINES = {
         ("--swa-full-tokens-ratio", "0.1"),
         tokens=8192,
     ),
+    "sglang pull 40448, MiMo-V2.6": Line(
+        "--page-size 1 --swa-full-tokens-ratio 0.03 --speculative-algorithm DFLASH",
+        KINDS["dflash"],
+        ("--page-size", "1", "--swa-full-tokens-ratio", "0.03"),
+        tokens=24576,
+    ),
     "cookbook, Step-3.5-Flash": Line("--tp 4 --ep 4", plain("step-3.5"), ("--ep", "2")),
     "cookbook, Step-3.5-Flash with MTP": Line(
         f"--tp 4 --ep 4 {LAYERS}", KINDS["step-3.5"], ("--ep", "2")

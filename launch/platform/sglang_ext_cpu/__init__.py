@@ -85,6 +85,7 @@ def install_fixes() -> None:
             attention,
             disaggregation,
             dp_attention,
+            embeddings,
             gpu_copies,
             host_copies,
             host_reserve,
@@ -100,6 +101,7 @@ def install_fixes() -> None:
         model_attention.install()
         (triton_attention if engines_triton() else model_attention).name_backend()
         in_place.install()
+        embeddings.install()
         dp_attention.install_padding()
         (gpu_copies if on_gpu() else host_copies).install()
         if not on_gpu():
