@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.models import gemma4, gpt_oss, llama4, mimo_v2, random_weights, step, tiny
+from launch.models import dflash, gemma4, gpt_oss, llama4, mimo_v2, step
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "gpt-oss": gpt_oss.make,
@@ -16,6 +16,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 """What writes config, weights and tokenizer of one into a directory, by name."""
 DRAFTING: dict[str, Callable[[Path], Path]] = {
     "gpt-oss-eagle3": gpt_oss.make_draft,
+    "mimo-v2-dflash": dflash.make,
+    "llama-4-eagle3": llama4.make_draft,
     "gemma-4-assistant": gemma4.make_assistant,
     "step-3.5": step.make_with_drafts,
 }
@@ -24,10 +26,10 @@ MiMo-V2 has some too."""
 
 
 def ready_made(name: str) -> Path:
-    """The model of that name, made unless one is there that the same code has made."""
+    """The model of that name, made unless one is there that the code of this folder has made."""
     make = {**MAKERS, **DRAFTING}[name]
-    files = (make.__code__.co_filename, random_weights.__file__, tiny.__file__)
-    sources = [Path(file) for file in files]
+    # makers take widths and what they share from each other
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=4)
     out = Path(__file__).resolve().parents[2] / ".models" / f"{name}-{digest.hexdigest()}"
     if not out.exists():

@@ -2,17 +2,18 @@
 
 Heads of K and V and their width are those of Maverick. There are fewer layers and heads of Q, no
 experts, and everything else is narrow; a chunk is 128 tokens instead of 8192, so that short prompts
-have several of them.
+have several of them. The draft has the same heads.
 """
 
 from pathlib import Path
 from typing import Any
 
-from launch.models import random_weights
+from launch.models import eagle3, random_weights
 from launch.models.tiny import SPECIAL_TOKENS
 
 LAYERS, HIDDEN, MLP, VOCAB = 4, 64, 128, 512
 HEADS, KV_HEADS, HEAD_DIM, CHUNK = 8, 8, 128, 128
+CONTEXT = 32768
 
 
 def config() -> Any:
@@ -38,7 +39,7 @@ def config() -> Any:
         "interleave_moe_layer_step": LAYERS + 1,
         "num_local_experts": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-        "max_position_embeddings": 32768,
+        "max_position_embeddings": CONTEXT,
         **SPECIAL_TOKENS,
         "dtype": "float32",
     }
@@ -68,3 +69,9 @@ def make(out: Path) -> Path:
     from transformers import Llama4ForConditionalGeneration
 
     return random_weights.save(Llama4ForConditionalGeneration(config()), out, VOCAB)
+
+
+def make_draft(out: Path) -> Path:
+    """Write a draft for the model that ``make`` writes into ``out`` and return it."""
+    sizes = (HIDDEN, MLP, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CONTEXT)
+    return eagle3.make(eagle3.Target(*sizes, read=(0, 1, 2)), out)

@@ -74,11 +74,20 @@ KINDS = {
     "mimo-v2": Drafting(_ready_made("mimo-v2"), _LAYERS, _ready_made("mimo-v2")),
     # one layer drafts all, each behind what it has drafted
     "mimo-v2-one": Drafting(_ready_made("mimo-v2"), _LAYER, _ready_made("mimo-v2")),
+    # a block at once
+    "dflash": Drafting(
+        _ready_made("mimo-v2"), ("--speculative-algorithm", "DFLASH"), _ready_made("mimo-v2-dflash")
+    ),
     "step-3.5": Drafting(_ready_made("step-3.5"), _LAYERS, _ready_made("step-3.5")),
     "eagle3": Drafting(
         _ready_made("gpt-oss"),
         ("--speculative-algorithm", "EAGLE3", *_CHAIN),
         _ready_made("gpt-oss-eagle3"),
+    ),
+    "llama-4": Drafting(
+        _ready_made("llama-4"),
+        ("--speculative-algorithm", "EAGLE3", *_CHAIN),
+        _ready_made("llama-4-eagle3"),
     ),
     "gemma-4": Drafting(
         _ready_made("gemma-4"),

@@ -86,6 +86,7 @@ def install_fixes() -> None:
             disaggregation,
             dp_attention,
             dp_controller,
+            embeddings,
             gpu_copies,
             host_copies,
             host_reserve,
@@ -101,6 +102,7 @@ def install_fixes() -> None:
         model_attention.install()
         (triton_attention if engines_triton() else model_attention).name_backend()
         in_place.install()
+        embeddings.install()
         dp_attention.install_padding()
         (gpu_copies if on_gpu() else host_copies).install()
         if not on_gpu():

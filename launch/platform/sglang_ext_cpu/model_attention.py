@@ -62,6 +62,7 @@ def _attend(
         sinks: a logit for each of the heads, or None.
     """
     chunk = getattr(backend, _CHUNK) if layer.use_irope else None
+    both_ways = _reads_both_ways(layer)
     if sinks is None and chunk is None and not getattr(backend, _DRAFTS):
         plain: torch.Tensor = original(backend, q, k, v, layer, forward_batch, save_kv_cache)
         return plain
@@ -80,12 +81,19 @@ def _attend(
             for buffer in backend.token_to_kv_pool.get_kv_buffer(layer.layer_id)
         )
         logits = torch.einsum("qhgd,khd->hgqk", queries[begin:end], keys)
-        seen = _seen(request, layer.sliding_window_size, chunk)
+        seen = _seen(request, layer.sliding_window_size, chunk, both_ways=both_ways)
         logits = (logits * layer.scaling).masked_fill_(~seen, float("-inf"))
         read = torch.einsum("hgqk,khd->qhgd", _weights(logits, sink), values)
         output[begin:end] = read.flatten(1)
         begin = end
     return output
+
+
+def _reads_both_ways(layer: Any) -> bool:
+    """Whether the tokens that a layer computes together read each other, those behind them too."""
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    return layer.attn_type is AttentionType.ENCODER_ONLY
 
 
 def _in_window_pool(backend: Any, layer: Any) -> bool:
@@ -149,7 +157,9 @@ def _new_tokens(forward_batch: Any) -> list[int]:
 def _trees(forward_batch: Any) -> Iterator[torch.Tensor] | None:
     """Ancestors of the drafts of each request, None if they are no trees."""
     drafts = forward_batch.spec_info
-    if not forward_batch.forward_mode.is_target_verify() or drafts.tree_topk == 1:
+    if not forward_batch.forward_mode.is_target_verify() or drafts.custom_mask is None:
+        return None
+    if drafts.tree_topk == 1:
         return None
     new = drafts.draft_token_num
     lengths = [length + new for length in forward_batch.seq_lens.tolist()]
@@ -157,16 +167,19 @@ def _trees(forward_batch: Any) -> Iterator[torch.Tensor] | None:
     return (mask.view(new, -1) for mask in masks)
 
 
-def _seen(request: _Request, window: int, chunk: int | None) -> torch.Tensor:
+def _seen(request: _Request, window: int, chunk: int | None, *, both_ways: bool) -> torch.Tensor:
     """Which of its tokens each of the new ones of a request reads: (new, all), bool.
 
     Args:
         window: tokens before itself that one reads; all if it is below zero.
         chunk: it reads no token of an earlier multiple of so many.
+        both_ways: it reads the new ones behind it too: a block that is drafted at once.
     """
     keys = torch.arange(len(request.slots), device=request.slots.device)
     queries = request.positions[:, None]
-    if request.ancestors is None:
+    if both_ways:
+        seen = torch.ones_like(keys <= queries)
+    elif request.ancestors is None:
         seen = keys <= queries
     else:
         keys[-len(queries) :] = request.positions

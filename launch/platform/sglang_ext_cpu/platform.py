@@ -63,6 +63,14 @@ class ExtCpuPlatform(SRTPlatform):
         """Which ways to draft tokens run here."""
         return algorithm in speculation.ALGORITHMS
 
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        """The one of the target, by the name of it that the engine takes for drafts too."""
+        return backend == "triton"
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        """The same."""
+        return "triton"
+
     def get_speculative_worker_cls(self, algorithm: str) -> None:
         """The engine's own; it is asked for before its module is imported."""
         speculation.prepare()

@@ -12,9 +12,10 @@ import sys
 import types
 from typing import Any
 
+from sglang_ext_cpu import draft_chains, on_gpu
 from sglang_ext_cpu.model_attention import AHEAD
 
-ALGORITHMS = frozenset({"EAGLE", "EAGLE3", "FROZEN_KV_MTP", "STANDALONE"})
+ALGORITHMS = frozenset({"DFLASH", "EAGLE", "EAGLE3", "FROZEN_KV_MTP", "STANDALONE"})
 """Those that the engine asks its platform about and that run here; NGRAM it does not ask about."""
 
 
@@ -26,6 +27,9 @@ def prepare() -> None:
     """
     _select_triton()
     _serve_drafts()
+    draft_chains.install()
+    if not on_gpu():
+        _share_memory()
 
 
 def _select_triton() -> None:
@@ -33,8 +37,6 @@ def _select_triton() -> None:
     _import_without_operators()
     from sglang.kernels.ops.speculative import cache_locs, reconstruct_tree, spec_tree
     from sglang.srt.speculative import eagle_utils, multi_layer_eagle_worker_v2
-
-    from sglang_ext_cpu import on_gpu
 
     kernel = type(spec_tree.verify_tree_greedy_kernel_triton)
     if not (on_gpu() or kernel.__module__ == "triton.runtime.interpreter"):
@@ -45,6 +47,14 @@ def _select_triton() -> None:
         module._is_xpu = True
     # asks nobody whether the platform has graphs
     multi_layer_eagle_worker_v2._is_cpu = True
+
+
+def _share_memory() -> None:
+    """Let a tensor be told of a stream that reads it: there is one order of work on a CPU, and
+    nobody takes its memory before. PyTorch knows that for accelerators alone."""
+    import torch
+
+    torch.Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
 
 
 def _import_without_operators() -> None:
