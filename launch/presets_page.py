@@ -12,7 +12,7 @@ from sglang_ext.planning.preset import Preset
 from sglang_ext.planning.table import Row
 
 _INTRODUCTION = """\
-# Launch lines
+# Presets
 
 `python -m launch.presets_page docs/presets.md` writes this page from the files in `launch/presets`.
 Edit those. Figures are computed from the model's shape, by the same code that plans and that a
