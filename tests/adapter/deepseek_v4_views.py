@@ -21,6 +21,7 @@ from sglang_ext.adapter.deepseek_v4 import DeepSeekV4Kv
 from sglang_ext.adapter.device_pool import SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory
 from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.planning.compressed import CompressedShape
 from sglang_ext.storage.port import FULL, WINDOW
 from sglang_ext.transfer.job import Part
 from tests.adapter.deepseek_v4 import (
@@ -52,6 +53,11 @@ class Tiers:
         self.copies = self.host.copies("kernels", SlotIndices(GEOMETRY), "", CPU)
         assert self.page_bytes() == self.kv.page_bytes, "the budget does not count all bytes"
         assert sum(self.host.memory.arena.shape.plane_bytes) <= 100_000_000, "--hicache-size 0.1"
+        ratios = [pool.compression_ratios[n] for n in range(pool.start_layer, pool.end_layer)]
+        planned = CompressedShape(*map(ratios.count, (4, 128, 0))).page_planes(PAGE)
+        states = [state.kv_score_buffer.kv_score for state in pool.compress_state_pools if state]
+        if not drafts and all(state.dtype == torch.float32 for state in states):
+            assert self.page_bytes() == tuple(map(sum, planned)), "a plan says something else"
 
     def page_bytes(self) -> tuple[int, int]:
         """Of each component, as the engine's kernels find them."""
@@ -168,6 +174,18 @@ def a_ratio_is_not_loaded() -> None:
         return [[layer for layer in gate if layer[0] != 2] for gate in original(self)]
 
     ByteHost.schedule = property(without)  # type: ignore[method-assign, assignment]
+
+
+def layers_come_one_gate_later() -> None:
+    schedule = ByteHost.schedule.fget
+    assert schedule is not None
+    original = schedule
+
+    def late(self: ByteHost) -> Any:
+        *gates, last = original(self)
+        return [[], *gates[:-1], [*gates[-1], *last]]
+
+    ByteHost.schedule = property(late)  # type: ignore[method-assign, assignment]
 
 
 def planes_lie_on_each_other() -> None:

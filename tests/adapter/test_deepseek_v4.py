@@ -1,5 +1,7 @@
 """DeepSeek-V4: components of many planes. What a page is, goes to every tier and back."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,8 @@ from sglang_ext.storage.port import FULL, WINDOW
 from tests.fixtures.zygote import Zygote
 
 BUGS = ("states_are_not_copied", "a_ratio_is_not_loaded", "planes_lie_on_each_other",
-        "the_index_is_not_paid_for", "states_are_those_of_the_next_page",
-        "a_moved_page_is_torn")  # fmt: skip
+        "the_index_is_not_paid_for", "layers_come_one_gate_later",
+        "states_are_those_of_the_next_page", "a_moved_page_is_torn")  # fmt: skip
 
 
 def test_every_plane_of_every_page_goes_to_every_tier_and_back(zygote: Zygote) -> None:
@@ -34,6 +36,32 @@ def test_a_seeded_bug_is_found(zygote: Zygote, bug: str) -> None:
     lines = zygote.lines("tests.adapter.deepseek_v4_views", bug)
     assert len(lines) == 2
     assert all("Error" in line for line in lines), lines
+
+
+def test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    printed = zygote.lines("tests.adapter.deepseek_v4_traffic", str(tmp_path))
+    first, second = map(json.loads, printed[-2:])
+    for server in (first, second):
+        assert server["verified"] >= server["from_device"] + server["from_host"]
+    for what in ("backed_up", "loaded", "demoted", "reclaimed_duplicate", "persisted"):
+        assert first["counters"][f"{what}_pages"] > 0, what
+    assert first["counters"]["loaded_window_pages"] > 0
+    assert first["counters"]["evicted_host_window_pages"] > 0
+    assert first["from_device"] > 0 < first["from_host"]
+    # all of them have been served before: what is not found is new, or behind the last page
+    assert (
+        second["counters"]["prefetched_pages"] > 0 < second["counters"]["prefetched_window_pages"]
+    )
+    assert second["from_host"] > 0.8 * second["prompt"]
+
+
+def test_rows_that_were_left_behind_are_found(zygote: Zygote, tmp_path: Path) -> None:
+    printed = zygote.lines(
+        "tests.adapter.deepseek_v4_traffic", str(tmp_path), "states_are_not_copied"
+    )
+    assert printed[-1].endswith('attention state"'), printed
 
 
 def test_what_is_behind_the_last_whole_page_of_a_buffer_belongs_to_none() -> None:

@@ -72,6 +72,7 @@ GPT = ["--model", "gpt-oss-20b"]
         (["--full-layers", "1"], "without --model"),
         ([*GPT, "--window", "1"], "window must be at least 2"),
         ([*GPT, "--dtype-bytes", "0"], "dtype_bytes must be at least 1"),
+        (["--model", "deepseek-v4-flash", "--kv-heads", "2"], "deepseek-v4-flash has no kv_heads"),
         ([*GPT, "--swa-kv-heads", "-1"], "swa_kv_heads must be at least 0"),
         ([*GPT, "--swa-head-dim", "-8"], "swa_head_dim must be at least 0"),
         ([*GPT, "--trace", "nowhere"], "--trace nowhere"),
