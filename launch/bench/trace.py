@@ -142,13 +142,13 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     load_plugins()
     from launch.bench.trace_caches import Cache, Sizes
-    from launch.bench.trace_requests import Scheduler
+    from launch.bench.trace_requests import Scheduler, WrittenIds
 
     longest = max(len(prompt) + len(answer) for prompt, answer in requests(args))
     host_bytes = int(cell.host_gb * _GB)
     sizes = Sizes(args.device_tokens, host_bytes, args.page, args.chunk, longest)
     cache = Cache("ours" if cell.system == "ours" else "stock", sizes)
-    scheduler = Scheduler(cache, verify=args.verify)
+    scheduler = Scheduler(cache, WrittenIds(cache) if args.verify else None)
     total = min(args.requests or args.summary.requests, args.summary.requests)
     name = f"{cell.system}, {cell.host_gb:g} GB"
     for prompt, answer in tqdm(requests(args), name, total, mininterval=5.0, unit="req"):

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from array import array
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,18 +72,33 @@ class Batch:
         """Nothing, where prefixes are shared."""
 
 
+class WrittenKv(Protocol):
+    """KV that tells what it is of."""
+
+    def write(self, req: Req, start: int, tokens: "array[int]") -> None:
+        """What a forward pass leaves behind: KV of these tokens, the first at ``start``."""
+        ...
+
+    def compare(self, req: Req) -> None:
+        """What a forward pass reads of the tokens before those that it computes.
+
+        Raises:
+            AssertionError: a row is of another token, or not there.
+        """
+        ...
+
+
 class Scheduler:
     """Serves requests from a cache.
 
     Args:
-        verify: K of a token is its id, written when it would be computed and compared whenever
-            it is found.
+        kv: is written when it would be computed, and compared whenever it is found.
     """
 
-    def __init__(self, cache: Cache, *, verify: bool = False) -> None:
+    def __init__(self, cache: Cache, kv: WrittenKv | None = None) -> None:
         self.counted = Counted()
         self._cache = cache
-        self._kv = WrittenIds(cache) if verify else None
+        self._kv = kv
         self._aside = 0.0
 
     def serve(self, prompt: Tokens, answer: Tokens) -> None:
@@ -150,13 +165,13 @@ class Scheduler:
         allocation.alloc_for_extend(Batch(cache, req))
         self._look(lambda kv: self._compare(kv, req))
 
-    def _compare(self, kv: "WrittenIds", req: Req) -> None:
+    def _compare(self, kv: WrittenKv, req: Req) -> None:
         kv.compare(req)
         self.counted.verified += req.prefix_len
         found, stop = req.prefix_len, req.extend_end
         kv.write(req, found, req.origin_input_ids[found:stop])
 
-    def _look(self, use: Callable[["WrittenIds"], None]) -> None:
+    def _look(self, use: Callable[[WrittenKv], None]) -> None:
         """Use the KV, if it is verified; that takes no time of the scheduler's."""
         if self._kv is not None:
             start = time.process_time()
@@ -196,7 +211,7 @@ class Scheduler:
 
 
 class WrittenIds:
-    """KV that names its tokens: the beginning of a row of K is the id."""
+    """WrittenKv that names its tokens: the beginning of a row of K is the id."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -206,18 +221,14 @@ class WrittenIds:
         )
 
     def write(self, req: Req, start: int, tokens: "array[int]") -> None:
-        """What a forward pass leaves behind: KV of these tokens, the first at ``start``."""
+        """See WrittenKv."""
         row, peers = self._row(req, start + len(tokens))
         ids = torch.frombuffer(tokens, dtype=torch.int64)
         self._full[row[start:]] = ids
         self._window[peers[start:]] = ids
 
     def compare(self, req: Req) -> None:
-        """What a forward pass reads of the tokens before those that it computes.
-
-        Raises:
-            AssertionError: a row is of another token, or not there.
-        """
+        """See WrittenKv."""
         found = req.prefix_len
         row, peers = self._row(req, found)
         ids = torch.frombuffer(req.origin_input_ids, dtype=torch.int64)[:found]

@@ -68,21 +68,28 @@ def checkpoints(algorithm: Any) -> list[Path | None]:
 
 def described(stacks: Sequence["Stack"], geometry: Geometry) -> dict[str, Any]:
     """What of the drafts decides on the bytes of a page; JSON. Nothing without any."""
-    from sglang.srt.runtime_context import get_context
-
     found: dict[str, Any] = {}
     if geometry.overlap:
         found["overlap"] = geometry.overlap
     with_kv = [stack for stack in stacks if stack.has_drafts]
     if with_kv:
-        option = get_context().config_leaf
         found["drafts"] = {
-            "algorithm": str(option("speculative_algorithm")),
-            "options": {name: str(option(name)) for name in OPTIONS},
+            **settings_of_drafts(),
             "layers": [(stack.component, stack.layers, stack.kind) for stack in with_kv],
             "page_bytes": [stack.page_bytes(geometry) for stack in with_kv],
         }
     return found
+
+
+def settings_of_drafts() -> dict[str, Any]:
+    """What the engine's options say of KV of drafts; JSON."""
+    from sglang.srt.runtime_context import get_context
+
+    option = get_context().config_leaf
+    return {
+        "algorithm": str(option("speculative_algorithm")),
+        "options": {name: str(option(name)) for name in OPTIONS},
+    }
 
 
 class DraftLayers(NamedTuple):

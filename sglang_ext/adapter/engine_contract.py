@@ -97,6 +97,12 @@ SIGNATURES: dict[str, str] = {
         "self index data_page"
     ),
     "sglang.srt.managers.scheduler.Scheduler.clear_hicache_storage_wrapped": "self recv_req",
+    # where bytes of a page are in DeepSeek-V4's pools
+    "sglang.srt.mem_cache.deepseek_v4_memory_pool.DeepSeekV4IndexerPool."
+    "contiguous_page_row_buffers": "self",
+    "sglang.srt.mem_cache.deepseek_v4_memory_pool.DeepSeekV4TokenToKVPool.pd_kv_layout": "self",
+    "sglang.srt.mem_cache.deepseek_v4_compress_state.CompressStatePool."
+    "translate_from_swa_loc_to_state_loc": "self swa_loc",
     # KV events: what pages are called, and what is said of them
     "sglang.srt.mem_cache.utils.get_hash_str": "token_ids prior_hash page_size",
     "sglang.srt.disaggregation.kv_events.kv_event_namespace_seed": "extra_key cache_salt",

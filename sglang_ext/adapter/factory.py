@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import block_hashes, checkpoint, drafts, pipeline
+from sglang_ext.adapter import block_hashes, checkpoint, deepseek_v4, drafts, pipeline
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import Bandwidth, try_copies
 from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
-from sglang_ext.adapter.host_pools import HostKv, build_host_kv
+from sglang_ext.adapter.host_kv import HostKv
+from sglang_ext.adapter.host_pools import StackedKv
 from sglang_ext.adapter.inside import InsidePages
 from sglang_ext.adapter.kv_events import KvEvents
+from sglang_ext.adapter.model_kv import ModelKv
 from sglang_ext.adapter.options import OWN_CACHE
-from sglang_ext.adapter.page_copies import chosen, page_copies, planes
 from sglang_ext.adapter.prefix_cache import SwaHiCache
 from sglang_ext.adapter.progress import progress
 from sglang_ext.adapter.rank_agreement import RankAgreement
 from sglang_ext.adapter.request_spans import RequestSpans
 from sglang_ext.adapter.served_weights import ServedWeights, is_elsewhere
 from sglang_ext.adapter.session_refs import SessionRefs
-from sglang_ext.adapter.stacks import bytes_by_plane, schedule_of, stacks_of
 from sglang_ext.adapter.start_plan import StartPlan
 from sglang_ext.adapter.step_trace import StepTrace
 from sglang_ext.adapter.storage_setup import StorageSetup
@@ -55,6 +55,7 @@ from sglang_ext.transfer.layer_counter import LayerDoneCounter
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.mem_cache.deepseek_v4_memory_pool import DeepSeekV4TokenToKVPool
     from sglang.srt.mem_cache.registry import TreeCacheBuildContext
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
@@ -79,6 +80,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     kv_pool = _hybrid_pool(ctx)
     window_only = ctx.full_tokens_per_layer == 0
     geometry = _geometry(ctx, window_only=window_only)
+    kv = _model_kv(params, kv_pool, geometry)
     allocator = params.token_to_kv_pool_allocator
     eviction = _eviction(params, window_only=window_only)
     window_pages = allocator.size_swa // geometry.page_tokens
@@ -86,7 +88,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     spare = Spare.for_device(device_pages, window_pages)
     host_pages, tier, policy = 0, None, None
     if ctx.enable_hierarchical_cache:
-        host = build_host_kv(params, kv_pool, geometry)
+        host = kv.build_host()
         memory = host.memory
         host_pages = memory.arena.shape.pages(0)
     if window_only:
@@ -99,7 +101,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
             tier = HostTier(numbers(host_pages, geometry), ArenaPool(memory.arena, 0))
         else:
             tier = HostTier.on(memory.arena, memory)
-    device_pool = _device_pool(ctx, geometry, device_pages)
+    device_pool = _device_pool(ctx, kv, geometry, device_pages)
     index = PrefixCache(
         geometry,
         device_pages + host_pages,
@@ -127,13 +129,13 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         low_values_first=get_schedule().schedule_low_priority_values_first,
         session_refs=SessionRefs(lambda: index.sessions) if by_session else None,
     )
-    bandwidth = None
+    copied = None
     if ctx.enable_hierarchical_cache:
-        bandwidth = _attach_host_tier(ctx, cache, kv_pool, host)
-    _let_observe(ctx, cache, kv_pool, memory.arena if ctx.enable_hierarchical_cache else None)
+        copied = _attach_host_tier(ctx, cache, kv_pool, host)
+    _let_observe(ctx, cache, kv, memory.arena if ctx.enable_hierarchical_cache else None)
     if params.enable_kv_cache_events:
         cache.kv_events = _kv_events(ctx, cache)
-    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None, bandwidth)
+    plan = start_plan(ctx, cache, memory if ctx.enable_hierarchical_cache else None, copied)
     if ctx.tp_rank == 0:
         logger.info("sglang-ext: %s", plan.table())
     trace = from_environment().step_trace
@@ -217,12 +219,13 @@ def start_plan(
     ctx: "TreeCacheBuildContext",
     cache: SwaHiCache,
     memory: ArenaMemory | None,
-    bandwidth: Bandwidth | None,
+    copied: tuple[str, Bandwidth] | None,
 ) -> StartPlan:
     """What was decided, for the log.
 
     Args:
-        memory, bandwidth: of the host tier, if there is one.
+        memory: of the host tier, if there is one.
+        copied: who copies between it and the device, and how fast.
     """
     from sglang.srt.runtime_context import get_memory
 
@@ -233,9 +236,11 @@ def start_plan(
         policy = index.policy
         recompute = promised(geometry, policy.checkpoint_pages, policy.dense_pages)
         host = HostPlan.of(shape, geometry, memory.source, recompute)
-    device = torch.device(ctx.params.token_to_kv_pool_allocator.get_kvcache().device)
-    who = chosen(from_environment().copies, device)
-    by = f", --hicache-io-backend {options.hicache_io_backend}" if who == "engine" else ""
+    copies = ""
+    if copied is not None:
+        who, bandwidth = copied
+        by = f", --hicache-io-backend {options.hicache_io_backend}" if who == "engine" else ""
+        copies = f"{who}{by}; tried at start: {bandwidth}"
     eviction = index.eviction_policy.name.lower()
     return StartPlan(
         host=host,
@@ -244,19 +249,25 @@ def start_plan(
             options.hicache_write_policy,
             f"{eviction} (--radix-eviction-policy {options.radix_eviction_policy})",
         ),
-        copies=f"{who}{by}; tried at start: {bandwidth}",
+        copies=copies,
         storage=cache.storage.setup.opened if cache.storage.setup is not None else None,
     )
 
 
+def _model_kv(params: "CacheInitParams", kv_pool: Any, geometry: Geometry) -> ModelKv:
+    if deepseek_v4.is_pool(kv_pool):
+        return deepseek_v4.DeepSeekV4Kv(params, kv_pool, geometry)
+    return StackedKv(params, kv_pool, drafts.layers(params), geometry)
+
+
 def _device_pool(
-    ctx: "TreeCacheBuildContext", geometry: Geometry, device_pages: int
+    ctx: "TreeCacheBuildContext", kv: ModelKv, geometry: Geometry, device_pages: int
 ) -> EngineDevicePool | WindowOnlyDevicePool:
     allocator: Any = ctx.params.token_to_kv_pool_allocator
     if ctx.full_tokens_per_layer == 0:
         return WindowOnlyDevicePool(allocator, geometry, device_pages)
     forward = ForwardOrder(ctx.tp_worker.model_runner.forward_stream)
-    return EngineDevicePool(allocator, geometry, forward, drafts.layers(ctx.params))
+    return EngineDevicePool(allocator, geometry, forward, kv.drafts)
 
 
 def _inside(
@@ -270,21 +281,21 @@ def _inside(
 def _attach_host_tier(
     ctx: "TreeCacheBuildContext",
     cache: SwaHiCache,
-    kv_pool: "SWAKVPool",
+    kv_pool: Any,
     host: HostKv,
-) -> Bandwidth:
-    """Returns how fast copies are."""
+) -> tuple[str, Bandwidth]:
+    """Returns who copies, and how fast that is."""
     from sglang.srt.runtime_context import get_memory, get_serving
 
     index = cache.index
-    controller, bandwidth = _controller(ctx, kv_pool, host, index)
+    controller, copied = _controller(ctx, host, index)
     usage = HostUsage(host.memory.arena, index.geometry.page_tokens)
-    cache.attach_host_tier(controller, host.group, host.memory, usage)
+    cache.attach_host_tier(controller, host, usage)
     kv_pool.register_layer_transfer_counter(controller.layer_done_counter)
     ctx.tp_worker.register_hicache_layer_transfer_counter(controller.layer_done_counter)
     metrics = ctx.params.enable_metrics
     weights = _served_weights(ctx)
-    setup = StorageSetup(index, kv_pool, host, weights, metrics=metrics)
+    setup = StorageSetup(index, host, weights, metrics=metrics)
     cache.storage.use(controller, setup)
     if (manager := ctx.tp_worker.model_runner.lora_manager) is not None:
         index.name_namespaces(StoredNames(manager.loras).seed)
@@ -296,7 +307,7 @@ def _attach_host_tier(
             options.hicache_storage_prefetch_policy,
             get_serving().served_model_name,
         )
-    return bandwidth
+    return copied
 
 
 def _kv_events(ctx: "TreeCacheBuildContext", cache: SwaHiCache) -> KvEvents:
@@ -330,11 +341,15 @@ def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:
     return ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group
 
 
-def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
+def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenToKVPool":
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
     pool: Any = ctx.params.token_to_kv_pool_allocator.get_kvcache()
+    if deepseek_v4.is_pool(pool):
+        deepseek_v4.refuse_other_forms(pool, ctx.params.page_size)
+        _refuse_unlike_stages(ctx.params)
+        return pool
     if ctx.is_hybrid_ssm or not ctx.is_hybrid_swa:
         raise StartupError(
             f"--radix-cache-backend {BACKEND} serves models with full and sliding-window "
@@ -350,13 +365,18 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool":
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
         if all(issubclass(kind, MHATokenToKVPool) for kind in kinds):
             _refuse_scales_of_blocks(pool)
-            allocator: Any = ctx.params.token_to_kv_pool_allocator
-            pipeline.refuse_unlike(ctx.params, (allocator.size_full, allocator.size_swa))
+            _refuse_unlike_stages(ctx.params)
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
     raise StartupError(
-        f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA; or use {OWN_CACHE}"
+        f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA, or those of "
+        f"DeepSeek-V4; or use {OWN_CACHE}"
     )
+
+
+def _refuse_unlike_stages(params: "CacheInitParams") -> None:
+    allocator: Any = params.token_to_kv_pool_allocator
+    pipeline.refuse_unlike(params, (allocator.size_full, allocator.size_swa))
 
 
 def _refuse_scales_of_blocks(pool: "SWAKVPool") -> None:
@@ -372,23 +392,22 @@ def _refuse_scales_of_blocks(pool: "SWAKVPool") -> None:
 
 def _controller(
     ctx: "TreeCacheBuildContext",
-    kv_pool: "SWAKVPool",
     host: HostKv,
     index: PrefixCache,
-) -> tuple[HostTierController, Bandwidth]:
+) -> tuple[HostTierController, tuple[str, Bandwidth]]:
     from sglang.srt.environ import envs
     from sglang.srt.runtime_context import get_memory
 
-    device = torch.device(kv_pool.device)
+    device = torch.device(ctx.params.token_to_kv_pool_allocator.get_kvcache().device)
     config = from_environment()
     indices = SlotIndices(index.geometry)
     io_backend = get_memory().hicache_io_backend
-    pools = host.pools
     said = f"--hicache-io-backend {io_backend}, {COPIES}={config.copies or 'unset'}"
+    who = host.copied_by(config.copies, device)
     with progress("copies between device and host are compiled and tried"):
-        copies = page_copies(config.copies, pools, indices, io_backend, device)
-        bandwidth = try_copies(copies, [planes(pool) for pool in pools], said)
-    layers = schedule_of(kv_pool, host.stacks)
+        copies = host.copies(who, indices, io_backend, device)
+        bandwidth = try_copies(copies, host.planes, said)
+    layers = host.schedule
     engine: TransferEngine
     faults = CopyFaults(config.report_delay_ms / 1000.0, config.backup_slowdown)
     if faults != CopyFaults() and device.type != "cpu":
@@ -409,23 +428,23 @@ def _controller(
         stages=pipeline.Stages(ctx.params.pp_cache_group) if ctx.params.pp_size > 1 else None,
         compare_ranks=envs.SGLANG_ENABLE_TREE_CACHE_SANITY_CHECK.get(),
     )
-    return controller, bandwidth
+    return controller, (who, bandwidth)
 
 
 def _let_observe(
-    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv_pool: "SWAKVPool", arena: Arena | None
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv: ModelKv, arena: Arena | None
 ) -> None:
     """Metrics and traces, if the engine has them."""
     from sglang.srt.runtime_context import get_observability
 
     if ctx.params.enable_metrics:
-        _attach_metrics(ctx, cache, kv_pool, arena)
+        _attach_metrics(ctx, cache, kv, arena)
     if get_observability().enable_trace:
         cache.spans = RequestSpans(cache.index)
 
 
 def _attach_metrics(
-    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv_pool: "SWAKVPool", arena: Arena | None
+    ctx: "TreeCacheBuildContext", cache: SwaHiCache, kv: ModelKv, arena: Arena | None
 ) -> None:
     from sglang.srt.observability import metrics_collector as engine
 
@@ -435,7 +454,7 @@ def _attach_metrics(
     cache.init_metrics_collector()
     collector, index = cache.metrics_collector, cache.index
     assert collector is not None
-    sizes = _device_sizes(ctx, kv_pool, index.geometry)
+    sizes = _device_sizes(ctx, kv, index.geometry)
     cache.metrics = metrics = IndexMetrics(index, collector.labels, sizes, arena)
     if arena is not None:
         assert cache.cache_controller is not None
@@ -450,14 +469,11 @@ def _attach_metrics(
     cache.storage.export_to(metrics)
 
 
-def _device_sizes(
-    ctx: "TreeCacheBuildContext", kv_pool: "SWAKVPool", geometry: Geometry
-) -> "DeviceSizes":
+def _device_sizes(ctx: "TreeCacheBuildContext", kv: ModelKv, geometry: Geometry) -> "DeviceSizes":
     from sglang_ext.adapter.metrics import DeviceSizes
 
     allocator: Any = ctx.params.token_to_kv_pool_allocator
-    stacks = stacks_of(kv_pool, drafts.layers(ctx.params))
     # pages of a model without full-attention layers are numbers
-    full, window = (0, *map(sum, bytes_by_plane(stacks, geometry)))[-2:]
+    full, window = (0, *kv.page_bytes)[-2:]
     pages = [size // geometry.page_tokens for size in (allocator.size_full, allocator.size_swa)]
     return DeviceSizes((full, window), (pages[0] * full, pages[1] * window))

@@ -1,22 +1,32 @@
-"""The host tier on SGLang's host pools: their size and memory."""
+"""The host tier on SGLang's host pools: layers with K and V."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from sglang_ext.adapter import pipeline
 from sglang_ext.adapter.controller import Pools
-from sglang_ext.adapter.drafts import layers as draft_layers
+from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.drafts import DraftLayers, described
 from sglang_ext.adapter.host_arena import ArenaMemory, tensors_from
-from sglang_ext.adapter.options import OWN_CACHE
-from sglang_ext.adapter.page_copies import Pool
-from sglang_ext.adapter.stacks import Stack, bytes_by_plane, layers_by_component, stacks_of
+from sglang_ext.adapter.host_kv import build_memory
+from sglang_ext.adapter.page_copies import Pool, chosen, page_copies, planes
+from sglang_ext.adapter.stacks import (
+    Stack,
+    bytes_by_plane,
+    layers_by_component,
+    page_bytes,
+    schedule_of,
+    stacks_of,
+)
+from sglang_ext.adapter.storage_pools import pools_for_storage
 from sglang_ext.config import BACKEND
-from sglang_ext.core.host.arena import ArenaShape, shape_for
+from sglang_ext.core.host.arena import ArenaShape
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
+from sglang_ext.kernels.page_copy.plane import Plane
 from sglang_ext.storage.port import FULL, WINDOW
+from sglang_ext.transfer.job import PageCopies, Schedule
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -24,18 +34,22 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 
-class HostKv(NamedTuple):
-    """The host tier's pools.
+class HostStacks(NamedTuple):
+    """HostKv (see ``host_kv``) in the engine's host pools.
 
     Attributes:
         group: as the engine has them.
         memory: which they share.
         stacks: what is in them, in the order of the group.
+        target: pool of the device, of the model's own layers.
+        geometry: of the pages.
     """
 
     group: "HostPoolGroup"
     memory: ArenaMemory
     stacks: list[Stack]
+    target: "SWAKVPool"
+    geometry: Geometry
 
     @property
     def pools(self) -> list[Pool]:
@@ -45,69 +59,124 @@ class HostKv(NamedTuple):
 
     @property
     def of_components(self) -> Pools:
-        """Numbers of the pools that have a page of each component."""
+        """See HostKv."""
         first = self.stacks[0].component
         by = [(stack.component, number) for number, stack in enumerate(self.stacks, start=first)]
         full, window = (tuple(n for c, n in by if c == of) for of in (FULL, WINDOW))
         return full, window
 
+    @property
+    def schedule(self) -> Schedule:
+        """See HostKv."""
+        return schedule_of(self.target, self.stacks)
 
-def host_budget(device_bytes: int) -> tuple[int, str]:
-    """(bytes of host memory of this rank, what says so): the engine's ``--hicache-size`` in GB,
-    or ``--hicache-ratio`` times the device pools."""
-    from sglang.srt.runtime_context import get_memory
+    @property
+    def planes(self) -> list[list[Plane]]:
+        """See HostKv."""
+        return [planes(pool) for pool in self.pools]
 
-    memory = get_memory()
-    if memory.hicache_size > 0:
-        return int(memory.hicache_size * 1e9), f"--hicache-size {memory.hicache_size:g}"
-    return int(device_bytes * memory.hicache_ratio), f"--hicache-ratio {memory.hicache_ratio:g}"
+    def copied_by(self, kind: str | None, device: torch.device) -> str:
+        """See HostKv."""
+        return chosen(kind, device)
+
+    def copies(
+        self, who: str, indices: SlotIndices, io_backend: str, device: torch.device
+    ) -> PageCopies:
+        """See HostKv."""
+        return page_copies(who, self.pools, indices, io_backend, device)
+
+    @property
+    def layout(self) -> str:
+        """See HostKv."""
+        return str(self.group.entries[0].host_pool.layout)
+
+    def described(self) -> dict[str, Any]:
+        """See HostKv."""
+        components = (self.target.full_kv_pool, self.target.swa_kv_pool)
+        return {
+            "kv": [str(component.dtype) for component in components],
+            "page_bytes": [page_bytes(component, self.geometry) for component in components],
+            "layers": [sorted(layers) for layers in layers_by_component(self.target)],
+            **described(self.stacks, self.geometry),
+        }
+
+    def refuse_storage(self, backend: str) -> None:
+        """See HostKv."""
+        if len(self.group.entries) == 1:
+            raise StartupError(
+                f"{BACKEND}: a storage tier for models without full-attention layers is not "
+                "supported; use the host tier alone: without --hicache-storage-backend"
+            )
+        if backend != "file" and any(stack.is_apart for stack in self.stacks):
+            raise StartupError(
+                f"--hicache-storage-backend {backend} is not supported with drafts whose KV is of "
+                "another shape than the model's; allowed: file"
+            )
+
+    def for_storage(self) -> dict[Any, Any]:
+        """See HostKv."""
+        return pools_for_storage(self.stacks, self.group.entries, self.memory)
+
+    def close(self) -> None:
+        """See HostKv."""
+        self.group.destroy()
+        self.memory.close()
 
 
-def build_host_kv(params: "CacheInitParams", pool: "SWAKVPool", geometry: Geometry) -> HostKv:
+class StackedKv:
+    """ModelKv (see ``model_kv``) in ``SWAKVPool``: layers with K and V for each token.
+
+    Args:
+        target: of the model's own layers.
+        drafts: layers with the same slots.
+    """
+
+    def __init__(
+        self,
+        params: "CacheInitParams",
+        target: "SWAKVPool",
+        drafts: Sequence[DraftLayers],
+        geometry: Geometry,
+    ) -> None:
+        self._params = params
+        self._target = target
+        self._geometry = geometry
+        self.drafts = drafts
+
+    @property
+    def page_bytes(self) -> tuple[int, ...]:
+        """See ModelKv."""
+        stacks = stacks_of(self._target, self.drafts)
+        return tuple(map(sum, bytes_by_plane(stacks, self._geometry)))
+
+    def build_host(self) -> HostStacks:
+        """See ModelKv."""
+        return build_host_stacks(self._params, self._target, self.drafts, self._geometry)
+
+
+def build_host_stacks(
+    params: "CacheInitParams",
+    pool: "SWAKVPool",
+    drafts: Sequence[DraftLayers],
+    geometry: Geometry,
+) -> HostStacks:
     """SGLang's host pools for both components and their drafts, and the memory that they share; for
     the one component of a model without full-attention layers.
 
     Raises:
-        StartupError: the budget is too small or the machine has not as much, or the
-            components cannot share a memory.
+        StartupError: see ``host_kv.build_memory``.
     """
-    from sglang.srt.mem_cache.pool_host.base import host_memory_budget_bytes
-
-    stacks = stacks_of(pool, draft_layers(params))
+    stacks = stacks_of(pool, drafts)
     sizes = bytes_by_plane(stacks, geometry)
-    allocator: Any = params.token_to_kv_pool_allocator
-    tokens = (allocator.size_full, allocator.size_swa)[-len(sizes) :]
-    pages = [count // geometry.page_tokens for count in tokens]
-    budget, source = host_budget(sum(n * sum(size) for n, size in zip(pages, sizes, strict=True)))
-    try:
-        shape = shape_for(budget, sizes, geometry.slots_per_page)
-    except ValueError as error:
-        raise StartupError(
-            f"{BACKEND}: this model's KV cannot share a host memory: {error}; use the device "
-            f"alone, without --enable-hierarchical-cache, or {OWN_CACHE}"
-        ) from error
-    pipeline.refuse_unlike(params, (shape.extents, *map(sum, shape.page_bytes)))
-    least = 2 * sum(shape.extent_bytes)
-    if shape.extents < 2:
-        raise StartupError(
-            f"--hicache-size or --hicache-ratio: {budget} bytes of host memory are too little; "
-            f"at least {least} are needed for this model"
-        )
-    available = host_memory_budget_bytes()
-    if budget > available:
-        raise StartupError(
-            f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
-            f"{max(0, available) / 1e9:.2f} GB are available to this rank; ask for less"
-        )
-    memory = ArenaMemory(shape, source, pin=torch.device(pool.device).type == "cuda")
-    asked = [size_to_ask_for(shape, stack, geometry) for stack in stacks]
+    memory = build_memory(params, sizes, geometry, torch.device(pool.device))
+    asked = [size_to_ask_for(memory.arena.shape, stack, geometry) for stack in stacks]
     with tensors_from(memory):
         group = _group_of_target(params, pool, stacks, asked)
     of_target = len(group.entries)
     for stack, size in zip(stacks[of_target:], asked[of_target:], strict=True):
         with tensors_from(memory, stack.plane):
             group.add_entry(_entry_of_drafts(params, stack, size))
-    return HostKv(group, memory, stacks)
+    return HostStacks(group, memory, stacks, pool, geometry)
 
 
 def _group_of_target(

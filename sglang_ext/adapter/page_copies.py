@@ -137,7 +137,16 @@ def page_copies(
     """
     if chosen(kind, device) == "engine":
         return EngineCopies(pools, indices, io_backend, device)
-    of_pools = [planes(pool) for pool in pools]
+    return kernel_copies([planes(pool) for pool in pools], device)
+
+
+def kernel_copies(of_pools: Sequence[Sequence[Plane]], device: torch.device) -> PageCopies:
+    """Copies by a kernel of this project.
+
+    Args:
+        of_pools: planes of each pool, in the order of their numbers.
+        device: where the device's side is.
+    """
     return KernelCopies(_copier(of_pools, device), len(of_pools))
 
 

@@ -40,11 +40,11 @@ from sglang_ext.core.table.columns import Rows
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-    from sglang.srt.mem_cache.pool_host.group import HostPoolGroup
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
     from sglang_ext.adapter.device_pool import EngineDevicePool
     from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
+    from sglang_ext.adapter.host_kv import HostKv
     from sglang_ext.adapter.idle_calls import WaitingRelease
     from sglang_ext.adapter.kv_events import KvEvents
     from sglang_ext.adapter.metrics import IndexMetrics
@@ -128,7 +128,7 @@ class SwaHiCache(BasePrefixCache):
         # the host tier, see attach_host_tier
         self.cache_controller: HostTierController | None = None  # type: ignore[assignment]
         self.full_kv_pool_host: Any = None
-        self._host_group: HostPoolGroup | None = None
+        self._host: HostKv | None = None
         self._host_memory: ArenaMemory | None = None
         self.metrics: IndexMetrics | None = None
         self.spans: RequestSpans | None = None
@@ -139,14 +139,13 @@ class SwaHiCache(BasePrefixCache):
     def attach_host_tier(
         self,
         controller: HostTierController,
-        group: "HostPoolGroup",
-        memory: "ArenaMemory",
+        host: "HostKv",
         usage: "HostUsage",
     ) -> None:
         """Give the cache its host tier; at start, before any request."""
         self.cache_controller = controller
-        self._host_group = group
-        self._host_memory = memory
+        self._host = host
+        self._host_memory = host.memory
         self.full_kv_pool_host = usage
 
     # ---- capabilities --------------------------------------------------------
@@ -555,10 +554,8 @@ class SwaHiCache(BasePrefixCache):
                 self.cache_controller.save_everything()
             self.cache_controller.close()
             self.storage.remove_nobodys()
-        if self._host_group is not None:
-            self._host_group.destroy()
-        if self._host_memory is not None:
-            self._host_memory.close()
+        if self._host is not None:
+            self._host.close()
 
     # ---- checks --------------------------------------------------------------
 

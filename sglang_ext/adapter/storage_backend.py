@@ -170,12 +170,15 @@ def create_backend(
 
 
 def storage_config(
-    model_name: str | None, extra: dict[str, Any], pool: Any, metrics: bool
+    model_name: str | None, extra: dict[str, Any], layout: str, metrics: bool
 ) -> "HiCacheStorageConfig":
     """What the engine tells a storage backend about this rank.
 
     Its rank is the one among the ranks that share a page: with DP attention those of one DP rank.
     The same prefix is the same object on all DP ranks.
+
+    Args:
+        layout: of the host.
 
     Raises:
         StartupError: a setting that is not supported.
@@ -199,7 +202,7 @@ def storage_config(
         attn_cp_size=1,
         is_mla_model=False,
         enable_storage_metrics=metrics,
-        is_page_first_layout=pool.layout == "page_first",
+        is_page_first_layout=layout == "page_first",
         model_name=model_name,
         dp_rank=parallel.attn_dp_rank,
         extra_config=extra,

@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 
-from sglang_ext.adapter.host_pools import HostKv
+from sglang_ext.adapter.host_arena import ArenaMemory
+from sglang_ext.adapter.stacks import Stack
 
 
-def pools_for_storage(host: HostKv) -> dict[Any, Any]:
-    """Host pools by the engine's names, one for each component, to register with a storage
-    backend."""
+def pools_for_storage(
+    stacks: Sequence[Stack], entries: Sequence[Any], memory: ArenaMemory
+) -> dict[Any, Any]:
+    """See ``HostKv.for_storage``.
+
+    Args:
+        entries: of the engine's host pools, one for each stack.
+        memory: that they share.
+    """
     views: dict[Any, Any] = {}
     buffers: dict[int, list[Any]] = {}
-    for stack, entry in zip(host.stacks, host.group.entries, strict=True):
+    for stack, entry in zip(stacks, entries, strict=True):
         buffers.setdefault(stack.component, []).append(entry.host_pool)
-    for number, (stack, entry) in enumerate(zip(host.stacks, host.group.entries, strict=True)):
+    for number, (stack, entry) in enumerate(zip(stacks, entries, strict=True)):
         if stack.is_apart:
             continue
         pool = copy.copy(entry.host_pool)
@@ -30,7 +37,7 @@ def pools_for_storage(host: HostKv) -> dict[Any, Any]:
         pool.get_page_buffer_meta = _PageBuffers(buffers[stack.component])
         pool.get_data_page = entry.host_pool.get_data_page
         pool.set_from_flat_data_page = entry.host_pool.set_from_flat_data_page
-        whole = host.memory.whole(entry.host_pool.dtype)
+        whole = memory.whole(entry.host_pool.dtype)
         registered = [whole] if number == 0 else []
         pool.get_hybrid_pool_buffer = lambda buffers=registered: buffers
         pool.kv_buffer = whole

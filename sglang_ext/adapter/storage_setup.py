@@ -5,18 +5,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext.adapter.device_pool import SlotIndices
-from sglang_ext.adapter.drafts import described
-from sglang_ext.adapter.host_pools import HostKv
+from sglang_ext.adapter.host_kv import HostKv
 from sglang_ext.adapter.identity import identity, settings
 from sglang_ext.adapter.served_weights import ServedWeights
-from sglang_ext.adapter.stacks import layers_by_component, page_bytes
 from sglang_ext.adapter.storage_backend import (
     EnginePageStore,
     create_backend,
     storage_config,
     storage_labels,
 )
-from sglang_ext.adapter.storage_pools import pools_for_storage
 from sglang_ext.adapter.storage_tier import Patience, StorageTier
 from sglang_ext.config import BACKEND
 from sglang_ext.core.cache import PrefixCache
@@ -27,7 +24,6 @@ from sglang_ext.storage.background import BackgroundStorage
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
-    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
     from sglang.srt.observability.metrics_collector import StorageMetrics
 
     from sglang_ext.adapter.engine_metrics import StorageBatch
@@ -53,7 +49,6 @@ class StorageSetup:
     def __init__(
         self,
         index: PrefixCache,
-        kv_pool: "SWAKVPool",
         host: HostKv,
         weights: ServedWeights,
         *,
@@ -64,7 +59,6 @@ class StorageSetup:
         self.weights = weights
         self._options = settings(get_context().config_leaf)
         self._index = index
-        self._kv_pool = kv_pool
         self._host = host
         self._memory = host.memory
         self._metrics = metrics
@@ -95,11 +89,7 @@ class StorageSetup:
             raise StartupError(
                 f"{BACKEND}: there is no storage tier with --pp-size above 1; use --tp-size"
             )
-        if len(self._host.group.entries) == 1:
-            raise StartupError(
-                f"{BACKEND}: a storage tier for models without full-attention layers is not "
-                "supported; use the host tier alone: without --hicache-storage-backend"
-            )
+        self._host.refuse_storage(name)
         try:
             parsed = HybridCacheController.parse_storage_backend_extra_config(extra_config)
         except (ValueError, OSError, AttributeError) as error:
@@ -110,20 +100,14 @@ class StorageSetup:
                 f"{_SETTINGS} hicache_storage_pass_prefix_keys true is not supported by "
                 f"--radix-cache-backend {BACKEND}; allowed: false"
             )
-        if name != "file" and any(stack.is_apart for stack in self._host.stacks):
-            raise StartupError(
-                f"--hicache-storage-backend {name} is not supported with drafts whose KV is of "
-                "another shape than the model's; allowed: file"
-            )
         geometry = self._index.geometry
-        pools = pools_for_storage(self._host)
-        anchor = self._host.group.entries[0].host_pool
+        pools = self._host.for_storage()
         # other backends know a model by its name alone. What the server is called does not count:
         # others call the same weights otherwise, and an update leaves the name as it was
         shared_name = self.weights.architecture
         if name != "file":
             shared_name += f"-{own.hex()[:16]}"
-        config = storage_config(shared_name, extra, anchor, self._metrics)
+        config = storage_config(shared_name, extra, self._host.layout, self._metrics)
         try:
             backend = create_backend(name, config, pools, own)
             store = self._store(name, backend, pools)
@@ -171,21 +155,17 @@ class StorageSetup:
         """Of the pages that are computed now. A collective after each change of weights."""
         from sglang.srt.runtime_context import get_parallel
 
-        pool, geometry = self._kv_pool, self._index.geometry
-        components = (pool.full_kv_pool, pool.swa_kv_pool)
+        geometry = self._index.geometry
         return identity(
             self.weights.configuration,
             self.weights.digest(),
             {
                 "options": self._options,
-                "kv": [str(component.dtype) for component in components],
-                "page_bytes": [page_bytes(component, geometry) for component in components],
-                "layers": [sorted(layers) for layers in layers_by_component(pool)],
                 "page": geometry.device_page,
                 "window": geometry.window,
-                "layout": self._host.group.entries[0].host_pool.layout,
+                "layout": self._host.layout,
                 # the ranks that share a page; how many there are in all does not count
                 "tp_size": get_parallel().attn_tp_size,
-                **described(self._host.stacks, geometry),
+                **self._host.described(),
             },
         )

@@ -26,6 +26,7 @@ class LaunchLine:
         host_tier: whether an option asks for one; a variable may do it too.
         hicache_size: GB of a rank, 0 where the ratio counts.
         max_total_tokens: of the device's full-attention pool, None where its memory decides.
+        swa_full_tokens_ratio: None where the model decides.
         others: options that are not among these.
     """
 
@@ -41,7 +42,7 @@ class LaunchLine:
     hicache_size: float = 0.0
     hicache_ratio: float = 2.0
     max_total_tokens: int | None = None
-    swa_full_tokens_ratio: float = 0.8
+    swa_full_tokens_ratio: float | None = None
     write_policy: str = "write_through"
     io_backend: str = "kernel"
     storage_backend: str | None = None

@@ -3,6 +3,8 @@
 import dataclasses
 
 from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.planning.compressed import CompressedShape
+from sglang_ext.planning.table import size
 
 _LEAST = {"full_layers": 1, "swa_layers": 1, "window": 2, "kv_heads": 1, "head_dim": 1}
 
@@ -31,6 +33,9 @@ class ModelShape:
     dtype_bytes: int = 2
     v_head_dim: int = 0
     swa_v_head_dim: int = 0
+
+    default_swa_ratio = 0.8
+    """``--swa-full-tokens-ratio`` where the line has none."""
 
     def __post_init__(self) -> None:
         least = {field.name: 0 for field in dataclasses.fields(self)} | {"dtype_bytes": 1} | _LEAST
@@ -62,6 +67,13 @@ class ModelShape:
         """Bytes of one token in all sliding-window layers."""
         return sum(self.swa_widths)
 
+    def page_planes(self, tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Bytes of so many tokens of each component, in each plane of the host: (K, V)."""
+        full, swa = (
+            tuple(width * tokens for width in w) for w in (self.full_widths, self.swa_widths)
+        )
+        return full, swa
+
     def on(self, ranks: int) -> "ModelShape":
         """What one of so many tensor-parallel ranks has. A rank has at least one head, which it
         then shares with others."""
@@ -75,8 +87,22 @@ class ModelShape:
         """Pages and windows of an engine that runs with ``--page-size page``."""
         return Geometry(device_page=page, window=self.window - 1)
 
+    def said_of_layers(self) -> str:
+        """For a reader."""
+        kinds = (
+            (self.full_layers, "full-attention", self.full_widths),
+            (self.swa_layers, "sliding-window", self.swa_widths),
+        )
+        said = [f"{n} {kind} layers of {size(sum(widths) / n)}" for n, kind, widths in kinds]
+        return f"{' and '.join(said)} a token, {self.dtype_bytes} bytes an element"
 
-PRESETS = {
+    def said_of_sharing(self) -> str:
+        """What ranks have of a layer, for a reader."""
+        return f"{self.kv_heads} and {self.swa_kv_heads} heads of KV each"
+
+
+Shape = ModelShape | CompressedShape
+PRESETS: dict[str, ModelShape] = {
     # published configurations
     "gpt-oss-20b": ModelShape(12, 12, window=128, kv_heads=8, head_dim=64),
     "gpt-oss-120b": ModelShape(18, 18, window=128, kv_heads=8, head_dim=64),
@@ -91,3 +117,5 @@ PRESETS = {
     "step-3.5-flash": ModelShape(12, 33, window=513, kv_heads=8, head_dim=128),
 }
 """All of a model, by its name."""
+COMPRESSED = {"deepseek-v4-flash": CompressedShape(21, 20, 2)}
+"""The same of models whose shape has other fields."""

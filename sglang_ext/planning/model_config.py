@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sglang_ext.planning.model import ModelShape
+from sglang_ext.planning.compressed import CompressedShape
+from sglang_ext.planning.model import ModelShape, Shape
 
 _READ_BEFORE = ("GptOssForCausalLM", "MellumForCausalLM", "Gemma4")
 """Architectures whose window counts the position itself; the engine takes the number of the others
@@ -63,9 +64,7 @@ def architecture(config: Mapping[str, Any]) -> str:
     return str(config["architectures"][0])
 
 
-def shape_of(
-    config: Mapping[str, Any], dtype: str = "auto", kv_cache_dtype: str = "auto"
-) -> ModelShape:
+def shape_of(config: Mapping[str, Any], dtype: str = "auto", kv_cache_dtype: str = "auto") -> Shape:
     """All heads of a model.
 
     Args:
@@ -76,6 +75,8 @@ def shape_of(
     """
     text = {**config, **config.get("text_config", {})}
     try:
+        if architecture(config) == "DeepseekV4ForCausalLM":
+            return _compressed(text)
         full, swa = _layers(architecture(config), text)
         heads = _gemma4_heads(text) if _is_gemma4(text) else _heads(text)
         return ModelShape(
@@ -90,6 +91,20 @@ def shape_of(
             f"{architecture(config)} is not a model with full and sliding-window attention that "
             f"can be planned: {error!r}"
         ) from None
+
+
+def _compressed(text: Mapping[str, Any]) -> CompressedShape:
+    ratios = text["compress_ratios"][: int(text["num_hidden_layers"])]
+    if others := set(ratios) - {0, 4, 128}:
+        raise ValueError(f"compress_ratios {sorted(others)}: V4.1 is not served")
+    return CompressedShape(
+        c4_layers=ratios.count(4),
+        c128_layers=ratios.count(128),
+        other_layers=ratios.count(0),
+        # the engine takes the number for positions before the one that reads
+        window=int(text["sliding_window"]) + 1,
+        index_dim=int(text.get("index_head_dim", 128)),
+    )
 
 
 def _layers(name: str, text: Mapping[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised
 from sglang_ext.planning.host_plan import HostPlan
 from sglang_ext.planning.launch_line import HOST_OPTIONS, LaunchLine
-from sglang_ext.planning.model import ModelShape
+from sglang_ext.planning.model import Shape
 from sglang_ext.planning.table import Row, size
 
 _PREFIX = 32_768
@@ -36,7 +36,7 @@ class DevicePools:
         return cls(full, int(full * ratio) // page * page)
 
     @classmethod
-    def of_bytes(cls, room: float, ratio: float, page: int, rank: ModelShape) -> "DevicePools":
+    def of_bytes(cls, room: float, ratio: float, page: int, rank: Shape) -> "DevicePools":
         """In so many bytes of a device."""
         cell = rank.full_token_bytes + ratio * rank.swa_token_bytes
         return cls.of_tokens(int(room // cell), ratio, page)
@@ -57,8 +57,8 @@ class Plan:
 
     name: str
     line: LaunchLine
-    model: ModelShape
-    rank: ModelShape
+    model: Shape
+    rank: Shape
     pools: DevicePools | None
     host: HostPlan
     link: float
@@ -67,7 +67,7 @@ class Plan:
     def of(
         cls,
         name: str,
-        model: ModelShape,
+        model: Shape,
         line: LaunchLine,
         device_bytes: float | None = None,
         checkpoint_tokens: int | None = None,
@@ -80,13 +80,14 @@ class Plan:
         Raises:
             PlanError: the host memory cannot be told, or is too little.
         """
-        rank, ratio, page = model.on(line.sharing), line.swa_full_tokens_ratio, line.page_size
+        rank, ratio = model.on(line.sharing), line.swa_full_tokens_ratio or model.default_swa_ratio
+        geometry = rank.geometry(line.page_size)
+        page = geometry.device_page
         pools = None
         if line.max_total_tokens is not None:
             pools = DevicePools.of_tokens(line.max_total_tokens, ratio, page)
         elif device_bytes is not None:
             pools = DevicePools.of_bytes(device_bytes, ratio, page, rank)
-        geometry = rank.geometry(page)
         arena, source = _arena(rank, geometry, line, pools)
         interval = checkpoint_pages(geometry, arena.page_bytes, checkpoint_tokens)
         recompute = promised(geometry, interval, dense_pages(geometry, arena.page_bytes, interval))
@@ -107,27 +108,23 @@ class Plan:
         line, found = self.line, ["SGLANG_EXT_SWA_HICACHE=1"]
         if self.host.bytes >= _MANY_BYTES:
             found.append("SGLANG_HICACHE_HOST_PARALLEL_ALLOC_THREADS=16")
-        page = line.page_size if line.page_size > 1 else _GOOD_PAGE
+        page = self.rank.geometry(line.page_size).device_page
+        page = page if page > 1 else _GOOD_PAGE
         size_gb = line.hicache_size or self.host.bytes / 1e9
         found += ["--page-size", str(page), "--hicache-size", f"{size_gb:.4g}"]
         return [*found, "--hicache-write-policy", line.write_policy, "--enable-metrics"]
 
     def _model(self) -> str:
         model = self.model
-        kinds = (
-            (model.full_layers, "full-attention", model.full_widths),
-            (model.swa_layers, "sliding-window", model.swa_widths),
-        )
-        said = [f"{n} {kind} layers of {size(sum(widths) / n)}" for n, kind, widths in kinds]
         return (
-            f"{self.name}: {' and '.join(said)} a token, {model.dtype_bytes} bytes an element, "
-            f"window of {model.window - 1:,} tokens before a position"
+            f"{self.name}: {model.said_of_layers()}, window of {model.window - 1:,} tokens before "
+            "a position"
         )
 
     def _ranks(self) -> str:
         line = self.line
-        heads = f"{self.rank.kv_heads} and {self.rank.swa_kv_heads} heads of KV"
-        return f"{line.ranks}; {line.sharing} share the heads of a layer, {heads} each"
+        said = self.rank.said_of_sharing()
+        return f"{line.ranks}; {line.sharing} share the heads of a layer, {said}"
 
     def _device(self) -> str:
         if self.pools is None:
@@ -159,13 +156,10 @@ class Plan:
 
 
 def _arena(
-    rank: ModelShape, geometry: Geometry, line: LaunchLine, pools: DevicePools | None
+    rank: Shape, geometry: Geometry, line: LaunchLine, pools: DevicePools | None
 ) -> tuple[ArenaShape, str]:
     """The host memory of a rank, and the option that says how large it is."""
-    full, swa = (
-        (k * geometry.page_tokens, v * geometry.page_tokens)
-        for k, v in (rank.full_widths, rank.swa_widths)
-    )
+    full, swa = rank.page_planes(geometry.page_tokens)
     if line.hicache_size > 0:
         budget, source = int(line.hicache_size * 1e9), f"--hicache-size {line.hicache_size:g}"
     elif pools is None:

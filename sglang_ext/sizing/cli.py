@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
 from sglang_ext.core.eviction_policy import POLICIES, EvictionPolicy
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.planning.model import PRESETS, ModelShape
+from sglang_ext.planning.model import COMPRESSED, PRESETS, ModelShape, Shape
 from sglang_ext.sizing import plot, traces
 from sglang_ext.sizing.bounds import Bounds
 from sglang_ext.sizing.traffic import SHAPES, Tokens, interleave
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     model = parser.add_argument_group("model, all of it; the rest is of one rank")
-    model.add_argument("--model", choices=sorted(PRESETS), help="a known one")
+    model.add_argument("--model", choices=sorted({**PRESETS, **COMPRESSED}), help="a known one")
     for field in dataclasses.fields(ModelShape):
         model.add_argument(
             f"--{field.name.replace('_', '-')}",
@@ -66,7 +66,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     engine.add_argument(
         "--device-tokens", type=whole(1), default=200_000, help="full-attention pool"
     )
-    engine.add_argument("--swa-full-tokens-ratio", type=number(above=0, most=1), default=0.8)
+    engine.add_argument(
+        "--swa-full-tokens-ratio",
+        type=number(above=0, most=1),
+        default=argparse.SUPPRESS,
+        help="default: the engine's for the model",
+    )
     engine.add_argument(
         "--host-gb", type=number(0, _MOST_GB), nargs="+", default=[0, 2, 4, 8], help="10^9 bytes"
     )
@@ -113,6 +118,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     try:
         args.shape = _model(args).on(args.tp)
+        if not hasattr(args, "swa_full_tokens_ratio"):
+            args.swa_full_tokens_ratio = args.shape.default_swa_ratio
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -133,7 +140,7 @@ def _check_sizes(args: argparse.Namespace) -> None:
             f"{args.swa_full_tokens_ratio}: {pages} pages of {geometry.page_tokens} tokens and "
             f"{windows} for windows; at least one of each is needed"
         )
-    page_bytes = min(args.shape.full_token_bytes, args.shape.swa_token_bytes) * args.page_size
+    page_bytes = min(map(sum, args.shape.page_planes(geometry.page_tokens)))
     for host_gb in args.host_gb:
         on_host = int(host_gb * _GB) // page_bytes
         if pages + on_host > _MOST_PAGES:
@@ -143,9 +150,13 @@ def _check_sizes(args: argparse.Namespace) -> None:
             )
 
 
-def _model(args: argparse.Namespace) -> ModelShape:
+def _model(args: argparse.Namespace) -> Shape:
     fields = [field.name for field in dataclasses.fields(ModelShape)]
     given = {name: getattr(args, name) for name in fields if hasattr(args, name)}
+    if (known := COMPRESSED.get(args.model)) is not None:
+        if given:
+            raise ValueError(f"--model {args.model} has no {', '.join(given)}")
+        return known
     if args.model:
         return dataclasses.replace(PRESETS[args.model], **given)
     try:

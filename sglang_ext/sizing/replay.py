@@ -19,7 +19,7 @@ from sglang_ext.core.plan import Hold, Transfer, TransferKind
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
 from sglang_ext.core.table.window import checkpoint_pages, dense_pages
 from sglang_ext.core.write_policy import WritePolicy
-from sglang_ext.planning.model import ModelShape
+from sglang_ext.planning.model import Shape
 from sglang_ext.sizing.pools import CountedDevicePool, NoBytes
 from sglang_ext.sizing.traffic import Tokens
 
@@ -82,7 +82,7 @@ class Replay:
 
     def __init__(
         self,
-        model: ModelShape,
+        model: Shape,
         budget: Budget,
         policy: WritePolicy,
         page: int = 64,
@@ -93,8 +93,7 @@ class Replay:
         self.geometry = model.geometry(page)
         self._page = self.geometry.page_tokens
         self._chunk = chunk
-        self._full_page_bytes = model.full_token_bytes * self._page
-        self._window_page_bytes = model.swa_token_bytes * self._page
+        self._full_page_bytes, self._window_page_bytes = map(sum, model.page_planes(self._page))
         self._pool = CountedDevicePool(
             budget.device_pages, budget.device_window_pages, self.geometry
         )

@@ -19,10 +19,11 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.pool_host import base, common
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-from sglang_ext.adapter import stacks, storage_pools
+from sglang_ext.adapter import host_pools, stacks
 from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.drafts import layers as draft_layers
 from sglang_ext.adapter.host_arena import ArenaMemory
-from sglang_ext.adapter.host_pools import HostKv, build_host_kv
+from sglang_ext.adapter.host_pools import HostStacks, build_host_stacks
 from sglang_ext.adapter.page_copies import page_copies
 from sglang_ext.adapter.stacks import schedule_of
 from sglang_ext.adapter.storage_pools import pools_for_storage
@@ -113,7 +114,8 @@ class Tiers:
             pp_cache_group=None,
             **{"mtp_draft_device_pools": (), "sidecar_draft_device_pools": (), **drafts},
         )
-        self.host: HostKv = build_host_kv(params, self.target, self.geometry)
+        found = draft_layers(params)
+        self.host = build_host_stacks(params, self.target, found, self.geometry)
         self.copies = {
             kind: page_copies(kind, self.host.pools, SlotIndices(self.geometry), backend, CPU)
             for kind in ("engine", "kernels")
@@ -169,7 +171,7 @@ def round_trip(tiers: Tiers, kind: str) -> None:
 
 def stored(tiers: Tiers, component: int, pages: np.ndarray) -> None:
     """An object of storage is all that a page is."""
-    pool = list(pools_for_storage(tiers.host).values())[component]
+    pool = list(tiers.host.for_storage().values())[component]
     indices = SlotIndices(tiers.geometry).tokens(tiers.host.memory.arena.slots(pages))
     _, sizes = pool.get_page_buffer_meta(indices)
     rows = [buffer[0].nbytes for buffer in tiers.buffers(component)]
@@ -181,7 +183,7 @@ def stored(tiers: Tiers, component: int, pages: np.ndarray) -> None:
 
 def drafts_are_not_copied() -> None:
     own = property(lambda self: ((FULL,), (WINDOW,)))
-    HostKv.of_components = own  # type: ignore[method-assign, assignment]
+    HostStacks.of_components = own  # type: ignore[method-assign, assignment]
 
 
 def drafts_are_not_loaded() -> None:
@@ -203,13 +205,10 @@ def drafts_stay_when_a_page_moves() -> None:
 
 
 def drafts_are_not_stored() -> None:
-    original = storage_pools.pools_for_storage
+    def without(found: Any, entries: Any, memory: ArenaMemory) -> Any:
+        return pools_for_storage(found[:2], entries[:2], memory)
 
-    def without(host: HostKv) -> Any:
-        two = SimpleNamespace(entries=host.group.entries[:2])
-        return original(host._replace(group=two, stacks=host.stacks[:2]))
-
-    globals()["pools_for_storage"] = without
+    host_pools.pools_for_storage = without
 
 
 def drafts_are_not_paid_for() -> None:

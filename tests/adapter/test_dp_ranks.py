@@ -40,8 +40,7 @@ def test_a_storage_knows_a_rank_by_its_part_of_a_page(
     nothing = SimpleNamespace(extra_metric_labels=None)
     monkeypatch.setattr(runtime_context, "get_parallel", lambda: parallel)
     monkeypatch.setattr(runtime_context, "get_observability", lambda: nothing)
-    pool: Any = SimpleNamespace(layout="page_first")
-    config = storage_config("model", {}, pool, metrics=False)
+    config = storage_config("model", {}, "page_first", metrics=False)
     assert (config.tp_rank, config.tp_size) == attention
     assert config.dp_rank == dp
     labels = storage_labels("file")

@@ -15,7 +15,7 @@ from sglang.srt import runtime_context
 from sglang.srt.arg_groups.arg_utils import namespace_of
 from sglang.srt.server_args import ServerArgs
 
-from sglang_ext.adapter import checkpoint, drafts, storage_setup
+from sglang_ext.adapter import checkpoint, drafts, host_pools, storage_setup
 from sglang_ext.adapter.identity import KV_OPTIONS, Kind
 from sglang_ext.adapter.served_weights import ServedWeights, Source, is_elsewhere
 from sglang_ext.core.table.geometry import Geometry
@@ -86,20 +86,19 @@ class Server:
             SimpleNamespace(dtype=dtype, bytes=size)
             for dtype, size in zip(self.dtypes, self.page_bytes, strict=True)
         ]
-        pool = SimpleNamespace(full_kv_pool=components[0], swa_kv_pool=components[1])
+        pool: Any = SimpleNamespace(full_kv_pool=components[0], swa_kv_pool=components[1])
         entry = SimpleNamespace(host_pool=SimpleNamespace(layout=self.layout))
         context = SimpleNamespace(config_leaf=self.options.__getitem__)
         parallel = SimpleNamespace(tp_size=self.tp_size, attn_tp_size=self.attn_tp_size)
         self._patch.setattr(runtime_context, "get_context", lambda: context)
         self._patch.setattr(runtime_context, "get_parallel", lambda: parallel)
-        self._patch.setattr(storage_setup, "page_bytes", lambda component, _: component.bytes)
-        self._patch.setattr(storage_setup, "layers_by_component", lambda _: self.layers)
+        self._patch.setattr(host_pools, "page_bytes", lambda component, _: component.bytes)
+        self._patch.setattr(host_pools, "layers_by_component", lambda _: self.layers)
+        group: Any = SimpleNamespace(entries=[entry])
+        memory: Any = SimpleNamespace()
         return storage_setup.StorageSetup(
             SimpleNamespace(geometry=self.geometry),  # type: ignore[arg-type]
-            pool,  # type: ignore[arg-type]
-            SimpleNamespace(  # type: ignore[arg-type]
-                group=SimpleNamespace(entries=[entry]), memory=SimpleNamespace(), stacks=self.stacks
-            ),
+            host_pools.HostStacks(group, memory, self.stacks, pool, self.geometry),
             ServedWeights(self.root, same, self.drafts),
             metrics=False,
         )

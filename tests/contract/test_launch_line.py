@@ -9,7 +9,7 @@ from sglang_ext.planning import launch_line
 from sglang_ext.planning.launch_line import LaunchLine
 
 OURS_ONLY = {"others"}
-RESOLVED_LATER = {"page_size": 1, "hicache_ratio": 2.0, "swa_full_tokens_ratio": 0.8}
+RESOLVED_LATER = {"page_size": 1, "hicache_ratio": 2.0}
 """Options that the engine decides on when nothing is said, and what it then takes."""
 
 

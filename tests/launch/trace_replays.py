@@ -20,10 +20,10 @@ OPTIONS = (
 def overwritten(args: argparse.Namespace, kind: str) -> str:
     """What is said about a request that came before, when KV of this kind was overwritten."""
     from launch.bench.trace_caches import Cache, Sizes
-    from launch.bench.trace_requests import Scheduler
+    from launch.bench.trace_requests import Scheduler, WrittenIds
 
     cache = Cache("ours", Sizes(args.device_tokens, 0, args.page, args.chunk, longest=10_000))
-    scheduler = Scheduler(cache, verify=True)
+    scheduler = Scheduler(cache, WrittenIds(cache))
     prompt, answer = next(trace.requests(args))
     scheduler.serve(prompt, answer)
     getattr(cache.pool, f"{kind}_kv_pool").k_buffer[0].zero_()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.models import gemma4, gpt_oss, llama4, mimo_v2, step
-from sglang_ext.planning.model import PRESETS, ModelShape
+from sglang_ext.planning.model import COMPRESSED, PRESETS, ModelShape
 from sglang_ext.planning.model_config import ModelConfigError, find, load, shape_of
 
 MIMO = mimo_v2.config()
@@ -133,3 +133,28 @@ def test_a_model_in_the_cache_of_the_hub_is_found(
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
     assert shape_of(load(find("org/name"))) == shape_of(MIMO)
+
+
+V4_FLASH: dict[str, Any] = {
+    "architectures": ["DeepseekV4ForCausalLM"],
+    "num_hidden_layers": 43,
+    "compress_ratios": [0, 0, *([4, 128] * 20), 4, 0],
+    "sliding_window": 128,
+    "index_head_dim": 128,
+}
+"""The last ratio is of the layer that drafts."""
+
+
+def test_deepseek_v4_has_layers_by_ratio() -> None:
+    shape = shape_of(V4_FLASH)
+    assert shape == COMPRESSED["deepseek-v4-flash"]
+    assert shape.on(8) == shape, "every rank has all of it"
+    assert shape.geometry(1) == shape.geometry(256)
+    # 64 tokens of KV and of the index, 2 tokens of KV; KV is padded to multiples of 576 bytes
+    assert shape.full_token_bytes * 256 == 21 * (37_440 + 64 * 132) + 20 * 1728
+    assert shape.swa_token_bytes * 256 == 43 * 149_760 + 21 * 8 * 4 * (512 + 128) * 4
+
+
+def test_other_ratios_are_no_model_to_plan() -> None:
+    with pytest.raises(ModelConfigError, match=r"compress_ratios \[1, 2\]: V4.1 is not served"):
+        shape_of({**V4_FLASH, "compress_ratios": [1, 2] * 22})

@@ -6,7 +6,7 @@ import pytest
 
 from sglang_ext.planning import cli
 from sglang_ext.planning.launch_line import LaunchLine, parse, take_apart
-from sglang_ext.planning.model import PRESETS
+from sglang_ext.planning.model import COMPRESSED, PRESETS
 from sglang_ext.planning.plan import DevicePools, Plan, PlanError
 from tests.planning.models import saved
 
@@ -157,3 +157,18 @@ def test_bad_options_are_named_in_one_line(
     error = capsys.readouterr().err
     assert named in error
     assert error.count("\n") == 1
+
+
+def test_deepseek_v4_by_its_own_pages() -> None:
+    model = COMPRESSED["deepseek-v4-flash"]
+    line = parse(["--tp", "8", "--hicache-size", "100", "--max-total-tokens", "1000000"], "test")
+    found = Plan.of("v4", model, line)
+    assert found.pools == DevicePools(999_936, 99_840), (
+        "pages of 256, one token in ten has a window"
+    )
+    assert found.host.bytes == pytest.approx(100e9, rel=0.01)
+    assert found.host.tokens == pytest.approx(100e9 / model.full_token_bytes, rel=0.01)
+    assert (found.host.window_pages, found.host.window_tokens) == (1, 256)
+    assert "each has all KV" in said(found)["ranks"]
+    recommended = found.recommended()
+    assert recommended[recommended.index("--page-size") + 1] == "256"

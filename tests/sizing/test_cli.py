@@ -33,6 +33,19 @@ def test_a_run_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFix
     assert drawing.stat().st_size > 1000
 
 
+def test_deepseek_v4_is_replayed_in_its_own_pages(tmp_path: Path) -> None:
+    out = tmp_path / "size.json"
+    options = ["--model", "deepseek-v4-flash", "--device-tokens", "20480", "--host-gb", "0", "1"]
+    traffic = ["--chunked-prefill-size", "1024", "--sessions", "16", "--active", "16"]
+    assert main([*options, *traffic, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["settings"]["swa_full_tokens_ratio"] == 0.1, "the engine's for this model"
+    alone, with_host = report["cells"]
+    assert alone["hit_rate"] < with_host["hit_rate"]
+    full = 21 * (37_440 + 64 * 132) + 20 * 1728
+    assert with_host["room"] == 20_480 + int(1e9 / (full / 256))
+
+
 def test_policies_are_compared(tmp_path: Path) -> None:
     out = tmp_path / "size.json"
     options = ["--model", "gpt-oss-20b", "--host-gb", "1", "--eviction", "lru", "slru"]
@@ -72,6 +85,7 @@ GPT = ["--model", "gpt-oss-20b"]
         (["--full-layers", "1"], "without --model"),
         ([*GPT, "--window", "1"], "window must be at least 2"),
         ([*GPT, "--dtype-bytes", "0"], "dtype_bytes must be at least 1"),
+        (["--model", "deepseek-v4-flash", "--kv-heads", "2"], "deepseek-v4-flash has no kv_heads"),
         ([*GPT, "--swa-kv-heads", "-1"], "swa_kv_heads must be at least 0"),
         ([*GPT, "--swa-head-dim", "-8"], "swa_head_dim must be at least 0"),
         ([*GPT, "--trace", "nowhere"], "--trace nowhere"),
