@@ -235,9 +235,6 @@ _WITHOUT_CHUNKS = {"Llama4ForCausalLM": "Llama4ForConditionalGeneration"}
 """Architectures for which the engine's attention leaves the chunks out, whatever the configuration
 says of pools, and the one of the same model for which it does not."""
 
-_COMPRESSED = "DeepseekV4"
-"""Architectures that begin so have pools of compressed KV and of states beside their windows."""
-
 
 def refuse_model(architecture: str, *, hybrid: bool) -> None:
     """Check the model, as far as its configuration says something.
@@ -247,19 +244,14 @@ def refuse_model(architecture: str, *, hybrid: bool) -> None:
         hybrid: whether the engine keeps its sliding-window KV in a pool apart.
 
     Raises:
-        StartupError: it does not, or does not compute with windows, or keeps more than windows
-            and whole prefixes; the message names the architecture and what to use.
+        StartupError: it does not, or does not compute with windows; the message names the
+            architecture and what to use.
     """
     refused = f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang"
     if served := _WITHOUT_CHUNKS.get(architecture):
         raise StartupError(
             f"{refused} keeps no pool of windows for it, and its attention reads beyond the "
             f"chunks; use a checkpoint of {served}, or {OWN_CACHE}"
-        )
-    if architecture.startswith(_COMPRESSED):
-        raise StartupError(
-            f"{refused} keeps compressed KV and states of its own for this architecture, which are "
-            f"not windows; use {OWN_CACHE}"
         )
     if not hybrid:
         raise StartupError(

@@ -197,18 +197,6 @@ def test_models_that_are_named_are_served_and_others_refused_by_name() -> None:
             refuse_model(architecture, hybrid=bool(is_hybrid_swa_model([architecture])))
 
 
-def test_deepseek_v4_is_refused_before_its_pools_are_made() -> None:
-    """The engine knows its windows, but there is more than windows."""
-    from sglang.srt.configs.model_config import is_hybrid_swa_model
-    from sglang.srt.models.registry import ModelRegistry
-
-    known = [name for name in ModelRegistry.get_supported_archs() if name.startswith("DeepseekV4")]
-    assert "DeepseekV4ForCausalLM" in known
-    for architecture in known:
-        with pytest.raises(StartupError, match=f"does not serve {architecture}: .* use SGLang's"):
-            refuse_model(architecture, hybrid=bool(is_hybrid_swa_model([architecture])))
-
-
 @pytest.mark.parametrize("hybrid", [False, True])
 def test_text_only_llama_4_is_refused_whatever_its_configuration_says(*, hybrid: bool) -> None:
     """A configuration can ask for a pool of windows (``is_hybrid_swa``); chunks it cannot ask

@@ -175,22 +175,23 @@ ELSEWHERE = {
 }
 """Lines of more than one server: (options, test)."""
 
-REFUSED = {
+POOLS_ALONE = {
     "sglang issue 25068, DeepSeek-V4": (
         "--tp 8 --hicache-mem-layout page_first_direct --hicache-io-backend direct "
         "--enable-hierarchical-cache --hicache-ratio 2 --swa-full-tokens-ratio 0.4",
-        "tests/e2e/test_launch_lines.py::test_deepseek_v4_is_refused",
+        "tests/adapter/test_deepseek_v4.py::"
+        "test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart",
     ),
 }
-"""Lines that are refused by name: (options, test)."""
+"""Lines of models whose kernels are for GPUs alone: (options, test)."""
 
 _HEAD = """# Published launch lines
 
 Lines that operators start these models with, without the model's name and what does not matter
 here, and tests that start servers with them: tiny models of the same architectures, on CPUs.
 Answers are those of a server without a prefix cache and without drafts, and some prefixes come from
-the host. Lines without a host tier get one. What is refused is refused before weights are read, in
-one line that says what to use.
+the host. Lines without a host tier get one. A model whose kernels are for GPUs alone does not run
+here: the engine's pools and allocator do, with rows that name their prefix in place of KV.
 
 """
 
@@ -201,8 +202,8 @@ def rows() -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
         yield source, line.published, "served", (A_LINE, *line.tests)
     for source, (published, test) in ELSEWHERE.items():
         yield source, published, "served", (test,)
-    for source, (published, test) in REFUSED.items():
-        yield source, published, "refused by name", (test,)
+    for source, (published, test) in POOLS_ALONE.items():
+        yield source, published, "served, its pools alone", (test,)
 
 
 def page() -> str:

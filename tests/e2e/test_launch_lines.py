@@ -6,12 +6,11 @@ attention is compared in ``test_dp_drafts.py``.
 """
 
 import contextlib
-import json
 from pathlib import Path
 
 import pytest
 
-from launch.server import CPU, OURS, STRICT_CHECKS
+from launch.server import OURS, STRICT_CHECKS
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
 from tests.e2e.launch_lines import LINES
@@ -49,24 +48,3 @@ def test_a_line(zygote: Zygote, tmp_path: Path, name: str) -> None:
         assert_idle_and_alive(server)
     assert not differences(answers, expected)
     assert hit_rates(answers)["host_share"] > 0
-
-
-@pytest.mark.full
-def test_deepseek_v4_is_refused(zygote: Zygote, tmp_path: Path) -> None:
-    """By name and in one line, before any weights are read."""
-    shape = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 512}
-    shape |= {"qk_rope_head_dim": 64, "index_head_dim": 128, "index_topk": 512, "vocab_size": 512}
-    shape |= {"sliding_window": 128, "compress_ratios": [4, 128]}
-    model = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", **shape}
-    (tmp_path / "config.json").write_text(json.dumps({**model, "rope_scaling": None}))
-    options = ["--enable-hierarchical-cache", "--hicache-mem-layout", "page_first_direct"]
-    options += ["--hicache-io-backend", "direct", "--swa-full-tokens-ratio", "0.4"]
-    arguments = ["--model-path", str(tmp_path), "--skip-tokenizer-init", *OURS, *options]
-    server = zygote.start(arguments, tmp_path / "log", CPU)
-    assert server.process.wait(timeout=120) != 0
-    log = server.log.read_text()
-    (said,) = (text for text in log.splitlines() if text.startswith("sglang-ext: "))
-    assert "does not serve DeepseekV4ForCausalLM" in said
-    assert "use SGLang's own cache" in said
-    assert "Load weight begin" not in log
-    server.stop()
