@@ -1,6 +1,7 @@
 """What an operator does to a simulated rank, and what must come of it."""
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,13 +9,21 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.control.drops import Dropped
 from sglang_ext.core.plan import TransferKind
-from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import pages_of
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.watch import require
 
 Prompt = NDArray[np.int64]
+
+
+class _Pinned(NamedTuple):
+    """What was asked for, what of it is pinned, and whether all of that was on the host."""
+
+    tokens: Prompt
+    namespace: Hashable
+    pages: Pages
+    was_whole: bool = False
 
 
 class SimControl:
@@ -27,8 +36,13 @@ class SimControl:
     def __init__(self, engine: SimEngine) -> None:
         self._engine = engine
         self.seen = engine.seen
-        # by the row with which it ends: what is pinned, and whether all of it was on the host
-        self._pinned: dict[int, tuple[Pages, Hashable, bool]] = {}
+        # by the row with which it ends
+        self._pinned: dict[int, _Pinned] = {}
+
+    @property
+    def pinned(self) -> list[tuple[Prompt, Hashable]]:
+        """Prompts that are pinned, and their namespaces."""
+        return [(pin.tokens, pin.namespace) for pin in self._pinned.values()]
 
     def _pages(self, tokens: Prompt) -> Pages:
         geometry = self._engine.geometry
@@ -45,7 +59,7 @@ class SimControl:
             return
         end = int(path[-1])
         index.pins.add(path, len(pages))
-        self._pinned[end] = pages[: len(path)].copy(), namespace, False
+        self._pinned[end] = _Pinned(tokens, namespace, pages[: len(path)].copy())
         self.seen.add("pin")
         if not index.pins.is_whole(end):
             self.seen.add("pin with a copy")
@@ -72,10 +86,10 @@ class SimControl:
         """Give up pins that came to nothing; once a step."""
         index = self._engine.index
         for end in index.pins.ends:
-            pages, namespace, was_whole = self._pinned[end]
+            pin = self._pinned[end]
             if index.pins.is_there(end) and index.pins.is_whole(end):
-                self._pinned[end] = pages, namespace, True
-            elif not was_whole and not index.pending[TransferKind.BACKUP]:
+                self._pinned[end] = pin._replace(was_whole=True)
+            elif not pin.was_whole and not index.pending[TransferKind.BACKUP]:
                 self.seen.add("pin given up")
                 self._unpin(end)
 
@@ -119,11 +133,13 @@ class SimControl:
         return list(goes)
 
     def _check_drop(self, goes: list[int], dropped: Dropped) -> None:
-        """What should go has gone, but for what is held."""
+        """What should go has gone, but for what requests and their loads hold."""
         table = self._engine.index.table
         stays = [row for row in goes if table.parent[row] != FREE]
-        held: Rows = np.array(stays, dtype=np.int64)
-        require(bool((table.device.locks[held] > 0).all()), "a drop left a page behind")
+        loads = self._engine.index.pending[TransferKind.LOAD].values()
+        paths = [holder.path for holder in (*self._engine.running, *loads)]
+        held = {row for path in paths for row in path.tolist()}
+        require(held.issuperset(stays), "a drop left a page behind")
         require(dropped == (len(goes) - len(stays), len(stays)), "a drop counts wrong")
         self.seen.add("drop with pages held" if stays else "drop")
         for end in set(goes) & self._pinned.keys():
@@ -137,10 +153,10 @@ class SimControl:
         """What is pinned, and was on the host once, is there; nothing else is pinned."""
         index, table = self._engine.index, self._engine.index.table
         require(set(index.pins.ends) == self._pinned.keys(), "other prefixes are pinned")
-        for pages, namespace, was_whole in self._pinned.values():
-            rows = table.lookup(pages, namespace)
-            if was_whole:
-                require(len(rows) == len(pages), "a pinned page left the table")
+        for pin in self._pinned.values():
+            rows = table.lookup(pin.pages, pin.namespace)
+            if pin.was_whole:
+                require(len(rows) == len(pin.pages), "a pinned page left the table")
                 there = table.host.ready[rows].all()
                 there &= table.swa_host.ready[index.window_of(rows)].all()
                 require(bool(there), "a pinned page left the host")

@@ -315,7 +315,8 @@ class Simulation:
 
     def unpin(self) -> None:
         """One does no longer, or none does."""
-        tokens, namespace = self._asked()
+        pinned = self.controls[0].pinned
+        tokens, namespace = self.rng.choice(pinned) if pinned else self._asked()
         everything = self.rng.random() < 0.3
         for control in self.controls:
             control.unpin_all() if everything else control.unpin(tokens, namespace)
