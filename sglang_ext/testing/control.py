@@ -137,7 +137,8 @@ class SimControl:
         table = self._engine.index.table
         stays = [row for row in goes if table.parent[row] != FREE]
         loads = self._engine.index.pending[TransferKind.LOAD].values()
-        paths = [holder.path for holder in (*self._engine.running, *loads)]
+        paths = [request.path for request in self._engine.running]
+        paths += [load.path for load in loads]
         held = {row for path in paths for row in path.tolist()}
         require(held.issuperset(stays), "a drop left a page behind")
         require(dropped == (len(goes) - len(stays), len(stays)), "a drop counts wrong")

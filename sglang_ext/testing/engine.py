@@ -144,10 +144,9 @@ class SimEngine:
 
     def is_ready(self, arrival: Arrival) -> bool:
         """Whether nothing is read for a request any more."""
-        index = self.index
         plan = None
         if arrival.op is not None:
-            plan = index.prefetches.find(arrival.op)
+            plan = self.index.prefetches.find(arrival.op)
         return plan is None or plan.cancelled
 
     def admit(self, number: int) -> SimRequest:

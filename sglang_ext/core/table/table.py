@@ -277,8 +277,7 @@ class PageTable:
         return int(row), int(shared)
 
     def below(self, parent: int) -> Rows:
-        """All rows below a row, or of a namespace with this root, each behind its parent. Looks at
-        no others but a few first pages."""
+        """All rows below a row, or of the namespace of a root, each behind its parent. O(those)."""
         rows = np.empty(self.n_rows, dtype=np.int64)
         return rows[: self.loops.siblings.below(self._arrays, parent, rows)]
 
