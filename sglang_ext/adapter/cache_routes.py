@@ -6,7 +6,7 @@ there is one, else to those with the API key, else to everybody.
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -38,7 +38,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
         all: of ``unpin``, in place of a prompt.
     """
 
-    input_ids: list[int] | None = None
+    input_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]] | None = None
     text: str | None = None
     extra_key: str | None = None
     cache_salt: str | None = None

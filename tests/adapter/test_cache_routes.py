@@ -21,7 +21,14 @@ def test_a_prompt_may_be_empty_and_a_namespace_needs_none() -> None:
     assert parse("unpin", b'{"all": true}').all
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b'{"input_ids": 1}', b'{"prompt": "a"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"[]", b'{"input_ids": 1}', b'{"prompt": "a"}'),
+        # a scheduler would end of it
+        *(b'{"input_ids": [-1]}', b'{"input_ids": [9223372036854775808]}'),
+    ],
+)
 def test_what_is_no_body_is_refused_in_one_line(text: bytes) -> None:
     with pytest.raises(CallError) as error:
         parse("pin", text)

@@ -257,8 +257,6 @@ def a_pin_is_forgotten(patch: Patch) -> None:
         original(self, path, asked)
         self._table.host.unlock(path)
         self._table.swa_host.unlock(self._residency.window_of(path))
-        self._full[path] -= 1
-        self._window[self._residency.window_of(path)] -= 1
 
     patch.setattr(Pins, "add", add)
     patch.setattr(Pins, "remove", lambda self, end: self._pins.pop(end))
@@ -271,7 +269,6 @@ def a_pin_keeps_no_window(patch: Patch) -> None:
         original(self, path, asked)
         pin = self._pins[int(path[-1])]
         self._table.swa_host.unlock(pin.window.rows)
-        self._window[pin.window.rows] -= 1
         self._pins[int(path[-1])] = pin._replace(window=self._held(path[:0]))
 
     patch.setattr(Pins, "add", add)

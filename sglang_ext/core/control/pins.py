@@ -9,7 +9,7 @@ from sglang_ext.core.moves.backups import Backups
 from sglang_ext.core.plan import Declined, Transfer
 from sglang_ext.core.residency import Residency
 from sglang_ext.core.storage.plan import Held
-from sglang_ext.core.table.columns import Rows, resident_zeros
+from sglang_ext.core.table.columns import Rows
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
@@ -50,10 +50,8 @@ class Pins:
         self._share = share
         # nothing is on the host yet
         self._whole = residency.host.free_pages, residency.host_window.free_pages
-        self._full = resident_zeros(table.capacity, np.int32)
-        self._window = resident_zeros(table.capacity, np.int32)
         self._pins: dict[int, _Pin] = {}
-        self.rows = _NO_ROWS
+        self.rows = self._windows = _NO_ROWS
 
     @property
     def ends(self) -> list[int]:
@@ -62,12 +60,10 @@ class Pins:
 
     def fits(self, path: Rows) -> bool:
         """Whether pins may take what a path needs beside what they have."""
-        window = self._residency.window_of(path)
-        taken = len(self.rows) + int(np.count_nonzero(self._full[path] == 0))
-        windows = int(np.count_nonzero(self._window)) if self._pins else 0
-        windows += int(np.count_nonzero(self._window[window] == 0))
         if min(self._whole) == 0:
             return False
+        taken = len(np.union1d(self.rows, path))
+        windows = len(np.union1d(self._windows, self._residency.window_of(path)))
         # both components may share a memory: what one takes is not the other's
         return taken / self._whole[0] + windows / self._whole[1] <= self._share
 
@@ -83,8 +79,6 @@ class Pins:
         table = self._table
         pin = _Pin(asked, self._held(path), self._held(self._residency.window_of(path)))
         self._pins[end] = pin
-        self._full[path] += 1
-        self._window[pin.window.rows] += 1
         table.host.lock(path)
         table.swa_host.lock(pin.window.rows)
         # so it is copied as one that is worth keeping
@@ -121,8 +115,6 @@ class Pins:
         """Pin a prefix no longer; what becomes of it is as if it had never been."""
         pin = self._pins.pop(end)
         table = self._table
-        self._full[pin.path.rows] -= 1
-        self._window[pin.window.rows] -= 1
         window = self._still_there(pin.window)
         table.host.unlock(self._still_there(pin.path))
         table.swa_host.unlock(window)
@@ -150,5 +142,6 @@ class Pins:
         return rows
 
     def _note(self) -> None:
-        paths = [pin.path.rows for pin in self._pins.values()]
-        self.rows = np.unique(np.concatenate((_NO_ROWS, *paths)))
+        pins = self._pins.values()
+        self.rows = np.unique(np.concatenate((_NO_ROWS, *(pin.path.rows for pin in pins))))
+        self._windows = np.unique(np.concatenate((_NO_ROWS, *(pin.window.rows for pin in pins))))
