@@ -267,6 +267,8 @@ class IndexMetrics:
                 yield "host_memory_bytes", use
             for direction in ("backup", "load", "write", "read", "lookup"):
                 yield "transfers_in_flight", direction
+            for tier in ("device", "host"):
+                yield "pinned_tokens", tier
 
     def _publish_state(self, now: float) -> None:
         index, arena = self._index, self._arena
@@ -287,6 +289,10 @@ class IndexMetrics:
                 len(index.persists.writing),
                 len(index.prefetches.reading),
                 len(index.prefetches.lookups),
+                *(
+                    int(np.count_nonzero(column.ready[index.pins.rows])) * self._page
+                    for column in (index.table.device, index.table.host)
+                ),
             )
         seen = (*pages, *decisions, *on_host)
         if seen == self._seen:

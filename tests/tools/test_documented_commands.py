@@ -21,6 +21,8 @@ from tests.tools.test_verify import engine
 
 URL, PAGES, MODEL = "http://127.0.0.1:30000", "/tmp/hicache", "openai/gpt-oss-120b"
 ENDLESS, FOR_A_GPU = ("status", "--url", URL), "gpu-check"
+ANSWER = {"tokens": 3, "found": 0, "device": 0, "host": 0, "storage": None, "pinned": 16}
+"""To a call on the cache."""
 FAULTS = "doctor"
 """Finds some on a machine that is not the one in the document."""
 FORK = "~/sglang/python"
@@ -68,6 +70,8 @@ def test_a_command_runs(
         # the second screen has no more than the page of somebody else's server
         texts = (TEXT, "") if words == ENDLESS else (TEXT,)
         server = tell(*texts)
+    elif words[0] == "cache":
+        server = tell(json.dumps(ANSWER))
     elif words[0] == "verify":
         server = serve(engine(storage=True))
     (tmp_path / "pages").mkdir()
