@@ -15,6 +15,7 @@ from sglang_ext.__main__ import TOOLS
 from tests.conftest import ROOT
 from tests.fixtures.zygote import Zygote
 from tests.planning.models import GPT_OSS, saved
+from tests.tools.report_texts import later, text
 from tests.tools.test_status import TEXT
 from tests.tools.test_verify import engine
 
@@ -66,12 +67,17 @@ def test_a_command_runs(
         # the second screen has no more than the page of somebody else's server
         texts = (TEXT, "") if words == ENDLESS else (TEXT,)
         server = tell(*texts)
+    elif words[0] == "report":
+        server = tell(text(), later())
     elif words[0] == "verify":
         server = serve(engine(storage=True))
     (tmp_path / "pages").mkdir()
     here = [word.replace(URL, server).replace(PAGES, str(tmp_path / "pages")) for word in words]
     if words == ENDLESS:
         here += ["--every", "0.01"]
+    if words[0] == "report":
+        here += ["--out", str(tmp_path / "report.html")]
+        here += ["--seconds", "0.04", "--every", "0.02"] if server else []
     if words[0] == "size":
         here += ["--out", str(tmp_path / "size.json")]
     if words[0] == FAULTS:  # it imports the engine, the others do not
@@ -88,5 +94,7 @@ def test_a_command_runs(
         assert run.returncode == 1, run.stdout
     else:
         assert run.returncode == 0, run.stdout + run.stderr
+    if words[0] == "report":
+        assert "</html>" in (tmp_path / "report.html").read_text()
     if words[0] == "size":
         assert json.loads((tmp_path / "size.json").read_text())["cells"]
