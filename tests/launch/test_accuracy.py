@@ -173,7 +173,7 @@ def test_the_documented_command_runs(
     serve: Serve, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
-    (line,) = re.findall(r"^    python -m launch\.accuracy (.*)$", page, re.MULTILINE)
+    (line,) = re.findall(rf"^    python -m {accuracy.__name__} (.*)$", page, re.MULTILINE)
     monkeypatch.chdir(data.parent)
     data.rename("test.jsonl")
     address = serve(Engine("host", "storage"))
