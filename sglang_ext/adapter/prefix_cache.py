@@ -406,7 +406,7 @@ class SwaHiCache(BasePrefixCache):
             if self.spans is not None:
                 self.spans.look()
             if self.metrics is not None:
-                self.metrics.publish()
+                self.metrics.publish(at_once=not self._locks)
 
     def flush_pending_backups(self) -> None:
         """Submit the backups queued by the last batch."""
