@@ -70,6 +70,7 @@ class Candidates:
         rows = table.capacity
         self._table = table
         self._has_host = has_host
+        self._window_pages = table.geometry.window_pages
         self.tails = Tails(table)
         most = most_blocks(rows)
         stock = np.arange(N_SETS * most, -1, -1, dtype=np.int32)
@@ -224,6 +225,22 @@ class Candidates:
         self._look()
         below = self.arrays["found"][: loops.off_below(self._state, np.ascontiguousarray(rows))]
         return np.sort(np.concatenate((rows, below))) if len(below) else rows
+
+    def are_on_host_alone(self, rows: Rows) -> bool:
+        """Whether pages have a copy on the host that nobody holds, and nothing else."""
+        return bool(loops.are_on_host_alone(self._state, rows))
+
+    def tail_stays(self, end: int) -> bool:
+        """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on
+        from what would be lost with it, or it is on the device too."""
+        return bool(loops.tail_stays(self._state, end, self._window_pages))
+
+    def led_nowhere(self, end: int) -> tuple[Rows, Rows]:
+        """Pages from ``end`` up that lead to no kept window: (copies of what is on the device too
+        that nobody holds, pages that are not there)."""
+        rows = np.empty(int(self._table.depth[end]) + 1, dtype=np.int64)
+        copies, lost = loops.led_nowhere(self._state, end, rows)
+        return rows[:copies], rows[len(rows) - lost :]
 
     def look_at_tails(self) -> Tails:
         """The tails as they are now."""

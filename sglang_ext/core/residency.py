@@ -156,6 +156,13 @@ class Residency:
             return len(rows), self._remove_from_device(rows)
         table = self.table
         rows = self.candidates.with_descendants(rows)
+        if self.candidates.are_on_host_alone(rows):
+            # most are: whatever else pages have would be looked for in vain
+            if self.departures is not None:
+                self.departures.forgotten(rows, table.host.ready[rows])
+            self.host.drop(rows)
+            self._forget(rows)
+            return 0, 0
         device = rows[table.device.present[rows]]
         self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
         return len(device), self._remove_everywhere(rows, device)
@@ -208,10 +215,11 @@ class Residency:
 
     def forget_windows(self, ends: Rows) -> int:
         """Keep windows on the host no longer; returns how many of their pages are free."""
-        freed = 0
-        for end in ends.tolist():
-            freed += self.drop_unneeded(self.kept.remove(end))
-        return freed
+        return sum(self.forget_window(end) for end in ends.tolist())
+
+    def forget_window(self, end: int) -> int:
+        """The same for one."""
+        return self.drop_unneeded(self.kept.remove(end))
 
     def drop_unneeded(self, rows: Rows) -> int:
         """Drop window pages on the host that no kept window needs and no transfer uses."""
