@@ -20,7 +20,7 @@ from sglang_ext.core.table.table import PageTable
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NO_AGE = -(1 << 63)
-_MOST_NOTED = 1 << 11
+_MOST_NOTED = 1 << 12
 """So many rows are noted before they are looked at, whether somebody asks or not."""
 
 
@@ -123,8 +123,11 @@ class Candidates:
         self._state = int(self._addresses.ctypes.data)
         self._noted: list[Rows] = []
         self._n_noted = 0
-        for name, column in columns.items():
-            column.tell(self.note, of_locks=name.endswith("host"))
+        # what cannot be evicted stays in its place until its turn comes, see ``compiled``
+        table.device.tell(self.note, None, self.note)
+        table.swa_device.tell(self.note, None, self.note)
+        table.host.tell(self.note, self._note_ready, self._note_ready)
+        table.swa_host.tell(self.note, None, None)
         kept.tell(self.note)
         table.when_renumbered.append(self.note_all)
 
@@ -137,6 +140,10 @@ class Candidates:
             return  # both copies of pages come and go together
         self._noted.append(rows)
         self._n_noted += len(rows)
+
+    def _note_ready(self, rows: Rows) -> None:
+        """Of paths that are locked on the host, most pages have no copy there yet."""
+        self.note(rows[self._table.host.ready[rows]])
 
     def look_if_many(self) -> None:
         """Look at what was noted, if that is much; while no operation is half done."""
