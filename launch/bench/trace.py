@@ -33,7 +33,9 @@ from sglang_ext.sizing.bounds import Bounds
 from sglang_ext.sizing.traffic import Tokens
 
 MODEL = "gpt-oss-120b"
-SYSTEMS = ("ours", "stock", "stock-no-host")
+OURS_LRU = "ours-lru"
+SYSTEMS = ("ours", OURS_LRU, "stock", "stock-no-host")
+"""The second one without learned retention."""
 _GB = 1e9
 _MOST_GB = 1e4
 
@@ -88,7 +90,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--core", choices=("rust", "python"), default="rust", help="of stock's cache"
     )
     parser.add_argument(
-        "--retention", choices=("learned", "lru"), default="learned", help="of ours"
+        "--warm",
+        type=whole(0),
+        default=0,
+        help="so many of the requests fill the caches first: they count in nothing but what is "
+        "recomputed at most",
     )
     parser.add_argument(
         "--verify", action="store_true", help="KV names its tokens, which are compared"
@@ -100,6 +106,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.summary = traces.check(args.trace, args.block_size)
     except traces.TraceError as error:
         parser.error(str(error))
+    served = min(args.requests or args.summary.requests, args.summary.requests)
+    if args.warm >= served:
+        parser.error(f"--warm {args.warm}: allowed is less than the {served} requests")
     return args
 
 
@@ -112,7 +121,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     """Without a host tier stock is one system."""
     every = []
     for system, host_gb in itertools.product(args.system, sorted(args.host_gb)):
-        if system == "ours" or (system == "stock" and host_gb):
+        if system.startswith("ours") or (system == "stock" and host_gb):
             every.append(Cell(system, host_gb))
         else:
             every.append(Cell("stock-no-host", 0.0))
@@ -147,11 +156,14 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     longest = max(len(prompt) + len(answer) for prompt, answer in requests(args))
     host_bytes = int(cell.host_gb * _GB)
     sizes = Sizes(args.device_tokens, host_bytes, args.page, args.chunk, longest)
-    cache = Cache("ours" if cell.system == "ours" else "stock", sizes)
+    cache = Cache("ours" if cell.system.startswith("ours") else "stock", sizes)
     scheduler = Scheduler(cache, WrittenIds(cache) if args.verify else None)
     total = min(args.requests or args.summary.requests, args.summary.requests)
     name = f"{cell.system}, {cell.host_gb:g} GB"
-    for prompt, answer in tqdm(requests(args), name, total, mininterval=5.0, unit="req"):
+    served = tqdm(requests(args), name, total, mininterval=5.0, unit="req")
+    for count, (prompt, answer) in enumerate(served):
+        if count == args.warm:
+            scheduler.count_from_here()
         scheduler.serve(prompt, answer)
     cache.check_idle()
     counted, copies, times = scheduler.counted, cache.copies, cache.times
@@ -198,7 +210,7 @@ def run(argv: Sequence[str], args: argparse.Namespace, cell: Cell) -> dict[str, 
             **CPU,
             "OMP_NUM_THREADS": "1",
             "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": args.core,
-            RETENTION: args.retention,
+            RETENTION: "lru" if cell.system == OURS_LRU else "learned",
         },
         stdout=subprocess.PIPE,
         text=True,
