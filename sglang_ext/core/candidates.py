@@ -147,6 +147,14 @@ class Candidates:
         self.arrays["tail_ages"][rows] = _NO_AGE
         self.note(rows)
 
+    def keep_tail(self, row: int, *, kept: bool) -> None:
+        """A pinned prefix ends with a row, or does no longer."""
+        if kept:
+            self.tails.pinned.add(row)
+        else:
+            self.tails.pinned.discard(row)
+        self.note_use(np.array([row], dtype=np.int64))
+
     def note_all(self) -> None:
         """Ages have changed, or what all prefixes are worth. O(rows)."""
         self.arrays["tail_ages"][:] = _NO_AGE

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from sglang_ext.arguments import Parser, number
 from sglang_ext.config import from_environment
 from sglang_ext.planning import launch_line, preset
-from sglang_ext.planning.model import ModelShape
+from sglang_ext.planning.model import Shape
 from sglang_ext.planning.model_config import (
     ModelConfigError,
     architecture,
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _asked(
     made: Parser, given: argparse.Namespace, others: Sequence[str], arguments: Sequence[str]
-) -> tuple[str, ModelShape, launch_line.LaunchLine, float | None]:
+) -> tuple[str, Shape, launch_line.LaunchLine, float | None]:
     """Name and shape of the model, launch line, and bytes of KV of a device. A preset's line is
     printed.
 
