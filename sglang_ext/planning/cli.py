@@ -21,6 +21,7 @@ from sglang_ext.planning.model import Shape
 from sglang_ext.planning.model_config import (
     ModelConfigError,
     architecture,
+    draft_of,
     find,
     load,
     shape_of,
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         name, model, line, device = _asked(made, given, others, arguments)
         tokens = from_environment().checkpoint_tokens
-        plan = Plan.of(name, model, line, device, tokens, given.link_gb_s)
+        draft = draft_of(line)
+        plan = Plan.of(name, model, line, device, tokens, given.link_gb_s, draft)
     except (ModelConfigError, PlanError) as error:
         made.error(str(error))
     print("\n".join(lines(plan.rows(), indent="")))

@@ -33,12 +33,13 @@ from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, dp_atte
 from launch.traffic import generate
 from sglang_ext.arguments import Parser, number, output_file, whole
 from tests.soak.server import (
+    COMMON,
     KEPT,
     ROOT,
     cache_events,
     log_report,
     reference,
-    server_arguments,
+    served,
 )
 from tests.soak.traffic import SOAK, Pool, Request
 
@@ -362,10 +363,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Storm one server; returns 1 if anything went wrong."""
     args = parse_args(argv)
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
-    pool = reference(WINDOW, traffic, (), {})
+    model = served(WINDOW)
+    pool = reference(model, traffic, (), {})
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if 2 in (args.tp, args.dp) else {}
     several = dp_attention(args.dp) if args.dp > 1 else ["--tp", str(args.tp)]
-    options = server_arguments(WINDOW, [*OPTIONS, *several])
+    options = [*model.arguments(), *COMMON, *OPTIONS, *several]
     log = args.out.with_suffix(".log")
     variables = {**CPU, **STRICT_CHECKS, **LATE, **ranks}
     result = storm(
