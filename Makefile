@@ -51,6 +51,8 @@ soak: .venv/ready
 	$(BIN)/python -m tests.soak.storm --minutes $(MINUTES) --tp 1 --out out/storm.json
 	$(BIN)/python -m tests.soak.storm --minutes $(MINUTES) --tp 2 --out out/storm_tp2.json
 	$(BIN)/python -m tests.soak.server --minutes $(MINUTES) --only '$(ONLY)' --out out/soak.json
+	$(BIN)/python -m tests.soak.server --minutes $(MINUTES) --only tight-late --drafts mimo-v2 --out out/soak_mimo_v2.json
+	$(BIN)/python -m tests.soak.server --minutes $(MINUTES) --only tight-late --drafts eagle3 --out out/soak_eagle3.json
 
 # torch first: SGLang pins it, and nothing else may pull another build.
 .venv/base: $(addprefix $(NEEDS)/,engine.txt cpu.txt) pyproject.toml launch/platform/pyproject.toml

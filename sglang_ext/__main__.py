@@ -15,6 +15,8 @@ TOOLS = {
     "plan": ("sglang_ext.planning.cli", "what fits, from a launch line and a model"),
     "size": ("sglang_ext.sizing.cli", "how much host memory is worth it, by replay of traffic"),
     "status": ("sglang_ext.tools.status", "tiers, hit rates and retention of a running server"),
+    "cache": ("sglang_ext.tools.cache", "look up, pin, drop and preload prompts of a server"),
+    "report": ("sglang_ext.tools.report.cli", "a page about a server or a benchmark, as one file"),
     "verify": ("sglang_ext.tools.verify", "does a running server's storage give back its tokens"),
     "storage": ("sglang_ext.storage.cli", "list, measure, check and remove stored pages"),
     "patches": ("sglang_ext.patches.cli", "patches of the engine in place of hooks"),

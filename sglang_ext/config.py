@@ -17,6 +17,7 @@ TOGGLE = "SGLANG_EXT_SWA_HICACHE"
 CHECKPOINT_TOKENS = "SGLANG_EXT_CHECKPOINT_TOKENS"
 COPIES = "SGLANG_EXT_COPIES"
 RETENTION = "SGLANG_EXT_RETENTION"
+PINNED_SHARE = "SGLANG_EXT_PINNED_SHARE"
 REPORT_DELAY = "SGLANG_EXT_TEST_REPORT_DELAY_MS"
 SLOWDOWN = "SGLANG_EXT_TEST_BACKUP_SLOWDOWN"
 STEP_TRACE = "SGLANG_EXT_TEST_STEP_TRACE"
@@ -31,6 +32,7 @@ class ExtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoint_tokens: int | None = None
     copies: str | None = None
     retention: str = "learned"
+    pinned_share: float = 0.25
     report_delay_ms: float = 0.0
     backup_slowdown: float = 1.0
     step_trace: str | None = None
@@ -87,6 +89,13 @@ VARIABLES = (
         "learned or lru",
         "What `--radix-eviction-policy lru` means: what is not expected back goes first, as far as "
         "that finds more, or always what was least recently used.",
+    ),
+    Variable(
+        PINNED_SHARE,
+        "pinned_share",
+        Annotated[float, Meta(ge=0, le=1)],
+        "a number from 0 to 1",
+        "How much of the host pinned prefixes may take; more is refused.",
     ),
     Variable(
         REPORT_DELAY,

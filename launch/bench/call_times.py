@@ -23,6 +23,10 @@ class Kind:
     largest: float = 0.0
     largest_in: int = -1
 
+    def clear(self) -> None:
+        """Forget the calls so far."""
+        self.calls, self.seconds, self.largest, self.largest_in = 0, 0.0, 0.0, -1
+
 
 class CallTimes:
     """Watches methods of objects; a call inside another one is part of that one.
@@ -37,6 +41,12 @@ class CallTimes:
         self.copies = 0.0
         self.request = -1
         self._inside = False
+
+    def clear(self) -> None:
+        """Forget what was measured."""
+        for kind in self.kinds.values():
+            kind.clear()
+        self.copies, self.request = 0.0, -1
 
     def watch(self, owner: Any, kinds: Mapping[str, Sequence[str]]) -> None:
         """Measure the methods of an object, given by kind; those that it has."""

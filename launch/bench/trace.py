@@ -38,7 +38,9 @@ MODELS: dict[str, Shape] = {
     PAGES_OF_BYTES: COMPRESSED[PAGES_OF_BYTES],
 }
 """Those of ``trace_models``, which needs the engine."""
-SYSTEMS = ("ours", "stock", "stock-no-host")
+OURS_LRU = "ours-lru"
+SYSTEMS = ("ours", OURS_LRU, "stock", "stock-no-host")
+"""The second one without learned retention."""
 _GB = 1e9
 _MOST_GB = 1e4
 
@@ -96,7 +98,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--core", choices=("rust", "python"), default="rust", help="of stock's cache"
     )
     parser.add_argument(
-        "--retention", choices=("learned", "lru"), default="learned", help="of ours"
+        "--warm",
+        type=whole(0),
+        default=0,
+        help="so many of the requests fill the caches first: they count in nothing but what is "
+        "recomputed at most",
     )
     parser.add_argument(
         "--verify", action="store_true", help="KV names its tokens, which are compared"
@@ -114,6 +120,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f"pages do not run on a CPU; allowed: --model {KEYS_AND_VALUES}"
         )
     args.page = MODELS[args.model].geometry(args.page).device_page
+    served = min(args.requests or args.summary.requests, args.summary.requests)
+    if args.warm >= served:
+        parser.error(f"--warm {args.warm}: allowed is less than the {served} requests")
     return args
 
 
@@ -126,7 +135,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
     """Without a host tier stock is one system."""
     every = []
     for system, host_gb in itertools.product(args.system, sorted(args.host_gb)):
-        if system == "ours" or (system == "stock" and host_gb):
+        if system.startswith("ours") or (system == "stock" and host_gb):
             every.append(Cell(system, host_gb))
         else:
             every.append(Cell("stock-no-host", 0.0))
@@ -163,11 +172,14 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     host_bytes = int(cell.host_gb * _GB)
     model = STAND_INS[args.model]
     sizes = Sizes(model, args.device_tokens, host_bytes, args.page, args.chunk, longest)
-    cache = Cache("ours" if cell.system == "ours" else "stock", sizes)
+    cache = Cache("ours" if cell.system.startswith("ours") else "stock", sizes)
     scheduler = Scheduler(cache, WrittenIds(cache) if args.verify else None)
     total = min(args.requests or args.summary.requests, args.summary.requests)
     name = f"{cell.system}, {cell.host_gb:g} GB"
-    for prompt, answer in tqdm(requests(args), name, total, mininterval=5.0, unit="req"):
+    served = tqdm(requests(args), name, total, mininterval=5.0, unit="req")
+    for count, (prompt, answer) in enumerate(served):
+        if count == args.warm:
+            scheduler.count_from_here()
         scheduler.serve(prompt, answer)
     cache.check_idle()
     counted, copies, times = scheduler.counted, cache.copies, cache.times
@@ -213,7 +225,7 @@ def run(argv: Sequence[str], args: argparse.Namespace, cell: Cell) -> dict[str, 
             **CPU,
             "OMP_NUM_THREADS": "1",
             "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": args.core,
-            RETENTION: args.retention,
+            RETENTION: "lru" if cell.system == OURS_LRU else "learned",
         },
         stdout=subprocess.PIPE,
         text=True,

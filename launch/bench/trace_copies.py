@@ -20,6 +20,10 @@ class Copies:
 
     def __init__(self, times: CallTimes) -> None:
         self._times = times
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was copied."""
         self.to_host = dict.fromkeys(KINDS, 0)
         self.to_device = dict.fromkeys(KINDS, 0)
 

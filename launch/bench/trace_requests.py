@@ -101,6 +101,12 @@ class Scheduler:
         self._kv = kv
         self._aside = 0.0
 
+    def count_from_here(self) -> None:
+        """What was before is forgotten."""
+        self.counted = Counted()
+        self._cache.times.clear()
+        self._cache.copies.clear()
+
     def serve(self, prompt: Tokens, answer: Tokens) -> None:
         """One request from its arrival to its end.
 

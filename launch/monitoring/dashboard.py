@@ -183,6 +183,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (("sum by (direction) (sglang_ext:transfers_in_flight)", "{{direction}}"),),
         ),
         Panel(
+            "Pinned by operators",
+            "short",
+            (("sum by (tier) (sglang_ext:pinned_tokens)", "{{tier}}"),),
+            "Tokens of pinned prompts, and how many of them are on the device too.",
+        ),
+        Panel(
             "Transfers that were not begun",
             "short",
             ((_by("reason", "sglang_ext:declined_total", _ONE), "{{reason}}"),),

@@ -17,8 +17,8 @@ labels of the engine's cache (`cache_type`, `tp_rank`, `pp_rank`, `dp_rank`) and
 `--extra-metric-labels`. Each rank counts for itself. Ranks of one request hold the same pages, so
 tokens are those of one `tp_rank`, and bytes are the sum over ranks.
 
-All values of all labels are there from the start, at 0. What has changed is published four times a
-second. An idle server with `--sleep-on-idle` takes up to a second.
+All values of all labels are there from the start, at 0. What has changed is published a few times a
+second, a little of it in each step. An idle server with `--sleep-on-idle` takes up to a second.
 
 """
 
@@ -71,8 +71,8 @@ Tests hold every query against the metrics of a running server.
 
 ## What it costs
 
-Each step looks at a clock. Four times a second what has changed is published. `python -m
-launch.bench.publish` measures both.
+A step looks at a clock. A few times a second some steps in a row publish what has changed: each
+looks at one kind of it, or sets two values. `python -m launch.bench.publish` measures them.
 """
 
 

@@ -89,6 +89,12 @@ class HostTierController:
         for plan in self._index.demote_ahead():
             self._queue(plan)
 
+    def queue_pinned(self, end: int) -> Transfer | Declined | None:
+        """Begin to copy what is missing of a pinned prefix; see ``Pins.copy``."""
+        plan = self._index.pins.copy(end)
+        self._queue(plan)
+        return plan
+
     def queue_load(self, rows: Rows) -> bool:
         """Begin the load of a matched path; False if it was declined."""
         return self._queue(self._index.begin_load(rows))

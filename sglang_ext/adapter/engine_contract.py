@@ -150,6 +150,7 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.managers.scheduler.Scheduler.attach_hicache_storage_wrapped": "self recv_req",
     "sglang.srt.managers.scheduler.Scheduler.detach_hicache_storage_wrapped": "self recv_req",
     "sglang.srt.managers.scheduler.Scheduler.process_input_requests": "self recv_reqs",
+    "sglang.srt.managers.scheduler.Scheduler.handle_dumper_control": "self recv_req",
     "sglang.srt.managers.scheduler.Scheduler.send_control_output": "self output recv_req",
     "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
     "flush_cache_after_weight_update": "self recv_req success message",
@@ -162,6 +163,12 @@ SIGNATURES: dict[str, str] = {
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.flush_cache": (
         "self timeout_s"
     ),
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.init_communicators": "self",
+    "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.dumper_control": "self obj",
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_texts": (
+        "self texts is_cross_encoder"
+    ),
+    "sglang.srt.utils.auth.auth_level": "level",
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."
     "start_expert_distribution_record": "self",
     "sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin."

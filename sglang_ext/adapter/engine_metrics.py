@@ -4,9 +4,11 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.publishing import Update
 from sglang_ext.adapter.storage_backend import EnginePageStore
 from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.host.arena import Arena
@@ -22,13 +24,6 @@ if TYPE_CHECKING:
         StorageMetricsCollector,
     )
 
-_COPIES = {
-    "backed_up_pages": ("backup", 0),
-    "backed_up_window_pages": ("backup", 1),
-    "loaded_pages": ("load_back", 0),
-    "loaded_window_pages": ("load_back", 1),
-}
-"""Events that copy pages: (direction as the engine names it, component)."""
 _REASONS = {
     Unfulfilled.STALE: "anchor_lost",
     Unfulfilled.BACKLOG: "dropped",
@@ -39,6 +34,12 @@ _REASONS = {
 """Why pages of storage were not used, as the engine names it."""
 _BATCHES = 256
 """Batches of storage that are kept for the next look."""
+_Count = Callable[[int], None]
+"""Tells a collector of the engine that there are so many more pages."""
+
+
+def _times(each: int, tell: Callable[..., None], pages: int, **labels: str) -> None:
+    tell(pages * each, **labels)
 
 
 class HostTierFeed:
@@ -56,34 +57,36 @@ class HostTierFeed:
         write_policy: WritePolicy,
     ) -> None:
         self._collector = collector
-        self._page_bytes = arena.shape.page_bytes
-        self._page_tokens = page_tokens
-        self._dropped = "host_pressure"
+        page_bytes = arena.shape.page_bytes
+        dropped = "host_pressure"
         if write_policy is WritePolicy.WRITE_THROUGH:
-            self._dropped = "write_through_unbacked_eviction"
+            dropped = "write_through_unbacked_eviction"
         # there from the start, as ours are
         collector.increment_eviction_num_tokens(0)
-        for reason in {"host_pressure", self._dropped}:
+        for reason in {"host_pressure", dropped}:
             collector.increment_dropped_tokens(0, reason, "kv")
+        self._counts: dict[str, tuple[_Count, ...]] = {}
+        for direction, ours in (("backup", "backed_up"), ("load_back", "loaded")):
+            tokens = getattr(collector, f"increment_{direction}_num_tokens")
+            size = getattr(collector, f"increment_{direction}_num_bytes")
+            self._counts[f"{ours}_window_pages"] = (
+                partial(_times, page_tokens, tokens, pool="swa"),
+                partial(_times, sum(page_bytes[-1]), size),
+            )
+            # pages of a model without full-attention layers are nothing but numbers
+            if len(page_bytes) == 2:
+                self._counts[f"{ours}_pages"] = (
+                    partial(_times, page_tokens, tokens, pool="kv"),
+                    partial(_times, sum(page_bytes[0]), size),
+                )
+        if len(page_bytes) == 2:
+            tokens = collector.increment_dropped_tokens
+            lost = partial(_times, page_tokens, tokens, reason=dropped, pool="kv")
+            self._counts["unsaved_pages"] = (lost,)
 
-    def count(self, event: str, pages: int) -> None:
-        """So many more pages of an event of ours."""
-        if event == "unsaved_pages":
-            if len(self._page_bytes) == 2:
-                tokens = pages * self._page_tokens
-                self._collector.increment_dropped_tokens(tokens, self._dropped, "kv")
-            return
-        if event not in _COPIES:
-            return
-        direction, component = _COPIES[event]
-        if len(self._page_bytes) == 1 and component == 0:
-            return  # pages of a model without full-attention layers are nothing but numbers
-        tokens = pages * self._page_tokens
-        size = pages * sum(self._page_bytes[min(component, len(self._page_bytes) - 1)])
-        pool = ("kv", "swa")[component]
-        collector = self._collector
-        getattr(collector, f"increment_{direction}_num_tokens")(num_tokens=tokens, pool=pool)
-        getattr(collector, f"increment_{direction}_num_bytes")(size)
+    def updates(self, event: str, pages: int) -> Sequence[Update]:
+        """What says that there are so many more pages of an event of ours."""
+        return [partial(count, pages) for count in self._counts.get(event, ())]
 
     def observe(self, direction: str, seconds: float) -> None:
         """A job of copies has ended, a ``backup`` or a ``load``."""
@@ -108,6 +111,7 @@ class StorageFeed:
         self._page_tokens = page_tokens
         self._make = make
         self._collector: StorageMetricsCollector | None = None
+        self._counts: dict[str, tuple[_Count, ...]] = {}
         self._stats: Callable[[], StorageMetrics | None] | None = None
 
     def attach(self, labels: dict[str, Any], stats: Callable[[], "StorageMetrics | None"]) -> None:
@@ -117,7 +121,18 @@ class StorageFeed:
             stats: what batches did since the last call.
         """
         if self._collector is None:
-            self._collector = self._make(labels)
+            collector = self._collector = self._make(labels)
+            logs = {
+                "prefetched_pages": collector.log_prefetched_tokens,
+                "persisted_pages": collector.log_backuped_tokens,
+                "found_pages": collector.log_storage_prefetch_hit_tokens,
+            }
+            unfulfilled = collector.log_storage_prefetch_unfulfilled_tokens
+            for why, reason in _REASONS.items():
+                logs[f"unfulfilled_{why.value}"] = partial(unfulfilled, reason=reason)
+            self._counts = {
+                event: (partial(_times, self._page_tokens, log),) for event, log in logs.items()
+            }
         self._collector.labels = labels
         self._stats = stats
 
@@ -125,20 +140,9 @@ class StorageFeed:
         """There is none any more."""
         self._stats = None
 
-    def count(self, event: str, pages: int) -> None:
-        """So many more pages of an event of ours."""
-        collector, tokens = self._collector, pages * self._page_tokens
-        if collector is None:
-            return
-        if event == "prefetched_pages":
-            collector.log_prefetched_tokens(tokens)
-        elif event == "persisted_pages":
-            collector.log_backuped_tokens(tokens)
-        elif event == "found_pages":
-            collector.log_storage_prefetch_hit_tokens(tokens)
-        elif event.startswith("unfulfilled_"):
-            reason = _REASONS[Unfulfilled(event.removeprefix("unfulfilled_"))]
-            collector.log_storage_prefetch_unfulfilled_tokens(tokens, reason)
+    def updates(self, event: str, pages: int) -> Sequence[Update]:
+        """What says that there are so many more pages of an event of ours."""
+        return [partial(count, pages) for count in self._counts.get(event, ())]
 
     def observe(self) -> None:
         """What batches of storage did since the last call."""

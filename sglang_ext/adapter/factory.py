@@ -111,6 +111,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         eviction,
         spare,
         spare_pages=_spare_pages(eviction, geometry),
+        pinned_share=from_environment().pinned_share,
     )
     admission = Admission(
         pool=allocator.size_swa,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sglang_ext.adapter import dp_ranks, hooks
+from sglang_ext.adapter import cache_control, cache_routes, dp_ranks, hooks
 from sglang_ext.adapter.rank_agreement import RankAgreement
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AttachHiCacheStorageReqOutput,
         DetachHiCacheStorageReqInput,
         DetachHiCacheStorageReqOutput,
+        DumperControlReqInput,
         ReleaseMemoryOccupationReqInput,
         ResumeMemoryOccupationReqInput,
     )
@@ -69,6 +70,7 @@ def install() -> None:
         (_SCHEDULER + "flush_cache", HookType.BEFORE, before_flush),
         (_SCHEDULER + "attach_hicache_storage_wrapped", HookType.AROUND, attach),
         (_SCHEDULER + "detach_hicache_storage_wrapped", HookType.AROUND, detach),
+        (_SCHEDULER + "handle_dumper_control", HookType.AROUND, control),
         (_SCHEDULER + "process_input_requests", HookType.AFTER, after_requests),
         (_UPDATER + "flush_cache_after_weight_update", HookType.BEFORE, before_new_weights),
         (_UPDATER + "release_memory_occupation", HookType.AROUND, release_memory),
@@ -87,6 +89,7 @@ def install_in_front() -> None:
     hooks.apply(
         (_TOKENIZER + "release_memory_occupation", HookType.REPLACE, release_or_raise),
         (_TOKENIZER + "flush_cache", HookType.REPLACE, dp_ranks.flush_all),
+        (_TOKENIZER + "init_communicators", HookType.AFTER, cache_routes.add_routes),
         *((_TOKENIZER + name, HookType.AROUND, count_experts) for name in _COUNTS_EXPERTS),
     )
 
@@ -161,6 +164,18 @@ def before_new_weights(updater: "SchedulerWeightUpdaterManager", *_: Any) -> Non
     _settle(updater.scheduler, give_up=True)
 
 
+# ---- the cache itself ---------------------------------------------------------
+
+
+def control(
+    original: Callable[..., Any], scheduler: "Scheduler", request: "DumperControlReqInput"
+) -> Any:
+    """Calls on the cache come under a name that the engine's dumper does not have."""
+    if request.method != cache_control.METHOD:
+        return original(scheduler, request)
+    return _cache(scheduler).control.begin(request)
+
+
 # ---- memory ------------------------------------------------------------------
 
 
@@ -197,8 +212,10 @@ def release_memory(
 
 
 def after_requests(_: None, scheduler: "Scheduler", *__: Any) -> None:
-    """Once a step: try a release again that waits, or refuse it."""
+    """Once a step: calls on the cache go on; try a release again that waits, or refuse it."""
     cache = _cache(scheduler)
+    for answer, request in cache.control.look():
+        scheduler.send_control_output(answer, request)
     if (waiting := cache.waiting_release) is None:
         return
 

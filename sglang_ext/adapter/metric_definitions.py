@@ -143,7 +143,7 @@ METRICS = (
     Definition(
         "kv_bytes",
         Kind.GAUGE,
-        "KV that is in a tier; `pinned` by requests or transfers, or `evictable`.",
+        "KV that is in a tier; `pinned` by requests, transfers or an operator, or `evictable`.",
         {
             "component": COMPONENTS,
             "tier": ("device", "host"),
@@ -161,6 +161,13 @@ METRICS = (
         Kind.GAUGE,
         "Host memory by use: pages of full attention, pages of windows, holes between them, free.",
         {"use": ("full", "window", "holes", "free")},
+        where=Where.HOST,
+    ),
+    Definition(
+        "pinned_tokens",
+        Kind.GAUGE,
+        "Tokens of prompts that an operator has pinned, and how many of them each tier has.",
+        {"tier": ("device", "host")},
         where=Where.HOST,
     ),
     Definition(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sglang_ext.adapter.engine_metrics import HostTierFeed, StorageBatch, Storag
 from sglang_ext.adapter.exported import Exported
 from sglang_ext.adapter.metric_definitions import COMPONENTS, EVENTS, TOKEN_EVENTS, Where
 from sglang_ext.adapter.prompt_tokens import Found, PromptTokens
+from sglang_ext.adapter.publishing import Publishing, Update
 from sglang_ext.adapter.rolling_maximum import RollingMaximum
 from sglang_ext.adapter.transfer_lag import TransferLag
 from sglang_ext.core.cache import PrefixCache
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
 
 _EVERY_S = 0.25
-"""Between two looks at what has changed. A scrape comes far less often."""
+"""From the end of a round to the next. A scrape comes far less often."""
 _RECOMPUTE_S = 600.0
 _REMAINDER = 1000
 """Requests within which a page of a class is said to return."""
@@ -99,12 +101,22 @@ class IndexMetrics:
         self.take_batches: Callable[[], Iterable[StorageBatch]] = tuple
         self.host: HostTierFeed | None = None
         self.storage: StorageFeed | None = None
+        self._publishing = Publishing(
+            (
+                self._counters_changed,
+                self._prompts_ended,
+                self._transfers_ended,
+                self._files_changed,
+                self._state_changed,
+                self._retention_learned,
+            )
+        )
         self._due = 0.0
         self._total = 0
         self._counted: tuple[int, ...] = (0,) * len(NAMES)
         self._files_counted: dict[str, int] = {}
         self._counters = dict(self._of_core())
-        # in the order of ``_publish_state``
+        # in the order of ``_state_changed``
         self._gauges = [self._exported.child(*key) for key in self._state_keys()]
         self._shown: tuple[float | None, ...] = (None,) * len(self._gauges)
         self._seen: tuple[Any, ...] = ()
@@ -117,7 +129,7 @@ class IndexMetrics:
             # a bound is a distance between windows, and a page: 0 for none
             most = bound.always + self._page if bound.always else 0
             self._exported.child("recompute_bound_tokens").set(most)
-        self.publish()
+        self.publish(at_once=True)
 
     def _of_core(self) -> Iterable[tuple[str, tuple[Any, int]]]:
         """Of each counter of the core that is exported: its metric, and in what it counts."""
@@ -167,74 +179,75 @@ class IndexMetrics:
     # ---- publish -------------------------------------------------------------
 
     def publish(self, *, at_once: bool = False) -> None:
-        """Publish what has changed, if it is time; most steps look at a clock and do nothing.
+        """Publish what has changed. Most steps look at a clock and do nothing; a few times a second
+        some in a row do a part of it each.
 
         Args:
-            at_once: whatever the time: nobody may come by again for long.
+            at_once: all of it, whatever the time: nobody waits, and nobody may come by for long.
         """
-        now = time.monotonic()
-        if now < self._due and not at_once:
+        if at_once:
+            self._publishing.whole()
+        elif time.monotonic() < self._due or not self._publishing.step():
             return
-        self._due = now + _EVERY_S
-        self._publish_counters()
-        self._publish_prompts(now)
-        self._publish_transfers()
-        self._publish_files()
-        self._publish_state(now)
-        self._publish_retention()
+        self._due = time.monotonic() + _EVERY_S
 
-    def _publish_counters(self) -> None:
+    def _counters_changed(self) -> Iterable[Update]:
         total = self._index.counters.total()
         if total == self._total:
-            return
-        self._total, counted = total, self._index.counters.numbers()
+            return ()
+        before, self._counted = self._counted, self._index.counters.numbers()
+        self._total = total
+        return self._counts(before, self._counted)
+
+    def _counts(self, before: Sequence[int], now: Sequence[int]) -> Iterator[Update]:
         feeds = [feed for feed in (self.host, self.storage) if feed is not None]
-        for name, after, before in zip(NAMES, counted, self._counted, strict=True):
-            if change := after - before:
-                for feed in feeds:
-                    feed.count(name, change)
-                if name in self._counters:
-                    counter, factor = self._counters[name]
-                    counter.inc(change * factor)
-        self._counted = counted
+        for name, number, former in zip(NAMES, now, before, strict=True):
+            if number == former:
+                continue
+            for feed in feeds:
+                yield from feed.updates(name, number - former)
+            if name in self._counters:
+                counter, factor = self._counters[name]
+                yield partial(counter.inc, (number - former) * factor)
 
-    def _publish_prompts(self, now: float) -> None:
-        child, prompts = self._exported.child, self.prompts
-        for recomputed in prompts.take_recomputed():
-            child("recompute_tokens").observe(recomputed)
-            self._recompute.note(recomputed, now)
-        for where, tokens in prompts.hits.items():
-            child("hit_tokens_total", *where).inc(tokens)
-        for cause, tokens in prompts.computed.items():
-            child("computed_tokens_total", cause.value).inc(tokens)
-        prompts.hits.clear()
-        prompts.computed.clear()
+    def _prompts_ended(self) -> Iterator[Update]:
+        child = self._exported.child
+        for recomputed in self.prompts.take_recomputed():
+            yield partial(self._note_recomputed, recomputed)
+        for (component, tier), tokens in self.prompts.take_hits():
+            yield partial(child("hit_tokens_total", component, tier).inc, tokens)
+        for cause, tokens in self.prompts.take_computed():
+            yield partial(child("computed_tokens_total", cause.value).inc, tokens)
         for component, tier, seconds in self._departures.take_ages():
-            child("eviction_age_seconds", component, tier).observe(seconds)
+            yield partial(child("eviction_age_seconds", component, tier).observe, seconds)
 
-    def _publish_transfers(self) -> None:
+    def _note_recomputed(self, tokens: int) -> None:
+        self._recompute.note(tokens, time.monotonic())
+        self._exported.child("recompute_tokens").observe(tokens)
+
+    def _transfers_ended(self) -> Iterator[Update]:
         if self._arena is None:
             return
         child = self._exported.child
         for direction, jobs in zip(("backup", "load"), self.take_ended(), strict=True):
             for job in jobs:
-                self._observe(direction, self._job_bytes(job), job.seconds)
+                yield from self._observations(direction, self._job_bytes(job), job.seconds)
                 if self.host is not None:
-                    self.host.observe(direction, job.seconds)
+                    yield partial(self.host.observe, direction, job.seconds)
         for kind, seconds in self.lag.take():
-            child("transfer_lag_seconds", kind.value).observe(seconds)
+            yield partial(child("transfer_lag_seconds", kind.value).observe, seconds)
         for seconds in self.take_waits():
-            child("storage_wait_seconds").observe(seconds)
+            yield partial(child("storage_wait_seconds").observe, seconds)
         for batch in self.take_batches():
-            child("storage_operations_total", batch.kind, batch.result).inc()
+            yield child("storage_operations_total", batch.kind, batch.result).inc
             if batch.bytes:
-                self._observe(batch.kind, batch.bytes, batch.seconds)
+                yield from self._observations(batch.kind, batch.bytes, batch.seconds)
         if self.storage is not None:
-            self.storage.observe()
+            yield self.storage.observe
 
-    def _observe(self, direction: str, size: int, seconds: float) -> None:
-        self._exported.child("transfer_bytes", direction).observe(size)
-        self._exported.child("transfer_seconds", direction).observe(seconds)
+    def _observations(self, direction: str, size: int, seconds: float) -> Iterator[Update]:
+        yield partial(self._exported.child("transfer_bytes", direction).observe, size)
+        yield partial(self._exported.child("transfer_seconds", direction).observe, seconds)
 
     def _job_bytes(self, job: Ended) -> int:
         per_page = self._index.geometry.slots_per_page
@@ -242,15 +255,15 @@ class IndexMetrics:
             sum(slots * self._page_bytes[component] for component, slots in job.slots) // per_page
         )
 
-    def _publish_files(self) -> None:
+    def _files_changed(self) -> Iterator[Update]:
         files = self.files()
         if files == self._files_counted:
             return
+        before, self._files_counted = self._files_counted, files
         for event, total in files.items():
             # whoever attaches storage anew begins to count anew
-            change = total - self._files_counted.get(event, 0)
-            self._exported.child("storage_files_total", event).inc(max(0, change))
-        self._files_counted = files
+            if (change := total - before.get(event, 0)) > 0:
+                yield partial(self._exported.child("storage_files_total", event).inc, change)
 
     def _state_keys(self) -> Iterable[tuple[str, ...]]:
         """Its gauges."""
@@ -267,12 +280,14 @@ class IndexMetrics:
                 yield "host_memory_bytes", use
             for direction in ("backup", "load", "write", "read", "lookup"):
                 yield "transfers_in_flight", direction
+            for tier in ("device", "host"):
+                yield "pinned_tokens", tier
 
-    def _publish_state(self, now: float) -> None:
+    def _state_changed(self) -> Iterator[Update]:
         index, arena = self._index, self._arena
         pages = [(column.n_present, column.n_locked) for column in self._columns()]
         decisions = (
-            self._recompute.value(now),
+            self._recompute.value(time.monotonic()),
             index.expiry.is_learned,
             index.expiry.uses_per_1000,
         )
@@ -287,6 +302,10 @@ class IndexMetrics:
                 len(index.persists.writing),
                 len(index.prefetches.reading),
                 len(index.prefetches.lookups),
+                *(
+                    int(np.count_nonzero(column.ready[index.pins.rows])) * self._page
+                    for column in (index.table.device, index.table.host)
+                ),
             )
         seen = (*pages, *decisions, *on_host)
         if seen == self._seen:
@@ -297,16 +316,16 @@ class IndexMetrics:
             state += ((present - locked) * size, locked * size)
         if arena is not None:
             state += (on_host[0], *arena.usage().values(), *on_host[2:])
-        for gauge, value, before in zip(self._gauges, state, self._shown, strict=True):
+        shown, self._shown = self._shown, tuple(state)
+        for gauge, value, before in zip(self._gauges, state, shown, strict=True):
             if value != before:
-                gauge.set(value)
-        self._shown = tuple(state)
+                yield partial(gauge.set, value)
 
     def _columns(self) -> tuple[SlotColumn, ...]:
         table = self._index.table
         return table.device, table.swa_device, table.host, table.swa_host
 
-    def _publish_retention(self) -> None:
+    def _retention_learned(self) -> Iterator[Update]:
         """Who is kept how long; there is another table every few hundred requests."""
         expiry = self._index.expiry
         if not isinstance(expiry, Expiry) or expiry.estimate is self._estimate:
@@ -317,5 +336,5 @@ class IndexMetrics:
         for kind, row in enumerate(estimate.explain()):
             returns = estimate.returns_within(kind, 1, _REMAINDER) / (1 << UNIT)
             child = self._exported.child
-            child("retention_stay_requests", row["class"]).set(int(stay[kind]))
-            child("retention_returns_ratio", row["class"]).set(returns)
+            yield partial(child("retention_stay_requests", row["class"]).set, int(stay[kind]))
+            yield partial(child("retention_returns_ratio", row["class"]).set, returns)

@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.batch_order import heaviest_first
+from sglang_ext.adapter.cache_control import CacheControl
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.device_kv import DeviceKv
 from sglang_ext.adapter.handles import Prefix, importance, request_number
@@ -75,6 +76,7 @@ class SwaHiCache(BasePrefixCache):
         storage: the storage tier.
         resets: how often everything was dropped.
         waiting_release: see ``idle_calls``.
+        control: calls of an operator.
         keys: what the engine's keys are in the table.
 
     Args:
@@ -135,6 +137,7 @@ class SwaHiCache(BasePrefixCache):
         self.step_trace: StepTrace | None = None
         self.waiting_release: WaitingRelease | None = None
         self.kv_events: KvEvents | None = None  # type: ignore[assignment]
+        self.control = CacheControl(self)
 
     def attach_host_tier(
         self,
@@ -403,7 +406,7 @@ class SwaHiCache(BasePrefixCache):
             if self.spans is not None:
                 self.spans.look()
             if self.metrics is not None:
-                self.metrics.publish()
+                self.metrics.publish(at_once=not self._locks)
 
     def flush_pending_backups(self) -> None:
         """Submit the backups queued by the last batch."""

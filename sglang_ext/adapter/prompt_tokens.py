@@ -34,12 +34,7 @@ _NOTHING = Found(0, 0, 0)
 
 
 class PromptTokens:
-    """Counts each prompt once, when its request has ended.
-
-    Attributes:
-        hits: tokens by (component, tier).
-        computed: tokens by cause.
-    """
+    """Counts each prompt once, when its request has ended."""
 
     def __init__(self, geometry: Geometry, departures: DeparturesSeen) -> None:
         self._page = geometry.page_tokens
@@ -47,8 +42,8 @@ class PromptTokens:
         self._departures = departures
         self._found: dict[str, Found] = {}
         self._loaded: dict[str, int] = {}
-        self.hits: Counter[tuple[str, str]] = Counter()
-        self.computed: Counter[Cause] = Counter()
+        self._hits: Counter[tuple[str, str]] = Counter()
+        self._computed: Counter[Cause] = Counter()
         self._recomputed: list[int] = []
 
     def __len__(self) -> int:
@@ -82,7 +77,7 @@ class PromptTokens:
         }
         cached = min(sum(tiers.values()), prompt)
         for tier, tokens in tiers.items():
-            self.hits["full", tier] += tokens
+            self._hits["full", tier] += tokens
         self._count_window(min(cached, self._window), self._loaded.pop(req.rid, 0), storage)
         found = self._found.pop(req.rid, _NOTHING)
         # a load that was declined leaves less than was offered, and so on
@@ -90,9 +85,9 @@ class PromptTokens:
         declined, inadmissible, lost = (
             after - before for before, after in itertools.pairwise(ends)
         )
-        self.computed[Cause.DECLINED] += declined
-        self.computed[Cause.INADMISSIBLE] += inadmissible
-        self.computed[Cause.WINDOW_LOST] += lost
+        self._computed[Cause.DECLINED] += declined
+        self._computed[Cause.INADMISSIBLE] += inadmissible
+        self._computed[Cause.WINDOW_LOST] += lost
         self._recomputed.append(lost)
         self._count_rest(prompt, ends[-1], rows)
 
@@ -100,9 +95,9 @@ class PromptTokens:
         # what storage made usable ends where the request resumes, as its window does
         from_host = min(window, loaded)
         from_storage = min(from_host, storage)
-        self.hits["swa", "device"] += window - from_host
-        self.hits["swa", "host"] += from_host - from_storage
-        self.hits["swa", "storage"] += from_storage
+        self._hits["swa", "device"] += window - from_host
+        self._hits["swa", "host"] += from_host - from_storage
+        self._hits["swa", "storage"] += from_storage
 
     def _count_rest(self, prompt: int, known: int, rows: Rows) -> None:
         """Tokens from ``known`` on: nothing of them was cached."""
@@ -110,9 +105,19 @@ class PromptTokens:
         pages = self._departures.come_back(rows[-(-known // self._page) : prompt // self._page])
         for cause in (Cause.EVICTED, Cause.NOT_COPIED):
             tokens = min(left, pages[cause] * self._page)
-            self.computed[cause] += tokens
+            self._computed[cause] += tokens
             left -= tokens
-        self.computed[Cause.NEW] += left
+        self._computed[Cause.NEW] += left
+
+    def take_hits(self) -> list[tuple[tuple[str, str], int]]:
+        """Tokens that were found since the last call, by (component, tier)."""
+        taken, self._hits = self._hits, Counter()
+        return list(taken.items())
+
+    def take_computed(self) -> list[tuple[Cause, int]]:
+        """Tokens that were computed since the last call, by cause."""
+        taken, self._computed = self._computed, Counter()
+        return list(taken.items())
 
     def take_recomputed(self) -> list[int]:
         """Tokens that were cached and had no window, for each request since the last call."""

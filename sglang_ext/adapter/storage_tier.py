@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -41,8 +42,8 @@ class Patience:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A request and its prefetch."""
+class Waiting:
+    """A prefetch that somebody waits for, and for how long."""
 
     plan: Prefetch
     since_ms: int
@@ -74,10 +75,10 @@ class StorageTier:
         self._ledger = StorageLedger(index)
         self._page_tokens = index.geometry.page_tokens
         self._start = time.monotonic()
-        self._waiting: dict[Hashable, _Waiting] = {}
+        self._waiting: dict[Hashable, Waiting] = {}
         self._waits: deque[float] = deque(maxlen=_MOST_WAITS)
         self._given_up = 0
-        self._probe: _Waiting | None = None
+        self._probe: Waiting | None = None
         index.attach_storage(limits)
 
     # ---- requests ------------------------------------------------------------
@@ -95,7 +96,7 @@ class StorageTier:
         now, patience = self._ledger.now_ms, self.patience
         tokens = (plan.limit - plan.resume) * self._page_tokens
         wait = patience.base_ms + patience.per_1024_tokens_ms * tokens / 1024
-        waiting = _Waiting(plan, now, now + wait)
+        waiting = Waiting(plan, now, now + wait)
         if self._given_up >= _GIVEN_UP_MOST:
             self._probe = waiting
         else:
@@ -135,6 +136,25 @@ class StorageTier:
     def take_waits(self) -> list[float]:
         """Seconds that requests have waited that were scheduled since the last call."""
         return [self._waits.popleft() for _ in range(len(self._waits))]
+
+    def ask(self, pages: Pages, namespace: Hashable, *, read: bool) -> Waiting | None:
+        """Look for a prompt that no request has; None: there is too little to gain, or too much is
+        looked for.
+
+        Args:
+            read: bring what there is to the host; otherwise only say what there is.
+        """
+        plan = self._index.prefetches.look_up(pages, namespace, asks_only=not read)
+        if not isinstance(plan, Prefetch):
+            return None
+        self._storage.submit_lookup(plan)
+        return Waiting(plan, self._ledger.now_ms, math.inf)
+
+    def is_answered(self, asked: Waiting) -> bool:
+        """Whether nothing more comes of it; storage that hangs is not waited for."""
+        if self._ledger.now_ms - asked.since_ms > _HANGS_AFTER_MS:
+            self._index.prefetches.cancel(asked.plan.op)
+        return self._is_over(asked.plan)
 
     def forget(self, request: Hashable) -> None:
         """A request has gone, or begins anew."""

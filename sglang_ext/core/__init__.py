@@ -24,6 +24,8 @@ others call its methods. A flush replaces all of them but the two at the end.
 ``moves.loads.Loads``             host to device
 ``inserts.Inserts``               what requests have computed goes to the table
 ``sessions.Sessions``               which pages open sessions have used
+``control.pins.Pins``               prefixes that stay on the host
+``control.drops.Drops``             prefixes and namespaces that are forgotten on demand
 ``storage.persists.Persists``     host to storage
 ``storage.prefetches.Prefetches``   storage to host
 ``moves.log.TransferLog``         numbers of transfers, and those in flight; numbers outlive a flush

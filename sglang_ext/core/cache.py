@@ -8,6 +8,8 @@ is published before its commit. The cache decides and accounts, it never copies 
 from collections.abc import Callable, Hashable
 
 from sglang_ext.core.compiled.loop_sets import COMPILED, Loops
+from sglang_ext.core.control.drops import Drops
+from sglang_ext.core.control.pins import Pins
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.device.demotion import Demotion
 from sglang_ext.core.device.eviction import DeviceEviction
@@ -55,11 +57,12 @@ class PrefixCache:
         eviction_policy: what is evicted first.
         counters: what has happened.
         attachment: the storage tier.
+        pinned_share: of the host that pins may take, from 0 to 1.
         log: transfers in flight.
         expiry: when pages expire, if the eviction policy is learned.
         table, kept, host, host_window: see Residency.
         residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
-            prefetches, sessions: the objects that decide; others after each flush.
+            prefetches, sessions, pins, drops: the objects that decide; others after each flush.
 
     Args:
         spare_pages: see PageTable.
@@ -77,6 +80,7 @@ class PrefixCache:
         spare: Spare = NO_SPARE,
         *,
         spare_pages: int = 0,
+        pinned_share: float = 0.25,
         limits: AgeLimits = NO_LESS,
         loops: Loops = COMPILED,
         retention: Retention | None = None,
@@ -95,6 +99,7 @@ class PrefixCache:
         self._loops = loops
         self._memory = RowMemory()
         self.spare_pages = spare_pages
+        self.pinned_share = pinned_share
         self._departures: Departures | None = None
         self.expiry: Expiry | NoExpiry = NoExpiry()
         if eviction is EvictionPolicy.LEARNED:
@@ -148,6 +153,8 @@ class PrefixCache:
         self.inserts = Inserts(residency, self.eviction, self.ahead, policy.checkpoint_pages)
         self.prefetches = Prefetches(residency, self.room, self.ahead, attachment)
         self.sessions = Sessions(residency)
+        self.pins = Pins(residency, self.backups, self.pinned_share)
+        self.drops = Drops(residency, self.backups, self.ahead, log, self.pins)
 
     # ---- what a request does -------------------------------------------------
 

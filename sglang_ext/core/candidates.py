@@ -20,7 +20,7 @@ from sglang_ext.core.table.table import PageTable
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 _NO_AGE = -(1 << 63)
-_MOST_NOTED = 1 << 11
+_MOST_NOTED = 1 << 12
 """So many rows are noted before they are looked at, whether somebody asks or not."""
 
 
@@ -70,6 +70,7 @@ class Candidates:
         rows = table.capacity
         self._table = table
         self._has_host = has_host
+        self._window_pages = table.geometry.window_pages
         self.tails = Tails(table)
         most = most_blocks(rows)
         stock = np.arange(N_SETS * most, -1, -1, dtype=np.int32)
@@ -122,8 +123,11 @@ class Candidates:
         self._state = int(self._addresses.ctypes.data)
         self._noted: list[Rows] = []
         self._n_noted = 0
-        for name, column in columns.items():
-            column.tell(self.note, of_locks=name.endswith("host"))
+        # what cannot be evicted stays in its place until its turn comes, see ``compiled``
+        table.device.tell(self.note, None, self.note)
+        table.swa_device.tell(self.note, None, self.note)
+        table.host.tell(self.note, self._note_ready, self._note_ready)
+        table.swa_host.tell(self.note, None, None)
         kept.tell(self.note)
         table.when_renumbered.append(self.note_all)
 
@@ -137,6 +141,10 @@ class Candidates:
         self._noted.append(rows)
         self._n_noted += len(rows)
 
+    def _note_ready(self, rows: Rows) -> None:
+        """Of paths that are locked on the host, most pages have no copy there yet."""
+        self.note(rows[self._table.host.ready[rows]])
+
     def look_if_many(self) -> None:
         """Look at what was noted, if that is much; while no operation is half done."""
         if self._n_noted > _MOST_NOTED:
@@ -146,6 +154,14 @@ class Candidates:
         """Pages have been used, whether their ages have changed or not."""
         self.arrays["tail_ages"][rows] = _NO_AGE
         self.note(rows)
+
+    def keep_tail(self, row: int, *, kept: bool) -> None:
+        """A pinned prefix ends with a row, or does no longer."""
+        if kept:
+            self.tails.pinned.add(row)
+        else:
+            self.tails.pinned.discard(row)
+        self.note_use(np.array([row], dtype=np.int64))
 
     def note_all(self) -> None:
         """Ages have changed, or what all prefixes are worth. O(rows)."""
@@ -216,6 +232,22 @@ class Candidates:
         self._look()
         below = self.arrays["found"][: loops.off_below(self._state, np.ascontiguousarray(rows))]
         return np.sort(np.concatenate((rows, below))) if len(below) else rows
+
+    def are_on_host_alone(self, rows: Rows) -> bool:
+        """Whether pages have a copy on the host that nobody holds, and nothing else."""
+        return bool(loops.are_on_host_alone(self._state, rows))
+
+    def tail_stays(self, end: int) -> bool:
+        """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on
+        from what would be lost with it, or it is on the device too."""
+        return bool(loops.tail_stays(self._state, end, self._window_pages))
+
+    def led_nowhere(self, end: int) -> tuple[Rows, Rows]:
+        """Pages from ``end`` up that lead to no kept window: (copies of what is on the device too
+        that nobody holds, pages that are not there)."""
+        rows = np.empty(int(self._table.depth[end]) + 1, dtype=np.int64)
+        copies, lost = loops.led_nowhere(self._state, end, rows)
+        return rows[:copies], rows[len(rows) - lost :]
 
     def look_at_tails(self) -> Tails:
         """The tails as they are now."""

@@ -80,8 +80,9 @@ class Counters:
         declined, unfulfilled = self.declined, self.unfulfilled
         return (
             *_PLAIN(self),
-            *[declined[reason] for reason in DeclineReason],
-            *[unfulfilled[why] for why in Unfulfilled],
+            # with ``get``: a Counter asks a method of its own for what it has not
+            *[declined.get(reason, 0) for reason in DeclineReason],
+            *[unfulfilled.get(why, 0) for why in Unfulfilled],
         )
 
     def as_dict(self) -> dict[str, int]:

@@ -29,11 +29,19 @@ def check(index: PrefixCache) -> None:
 
 
 def check_idle(index: PrefixCache) -> None:
-    """``check``, and that nothing holds a page: no request, no transfer."""
+    """``check``, and that nothing holds a page but pins: no request, no transfer."""
     check(index)
     table = index.table
-    for name in ("device", "host", "swa_device", "swa_host"):
-        _require(not getattr(table, name).locks.any(), f"{name}: a lock is left at idle")
+    full, window = index.pins.locks()
+    for name, pinned in (
+        ("device", full[:0]),
+        ("host", full),
+        ("swa_device", full[:0]),
+        ("swa_host", window),
+    ):
+        expected = np.bincount(pinned, minlength=table.capacity)
+        left = bool((getattr(table, name).locks != expected).any())
+        _require(not left, f"{name}: a lock is left at idle, or that of a pin is not there")
     for kind in TransferKind:
         _require(not index.pending[kind], f"a {kind.value} is pending at idle")
     _require(index.n_storage_operations == 0, "a storage operation is pending at idle")

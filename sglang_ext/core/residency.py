@@ -156,12 +156,33 @@ class Residency:
             return len(rows), self._remove_from_device(rows)
         table = self.table
         rows = self.candidates.with_descendants(rows)
+        if self.candidates.are_on_host_alone(rows):
+            # most are: whatever else pages have would be looked for in vain
+            if self.departures is not None:
+                self.departures.forgotten(rows, table.host.ready[rows])
+            self.host.drop(rows)
+            self._forget(rows)
+            return 0, 0
+        device = rows[table.device.present[rows]]
+        self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
+        return len(device), self._remove_everywhere(rows, device)
+
+    def drop(self, rows: Rows) -> None:
+        """Forget rows that no request and no transfer holds, whatever copies they have; all below
+        them are among them."""
+        if self.tier is None:
+            self._remove_from_device(rows)
+        else:
+            self._remove_everywhere(rows, rows[self.table.device.present[rows]])
+
+    def _remove_everywhere(self, rows: Rows, device: Rows) -> int:
+        """Forget rows, of which ``device`` are on the device; returns how many windows they had
+        there."""
+        table, windows = self.table, 0
         assert not table.device.locks[rows].any(), "removed a locked page"
-        device, windows = rows[table.device.present[rows]], 0
         if len(device):
             windows = self.drop_device_windows(device[table.swa_device.present[device]])
             self.device_pool.release(table.device.take(device))
-        self.counters.unsaved_pages += int(np.count_nonzero(~table.host.ready[device]))
         if self.departures is not None:
             self.departures.forgotten(rows, table.host.ready[rows])
         # storage may still read them: it holds their slots, see ``HostSpace.pin``
@@ -171,7 +192,7 @@ class Residency:
         self.host.drop(rows[table.host.present[rows]])
         self.candidates.note(rows)
         self._forget(rows)
-        return len(device), windows
+        return windows
 
     def _remove_from_device(self, rows: Rows) -> int:
         """Forget rows where there is no host: all are on the device, and leaves go first. Returns
@@ -194,10 +215,11 @@ class Residency:
 
     def forget_windows(self, ends: Rows) -> int:
         """Keep windows on the host no longer; returns how many of their pages are free."""
-        freed = 0
-        for end in ends.tolist():
-            freed += self.drop_unneeded(self.kept.remove(end))
-        return freed
+        return sum(self.forget_window(end) for end in ends.tolist())
+
+    def forget_window(self, end: int) -> int:
+        """The same for one."""
+        return self.drop_unneeded(self.kept.remove(end))
 
     def drop_unneeded(self, rows: Rows) -> int:
         """Drop window pages on the host that no kept window needs and no transfer uses."""

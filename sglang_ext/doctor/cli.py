@@ -129,6 +129,7 @@ def _budget(line: LaunchLine, *, on_host: bool) -> tuple[int | None, Finding]:
     from sglang_ext.planning.model_config import (
         ModelConfigError,
         architecture,
+        draft_of,
         find,
         load,
         shape_of,
@@ -143,7 +144,7 @@ def _budget(line: LaunchLine, *, on_host: bool) -> tuple[int | None, Finding]:
     try:
         config = load(find(line.model))
         model = shape_of(config, line.dtype, line.kv_cache_dtype)
-        plan = Plan.of(architecture(config), model, line)
+        plan = Plan.of(architecture(config), model, line, draft=draft_of(line))
     except (ModelConfigError, PlanError) as error:
         return asked, note("model", str(error))
     said = dict(plan.host.rows(line.ranks))

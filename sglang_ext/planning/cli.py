@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from sglang_ext.arguments import Parser, number
 from sglang_ext.config import from_environment
 from sglang_ext.planning import launch_line, preset
-from sglang_ext.planning.model import ModelShape
+from sglang_ext.planning.model import Shape
 from sglang_ext.planning.model_config import (
     ModelConfigError,
     architecture,
+    draft_of,
     find,
     load,
     shape_of,
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         name, model, line, device = _asked(made, given, others, arguments)
         tokens = from_environment().checkpoint_tokens
-        plan = Plan.of(name, model, line, device, tokens, given.link_gb_s)
+        draft = draft_of(line)
+        plan = Plan.of(name, model, line, device, tokens, given.link_gb_s, draft)
     except (ModelConfigError, PlanError) as error:
         made.error(str(error))
     print("\n".join(lines(plan.rows(), indent="")))
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _asked(
     made: Parser, given: argparse.Namespace, others: Sequence[str], arguments: Sequence[str]
-) -> tuple[str, ModelShape, launch_line.LaunchLine, float | None]:
+) -> tuple[str, Shape, launch_line.LaunchLine, float | None]:
     """Name and shape of the model, launch line, and bytes of KV of a device. A preset's line is
     printed.
 

@@ -27,6 +27,7 @@ class LaunchLine:
         hicache_size: GB of a rank, 0 where the ratio counts.
         max_total_tokens: of the device's full-attention pool, None where its memory decides.
         swa_full_tokens_ratio: None where the model decides.
+        draft_model: path or id; draft_kv_cache_dtype: None for that of the model.
         others: options that are not among these.
     """
 
@@ -48,6 +49,8 @@ class LaunchLine:
     storage_backend: str | None = None
     storage_settings: str | None = None
     speculative: str | None = None
+    draft_model: str | None = None
+    draft_kv_cache_dtype: str | None = None
     others: tuple[str, ...] = ()
 
     @property
@@ -83,6 +86,8 @@ _OPTIONS: dict[tuple[str, ...], tuple[str, dict[str, object]]] = {
     ("--hicache-storage-backend",): ("storage_backend", {}),
     ("--hicache-storage-backend-extra-config",): ("storage_settings", {}),
     ("--speculative-algorithm",): ("speculative", {}),
+    ("--speculative-draft-model-path", "--speculative-draft-model"): ("draft_model", {}),
+    ("--speculative-draft-kv-cache-dtype",): ("draft_kv_cache_dtype", {"choices": KV_TYPES}),
 }
 
 

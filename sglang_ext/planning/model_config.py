@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext.planning.compressed import CompressedShape
+from sglang_ext.planning.draft import DraftShape
+from sglang_ext.planning.launch_line import LaunchLine
 from sglang_ext.planning.model import ModelShape, Shape
 
 _READ_BEFORE = ("GptOssForCausalLM", "MellumForCausalLM", "Gemma4")
@@ -90,6 +92,35 @@ def shape_of(config: Mapping[str, Any], dtype: str = "auto", kv_cache_dtype: str
         raise ModelConfigError(
             f"{architecture(config)} is not a model with full and sliding-window attention that "
             f"can be planned: {error!r}"
+        ) from None
+
+
+def draft_of(line: LaunchLine) -> DraftShape | None:
+    """The draft that a line names; None without one, and where its KV cannot be counted: drafts of
+    other algorithms, or with a window.
+
+    Raises:
+        ModelConfigError: there is no configuration of a model.
+    """
+    if line.draft_model is None or str(line.speculative).upper() != "EAGLE3":
+        return None
+    config = load(find(line.draft_model))
+    try:
+        layers = int(config["num_hidden_layers"])
+        if set(config.get("layer_types") or ()) - {"full_attention"}:
+            return None
+        heads = _heads(config)
+        kv_type = line.draft_kv_cache_dtype or line.kv_cache_dtype
+        return DraftShape(
+            layers=layers,
+            kv_heads=heads["kv_heads"],
+            k_width=heads["head_dim"],
+            v_width=heads["v_head_dim"],
+            dtype_bytes=_element_bytes(config, config, line.dtype, kv_type),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelConfigError(
+            f"{architecture(config)} is not a draft that can be planned: {error!r}"
         ) from None
 
 

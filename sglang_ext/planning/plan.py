@@ -5,6 +5,7 @@ import dataclasses
 from sglang_ext.core.host.arena import ArenaShape, shape_for
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised
+from sglang_ext.planning.draft import DraftShape
 from sglang_ext.planning.host_plan import HostPlan
 from sglang_ext.planning.launch_line import HOST_OPTIONS, LaunchLine
 from sglang_ext.planning.model import Shape
@@ -36,9 +37,13 @@ class DevicePools:
         return cls(full, int(full * ratio) // page * page)
 
     @classmethod
-    def of_bytes(cls, room: float, ratio: float, page: int, rank: Shape) -> "DevicePools":
+    def of_bytes(
+        cls, room: float, ratio: float, page: int, rank: Shape, draft: DraftShape | None
+    ) -> "DevicePools":
         """In so many bytes of a device."""
         cell = rank.full_token_bytes + ratio * rank.swa_token_bytes
+        if draft is not None:
+            cell += draft.token_bytes
         return cls.of_tokens(int(room // cell), ratio, page)
 
 
@@ -50,6 +55,7 @@ class Plan:
         name: of the model, for a reader.
         model: all of it.
         rank: what one rank has of it.
+        draft: what one rank has of a draft; None where there is none that is counted.
         pools: of one device; None where the line does not say how large they are.
         host: of one rank.
         link: GB/s between device and host.
@@ -59,6 +65,7 @@ class Plan:
     line: LaunchLine
     model: Shape
     rank: Shape
+    draft: DraftShape | None
     pools: DevicePools | None
     host: HostPlan
     link: float
@@ -72,14 +79,17 @@ class Plan:
         device_bytes: float | None = None,
         checkpoint_tokens: int | None = None,
         link: float = 50.0,
+        draft: DraftShape | None = None,
     ) -> "Plan":
         """Args:
             device_bytes: KV memory of a device, where the line gives no number of tokens.
             checkpoint_tokens: ``SGLANG_EXT_CHECKPOINT_TOKENS``.
+            draft: all of one whose KV counts.
 
         Raises:
             PlanError: the host memory cannot be told, or is too little.
         """
+        draft = None if draft is None else draft.on(line.sharing)
         rank, ratio = model.on(line.sharing), line.swa_full_tokens_ratio or model.default_swa_ratio
         geometry = rank.geometry(line.page_size)
         page = geometry.device_page
@@ -87,19 +97,21 @@ class Plan:
         if line.max_total_tokens is not None:
             pools = DevicePools.of_tokens(line.max_total_tokens, ratio, page)
         elif device_bytes is not None:
-            pools = DevicePools.of_bytes(device_bytes, ratio, page, rank)
-        arena, source = _arena(rank, geometry, line, pools)
+            pools = DevicePools.of_bytes(device_bytes, ratio, page, rank, draft)
+        arena, source = _arena(rank, draft, geometry, line, pools)
         interval = checkpoint_pages(geometry, arena.page_bytes, checkpoint_tokens)
         recompute = promised(geometry, interval, dense_pages(geometry, arena.page_bytes, interval))
         host = HostPlan.of(arena, geometry, source, recompute)
-        return cls(name, line, model, rank, pools, host, link)
+        return cls(name, line, model, rank, draft, pools, host, link)
 
     def rows(self) -> list[Row]:
         """For a reader."""
         rows = [("model", self._model()), ("ranks", self._ranks()), ("device", self._device())]
         rows += self.host.rows(self.line.ranks)
         rows += [("a GB of host", self._gigabyte()), *self._traffic()]
-        if self.line.speculative is not None:
+        if self.draft is not None:
+            rows.append(("draft", self.draft.said()))
+        elif self.line.speculative is not None:
             rows.append(("not counted", "KV of drafts (--speculative-algorithm)"))
         return [*rows, ("recommended", " ".join(self.recommended()))]
 
@@ -132,6 +144,8 @@ class Plan:
         pools = self.pools
         taken = pools.full_tokens * self.rank.full_token_bytes
         taken += pools.swa_tokens * self.rank.swa_token_bytes
+        if self.draft is not None:
+            taken += pools.full_tokens * self.draft.token_bytes
         return (
             f"{pools.full_tokens:,} tokens of full attention and {pools.swa_tokens:,} of windows, "
             f"{size(taken)} a rank"
@@ -156,10 +170,17 @@ class Plan:
 
 
 def _arena(
-    rank: Shape, geometry: Geometry, line: LaunchLine, pools: DevicePools | None
+    rank: Shape,
+    draft: DraftShape | None,
+    geometry: Geometry,
+    line: LaunchLine,
+    pools: DevicePools | None,
 ) -> tuple[ArenaShape, str]:
     """The host memory of a rank, and the option that says how large it is."""
     full, swa = rank.page_planes(geometry.page_tokens)
+    if draft is not None:
+        own = tuple(width * geometry.page_tokens for width in draft.widths)
+        full, swa = (*full, *own), (*swa, *(0 for _ in own))
     if line.hicache_size > 0:
         budget, source = int(line.hicache_size * 1e9), f"--hicache-size {line.hicache_size:g}"
     elif pools is None:

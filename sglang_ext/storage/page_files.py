@@ -76,6 +76,8 @@ class PageFiles:
         self._identity = identity
         self._eviction = eviction
         self._fsync = fsync
+        # processes in two containers may have one number, and share a directory
+        self._writer = os.urandom(8).hex()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._stamps: dict[str, int] = {}
@@ -86,7 +88,7 @@ class PageFiles:
 
     def _try_to_write(self) -> None:
         """Pages that never come would be noticed by nobody."""
-        probe = self._temporary(self.path("ff"))
+        probe = self.temporary(self.path("ff"))
         try:
             probe.write_bytes(b"")
         except OSError as error:
@@ -239,12 +241,13 @@ class PageFiles:
             with contextlib.suppress(OSError):
                 os.utime(path)
 
-    def _temporary(self, path: Path) -> Path:
-        return path.with_name(f"{TEMPORARY}{os.getpid()}-{next(self._numbers)}")
+    def temporary(self, path: Path) -> Path:
+        """Where a page is written before it gets its place; nobody else writes there."""
+        return path.with_name(f"{TEMPORARY}{self._writer}-{next(self._numbers)}")
 
     def _write_in_place(self, name: str, buffers: list[Buffer], stamp: int) -> None:
         path = self.path(name)
-        temporary = self._temporary(path)
+        temporary = self.temporary(path)
         try:
             try:
                 self._write_whole(temporary, buffers, stamp)

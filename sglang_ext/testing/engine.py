@@ -144,10 +144,9 @@ class SimEngine:
 
     def is_ready(self, arrival: Arrival) -> bool:
         """Whether nothing is read for a request any more."""
-        index = self.index
         plan = None
         if arrival.op is not None:
-            plan = index.prefetches.find(arrival.op)
+            plan = self.index.prefetches.find(arrival.op)
         return plan is None or plan.cancelled
 
     def admit(self, number: int) -> SimRequest:
@@ -188,7 +187,7 @@ class SimEngine:
             admission.release()
             if isinstance(plan, Transfer):
                 self._mark("load")
-                self._submit(plan)
+                self.submit(plan)
                 rows = match.rows
                 left = self._available_pages(rows)
                 promised = len(match.rows) - match.device_pages, match.window_pages_to_pin
@@ -345,7 +344,7 @@ class SimEngine:
 
     def _back_up(self, rows: Rows) -> None:
         if self.index.host_tier is not None:
-            self._submit(self.index.begin_backup(rows))
+            self.submit(self.index.begin_backup(rows))
 
     def _tail(self, request: SimRequest, start: int, end: int) -> Tail | None:
         """What is behind the last whole page, unless the window has left it."""
@@ -378,7 +377,8 @@ class SimEngine:
 
     # ---- transfers -----------------------------------------------------------
 
-    def _submit(self, plan: Transfer | Declined | None) -> None:
+    def submit(self, plan: Transfer | Declined | None) -> None:
+        """What was begun is copied, at some time."""
         if isinstance(plan, Transfer):
             self._mark(plan.kind.value)
             if plan.failed_here:
@@ -390,7 +390,7 @@ class SimEngine:
         """Start copies of what the device evicts next, as in every scheduler step."""
         for plan in self.index.demote_ahead():
             self._mark("demotion")
-            self._submit(plan)
+            self.submit(plan)
 
     def press_host(self, pages: int = 0, windows: int = 0) -> None:
         """Something needs so much room on the host, whatever has to go."""

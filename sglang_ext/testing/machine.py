@@ -34,6 +34,7 @@ from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.paths import pages_of
 from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.control import SimControl
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.model import ModelledIndex
 from sglang_ext.testing.pools import SimSlots
@@ -95,6 +96,7 @@ class IndexMachine(RuleBasedStateMachine):
         )
         self.demotes = data.draw(st.booleans())
         self.engine = SimEngine(geometry, sizes, index_type=ModelledIndex)
+        self.control = SimControl(self.engine)
         self.histories: list[NDArray[np.int64]] = []
         # an example may have no rule that starts requests: Hypothesis leaves rules out
         for tail in data.draw(st.lists(st.sampled_from(_TAILS), min_size=2, max_size=8)):
@@ -181,12 +183,31 @@ class IndexMachine(RuleBasedStateMachine):
             self.engine.reset()
             self.engine.check_idle()
             assert self.engine.host.used == self.engine.host_window.used == 0
+            self.control.flushed()
+
+    @rule(
+        call=st.sampled_from(["pin", "pin", "unpin", "drop"]),
+        base=st.integers(0, 5),
+        keep=st.sampled_from([1.0, 1.0, 0.5, 0.2]),
+        namespace=st.sampled_from([None, None, "lora"]),
+    )
+    def operate(self, call: str, base: int, keep: float, namespace: object) -> None:
+        """An operator pins or drops a part of a prompt, or gives up what came to nothing."""
+        if self.histories:
+            history = self.histories[base % len(self.histories)]
+            getattr(self.control, call)(history[: int(len(history) * keep)], namespace)
+
+    @rule()
+    def look(self) -> None:
+        """Pins that came to nothing are given up."""
+        self.control.look()
 
     @precondition(lambda self: not self.engine.running)
     @rule()
     def idle(self) -> None:
         """All transfers end; nothing may be held."""
         self.engine.settle()
+        self.control.look()
         self.engine.check_idle()
 
     def turn(
@@ -231,6 +252,7 @@ class IndexMachine(RuleBasedStateMachine):
         type(self).rule_steps += 1
         self.engine.check()
         self.engine.check_every_slot()
+        self.control.check()
 
     def teardown(self) -> None:
         """Keep what was seen."""

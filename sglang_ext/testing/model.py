@@ -25,7 +25,7 @@ from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import Page, filled_up
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
-from sglang_ext.testing import definitions, model_room
+from sglang_ext.testing import definitions, model_control, model_room
 from sglang_ext.testing.model_page import (
     ABSENT,
     INSIDE,
@@ -56,6 +56,8 @@ class ModelledIndex(PrefixCache):
         around(self.ahead, "look", self._watch_look)
         around(self.backups, "begin", self._watch_backup)
         around(self.room, "make", model_room.watch, self.table, self.kept)
+        for owner, name, marks in model_control.CALLS:
+            around(getattr(self, owner), name, self._watch_control, marks)
         self.pages: dict[Key, ModelPage] = {}
         self._clock = self._first_tick = 0
         self.table.when_renumbered.append(self._move_together)
@@ -316,6 +318,17 @@ class ModelledIndex(PrefixCache):
         siblings = any(other.parent == key for other in self.pages.values())
         page.forks += siblings or len(page.requests) > 1
 
+    def _watch_control(self, marks: bool, call: Callable[..., Any], *args: Any) -> Any:
+        """What goes is the matter of ``SimControl``; what stays is as it was."""
+        before = self._states()
+        answer = call(*args)
+        after = self._states()
+        model_control.check(before, after)
+        if marks:
+            self.pages[self._key(int(args[0][-1]))].resume = True
+        self._accept(after)
+        return answer
+
     def _watch_evict(
         self,
         evict: Callable[..., tuple[int, int]],
@@ -419,6 +432,7 @@ class ModelledIndex(PrefixCache):
         alone = self._ends_on_the_host_alone()
         first = min((page.depth for page in missing), default=len(rows) - 1)
         most = max(self._worth(row) for row in rows[first:].tolist())
+        most = model_control.MOST if options.get("claim") else most
         plan = begin(rows, **options)
         after = self._states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
@@ -434,7 +448,8 @@ class ModelledIndex(PrefixCache):
                 states = before[self._key(row)]
                 require(states[0] == READY and states[1] == ABSENT, "backup of a wrong page")
             self._check_windows(plan, before)
-            if self.policy.write is WritePolicy.WRITE_THROUGH_SELECTIVE:
+            selective = self.policy.write is WritePolicy.WRITE_THROUGH_SELECTIVE
+            if selective and "claim" not in options:
                 requests = [len(self.pages[key].requests) for key in path]
                 require(min(requests) >= 2, "a page was copied at its first request")
         return plan

@@ -12,7 +12,7 @@ import dataclasses
 import multiprocessing
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import EVERY
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.write_policy import WritePolicy
+from sglang_ext.testing.control import SimControl
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.interpreted import INTERPRETED
 from sglang_ext.testing.model import ModelledIndex
@@ -53,6 +54,7 @@ class Simulation:
         storage: there is a storage tier, with faults.
         eviction: name of an eviction policy; None for one that the seed draws.
         overlap: see ``Geometry``.
+        operator: somebody pins and drops prefixes. What a seed does without is what it always did.
         loops: what ranks run, in turns: they agree only if what is compiled does the same.
     """
 
@@ -65,6 +67,7 @@ class Simulation:
         storage: bool = False,
         eviction: str | None = None,
         overlap: int = 0,
+        operator: bool = False,
         loops: Sequence[Loops] = (COMPILED, INTERPRETED),
     ) -> None:
         self.rng = rng = random.Random(seed)
@@ -135,6 +138,9 @@ class Simulation:
                 (0.7, self.restart),
                 (2, self.evict_all),
             ]
+        self.controls = [SimControl(engine) for engine in self.engines] if operator else []
+        if operator:
+            self.actions += [(3, self.pin), (1, self.unpin), (2, self.drop)]
 
     def run(self, steps: int) -> None:
         """Random steps, with the invariants checked on the way, then an idle check.
@@ -150,6 +156,8 @@ class Simulation:
             if step % _CHECK_EVERY == 0:
                 for engine in self.engines:
                     engine.check()
+            for control in self.controls:
+                control.check()
             if step % _CHECK_SLOTS_EVERY == 0:
                 for engine in self.engines:
                     engine.check_every_slot()
@@ -187,6 +195,8 @@ class Simulation:
             engine.ledger.commit(agreed)
             engine.commit_storage(storage)
             engine.demote()
+        for control in self.controls:
+            control.look()
 
     def serve(self) -> None:
         """A request that goes on with, branches off, or repeats an earlier prompt."""
@@ -285,6 +295,41 @@ class Simulation:
             if engine.is_busy:
                 engine.seen.add("flush in flight")
             engine.reset()
+        for control in self.controls:
+            control.flushed()
+
+    # ---- what an operator does -------------------------------------------------
+
+    def _asked(self) -> tuple[NDArray[np.int64], Hashable]:
+        """A prompt that was served, or a part of one."""
+        tokens = self.rng.choice(self.histories)
+        if self.rng.random() < 0.5:
+            tokens = tokens[: self.rng.randint(0, len(tokens))]
+        return tokens, self.rng.choice([None, None, ("lora", None)])
+
+    def pin(self) -> None:
+        """A prefix stays on the host."""
+        tokens, namespace = self._asked()
+        for control in self.controls:
+            control.pin(tokens, namespace)
+
+    def unpin(self) -> None:
+        """One does no longer, or none does."""
+        pinned = self.controls[0].pinned
+        tokens, namespace = self.rng.choice(pinned) if pinned else self._asked()
+        everything = self.rng.random() < 0.3
+        for control in self.controls:
+            control.unpin_all() if everything else control.unpin(tokens, namespace)
+
+    def drop(self) -> None:
+        """A prefix is forgotten, or a namespace."""
+        tokens, namespace = self._asked()
+        everything = self.rng.random() < 0.1
+        for control in self.controls:
+            if everything:
+                control.drop_namespace(namespace)
+            else:
+                control.drop(tokens, namespace)
 
 
 def _storage_faults(rng: random.Random) -> StorageFaults:
@@ -301,13 +346,18 @@ def _minimum(reports: list[list[int]]) -> list[int]:
     return [min(values) for values in zip(*reports, strict=True)]
 
 
-def _run_seed(job: tuple[int, int, int, bool, str | None, int]) -> tuple[set[str], Counter[str]]:
-    seed, steps, ranks, storage, eviction, overlap = job
-    simulation = Simulation(seed, ranks, storage=storage, eviction=eviction, overlap=overlap)
+def _run_seed(
+    job: tuple[int, int, int, bool, str | None, int, bool],
+) -> tuple[set[str], Counter[str]]:
+    seed, steps, ranks, storage, eviction, overlap, operator = job
+    simulation = Simulation(
+        seed, ranks, storage=storage, eviction=eviction, overlap=overlap, operator=operator
+    )
     try:
         simulation.run(steps)
     except Exception as error:
         option = " --storage" * storage + " --drafts" * overlap
+        option += " --operator" * operator
         option += f" --eviction {eviction}" if eviction else ""
         error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}{option}")
         raise
@@ -326,6 +376,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--drafts", action="store_true", help="KV of a position is of the next token as well"
     )
+    parser.add_argument("--operator", action="store_true", help="somebody pins and drops prefixes")
     parser.add_argument("--eviction", choices=EVERY, help="policy; drawn by each seed as a rule")
     return parser.parse_args(argv)
 
@@ -334,8 +385,8 @@ def main() -> None:
     """Run one seed, or many."""
     args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
-    overlap = int(args.drafts)
-    jobs = [(seed, args.steps, args.ranks, args.storage, args.eviction, overlap) for seed in seeds]
+    how = args.storage, args.eviction, int(args.drafts), args.operator
+    jobs = [(seed, args.steps, args.ranks, *how) for seed in seeds]
     seen: set[str] = set()
     counted: Counter[str] = Counter()
     with multiprocessing.Pool(args.processes) as pool:

@@ -8,83 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
 from sglang_ext.arguments import Parser, number, url
+from sglang_ext.tools.scrape import Metrics, ScrapeError, fetch
 
 _TIERS = ("device", "host", "storage")
 _FROM_THE_TOP = "\x1b[H\x1b[J"
 """Moves a terminal to its first line and empties it."""
-
-
-class StatusError(Exception):
-    """The server tells nothing; why, in one line."""
-
-
-class Metrics:
-    """What a server exports.
-
-    Args:
-        text: of ``/metrics``.
-
-    Raises:
-        ValueError: it is something else.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                found = self._samples.setdefault(sample.name, [])
-                found.append((sample.labels, sample.value))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._samples
-
-    def total(self, name: str, **labels: str) -> float:
-        """Sum of a metric's samples that have these labels, over all ranks that export it."""
-        return sum(
-            value for found, value in self._samples.get(name, ()) if labels.items() <= found.items()
-        )
-
-    def mean(self, name: str) -> float:
-        """Of a gauge that each rank exports."""
-        values = [value for _, value in self._samples.get(name, ())]
-        return sum(values) / len(values) if values else 0.0
-
-    def event(self, name: str) -> float:
-        """How often something has happened in the cache."""
-        return self.total("sglang_ext:cache_events_total", event=name)
-
-
-def fetch(address: str, key: str | None, timeout_s: float) -> Metrics:
-    """What a server exports now.
-
-    Raises:
-        StatusError: nothing of ours.
-    """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    place = f"{address}/metrics"
-    try:
-        answer = httpx.get(place, headers=headers, timeout=timeout_s, follow_redirects=True)
-    except httpx.HTTPError as error:
-        raise StatusError(f"{place} did not answer: {error!r}") from error
-    if answer.status_code != httpx.codes.OK:
-        raise StatusError(
-            f"{place} answered with status {answer.status_code}; the server needs --enable-metrics"
-        )
-    try:
-        metrics = Metrics(answer.text)
-    except ValueError as error:
-        said = f"{place} answered with no metrics; the server needs --enable-metrics"
-        raise StatusError(said) from error
-    if "sglang_ext:kv_bytes" not in metrics:
-        raise StatusError(
-            f"{place} has no metrics of this cache; the server needs --enable-metrics and "
-            "SGLANG_EXT_SWA_HICACHE=1"
-        )
-    return metrics
 
 
 def screen(now: Metrics, before: Metrics | None = None, passed_s: float = 0.0) -> list[str]:
@@ -221,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
             print(_FROM_THE_TOP + "\n".join([args.url, *lines]), flush=True)
             before, at = now, began
             time.sleep(args.every)
-    except StatusError as error:
+    except ScrapeError as error:
         print(f"sglang-ext status: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from sglang.srt.managers.io_struct import (
 )
 
 from sglang_ext.adapter import dp_ranks, idle_calls
+from sglang_ext.adapter.cache_control import CacheControl
 
 
 class Scheduler:
@@ -25,6 +26,7 @@ class Scheduler:
         self.steps = 0
         self.answers: list[Any] = []
         self.waiting_release: Any = None
+        self.control = CacheControl(self)  # type: ignore[arg-type]
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
         return idle_calls.is_fully_idle(

@@ -1,5 +1,6 @@
 """Our own metrics: each prompt is counted once, and what has changed is published."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,8 @@ from tests.fixtures.registry import own_registry
 
 PAGE, WINDOW = 16, 32
 LABELS = {"tp_rank": "0", "zone": "a"}
+ENOUGH = 100
+"""Steps of a round of publishing: more than it takes."""
 DEVICE = DeviceSizes(page=(100, 40), pool=(800, 320))
 
 
@@ -97,12 +100,11 @@ class Served:
         self.prompts.ended(req, request.path)
         self.departures.used(request.path)
         engine.finish(request)
-        counted = {f"{c} {tier}": n for (c, tier), n in self.prompts.hits.items() if n}
-        counted |= {cause.value: n for cause, n in self.prompts.computed.items() if n}
-        full = sum(n for (c, _), n in self.prompts.hits.items() if c == "full")
-        assert full + self.prompts.computed.total() == len(tokens), "a token is counted once"
-        self.prompts.hits.clear()
-        self.prompts.computed.clear()
+        hits, computed = self.prompts.take_hits(), self.prompts.take_computed()
+        counted = {f"{c} {tier}": n for (c, tier), n in hits if n}
+        counted |= {cause.value: n for cause, n in computed if n}
+        full = sum(n for (c, _), n in hits if c == "full")
+        assert full + sum(n for _, n in computed) == len(tokens), "a token is counted once"
         return counted
 
 
@@ -160,9 +162,10 @@ def test_what_a_request_did_not_get_is_counted_by_its_cause(
     req.cached_tokens_device, req.cached_tokens_host, req.cached_tokens_storage = tiers
     served.prompts.ended(req, np.empty(0, dtype=np.int64))
     causes = (Cause.DECLINED, Cause.INADMISSIBLE, Cause.WINDOW_LOST, Cause.NEW)
-    assert tuple(served.prompts.computed[cause] for cause in causes) == expected
-    assert served.prompts.hits["swa", "host"] == PAGE
-    assert served.prompts.hits["swa", "device"] == PAGE
+    computed, hits = dict(served.prompts.take_computed()), dict(served.prompts.take_hits())
+    assert tuple(computed[cause] for cause in causes) == expected
+    assert hits["swa", "host"] == PAGE
+    assert hits["swa", "device"] == PAGE
 
 
 def test_the_window_that_storage_brought_is_storages() -> None:
@@ -171,8 +174,9 @@ def test_the_window_that_storage_brought_is_storages() -> None:
     req: Any = SimpleNamespace(rid="r", origin_input_ids=range(100))
     req.cached_tokens_device, req.cached_tokens_host, req.cached_tokens_storage = 16, 0, 16
     served.prompts.ended(req, np.empty(0, dtype=np.int64))
-    assert served.prompts.hits["swa", "storage"] == 16
-    assert served.prompts.hits["swa", "host"] == 16
+    hits = dict(served.prompts.take_hits())
+    assert hits["swa", "storage"] == 16
+    assert hits["swa", "host"] == 16
 
 
 def test_requests_that_never_end_are_forgotten() -> None:
@@ -233,15 +237,15 @@ def test_what_has_changed_is_published_a_few_times_a_second(
     index = SimEngine(Geometry(PAGE, PAGE), Sizes(8, 8)).index
     exported = IndexMetrics(index, LABELS, DEVICE, None)
     told: list[tuple[str, int]] = []
-    exported.host = SimpleNamespace(count=lambda *event: told.append(event))  # type: ignore[assignment]
+    exported.host = SimpleNamespace(updates=lambda *event: [partial(told.append, event)])  # type: ignore[assignment]
     declined = {"reason": "backlog"}
     assert value(registry, "declined_total", **declined) == 0, "there from the start"
     index.counters.decline(DeclineReason.BACKLOG)
     exported.publish()
     assert told == [], "it has just published"
     clock.seconds += 1
-    exported.publish()
-    exported.publish()
+    for _ in range(2 * ENOUGH):
+        exported.publish()
     assert told == [("declined_backlog", 1)]
     index.counters.decline(DeclineReason.BACKLOG)
     index.counters.unsaved_pages += 3
@@ -306,7 +310,7 @@ def test_transfers_and_storage(registry: Any, clock: SimpleNamespace) -> None:
     exported = IndexMetrics(engine.index, LABELS, DEVICE, arena)
     seen: list[tuple[str, float]] = []
     exported.host = SimpleNamespace(  # type: ignore[assignment]
-        count=lambda *_: None, observe=lambda *job: seen.append(job)
+        updates=lambda *_: (), observe=lambda *job: seen.append(job)
     )
     exported.take_ended = lambda: ([Ended(0.5, ((0, 3), (1, 2)))], [Ended(0.25, ((1, 1),))])
     exported.take_waits = lambda: [1.5]
@@ -353,7 +357,8 @@ def test_a_recompute_counts_in_the_histogram_and_in_the_maximum(
     assert value(registry, "computed_tokens_total", cause="window_lost") == 160
     assert value(registry, "hit_tokens_total", component="full", tier="device") == 32
     clock.seconds += 2000
-    exported.publish()
+    for _ in range(ENOUGH):
+        exported.publish()
     assert value(registry, "recompute_max_tokens") == 0
 
 

@@ -86,7 +86,7 @@ def test_the_oldest_pages_are_copied_however_many_younger_ones_have_a_copy() -> 
     table = engine.index.table
     for seed in range(2, 10):  # all but the two oldest prompts
         rows = table.lookup(prompt(4, seed)[:-1].reshape(-1, 16), None)
-        engine._submit(engine.index.backups.begin(rows, make_room=True))
+        engine.submit(engine.index.backups.begin(rows, make_room=True))
         engine.settle()
     engine.demote()
     engine.settle()

@@ -11,7 +11,7 @@ from launch.bench.retention import one_tier, two_tiers
 from launch.bench.stress import cycle, once, popular, recency
 from sglang_ext.core.compiled import returns as loops
 from sglang_ext.core.compiled.bins import BINS, EDGES
-from sglang_ext.core.compiled.marks import is_mark, sampled
+from sglang_ext.core.compiled.marks import next_mark, sampled
 from sglang_ext.core.retention.duel import Duel
 from sglang_ext.core.retention.estimate import Estimate, class_name
 from sglang_ext.core.retention.retention import REBUILD, Retention
@@ -182,8 +182,10 @@ def test_a_history_forgets_and_stays_small() -> None:
 
 
 def test_marks_are_all_of_the_first_pages_and_few_of_many() -> None:
-    assert all(is_mark(depth) for depth in range(32))
-    marks = [depth for depth in range(4096) if is_mark(depth)]
+    marks = [next_mark(-1)]
+    while (following := next_mark(marks[-1])) < 4096:
+        marks.append(following)
+    assert marks[:32] == list(range(32))
     assert len(marks) == 32 + 7 * 32
     gaps = np.diff(marks)
     assert np.all(gaps <= np.maximum(1, np.array(marks[1:]) // 16))

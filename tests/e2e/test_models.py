@@ -17,10 +17,11 @@ from launch.models.architectures import MAKERS, ready_made
 from launch.server import OURS
 from launch.traffic import Traffic
 from sglang_ext.planning.launch_line import parse
-from sglang_ext.planning.model_config import find, load, shape_of
+from sglang_ext.planning.model_config import architecture, draft_of, find, load, shape_of
 from sglang_ext.planning.plan import Plan
 from tests.e2e.conftest import COMMON, beside_no_cache
 from tests.e2e.conversations import differences, hit_rates
+from tests.e2e.drafts import KINDS, Drafting
 from tests.fixtures.zygote import Zygote
 
 SHORT = Traffic(conversations=5, rounds=3, seed=5)
@@ -102,19 +103,30 @@ def test_tokens_are_those_of_the_model(zygote: Zygote, tmp_path: Path, name: str
         assert said_by(stock, prompt, first.output) == first.output
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_bytes_and_tokens_are_as_planned(zygote: Zygote, tmp_path: Path, name: str) -> None:
+def _undrafted(name: str) -> Drafting:
+    return Drafting(lambda: ready_made(name), ())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *map(_undrafted, MAKERS),
+        KINDS["eagle3"],
+        pytest.param(KINDS["llama-4"], marks=pytest.mark.full),
+    ],
+    ids=[*MAKERS, "gpt-oss with EAGLE3", "llama-4 with EAGLE3"],
+)
+def test_bytes_and_tokens_are_as_planned(zygote: Zygote, tmp_path: Path, model: Drafting) -> None:
     """What ``sglang-ext plan`` says of a launch line is what a server of that line allocates: by
     its metrics, and by the table that it logs of the pools that it has made."""
-    model = ready_made(name)
-    options = ["--page-size", "16", "--hicache-ratio", "2", *BOTH]
+    options = [*model.arguments(), "--page-size", "16", "--hicache-ratio", "2", *BOTH]
     line = parse([*options, "--dtype", "float32"], "test")
-    shape = shape_of(load(find(str(model))), line.dtype, line.kv_cache_dtype)
-    plan = Plan.of(name, shape, line)
+    config = load(find(str(line.model)))
+    shape = shape_of(config, line.dtype, line.kv_cache_dtype)
+    plan = Plan.of(architecture(config), shape, line, draft=draft_of(line))
     assert plan.pools is not None
     tier = [*OURS, "--enable-hierarchical-cache", "--enable-metrics"]
-    arguments = ["--model-path", str(model), *COMMON, *tier, *options]
-    with zygote.running(arguments, tmp_path / "server.log", {}) as server:
+    with zygote.running([*COMMON, *tier, *options], tmp_path / "server.log", {}) as server:
         metrics, log = server.get("/metrics"), server.log.read_text()
     allocated = metric(metrics, "sglang_ext:host_memory_bytes")
     assert plan.host.bytes == pytest.approx(allocated, rel=0.01)

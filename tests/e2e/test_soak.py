@@ -1,4 +1,5 @@
-"""A short soak: a pool so tight that requests are retracted, late copies, clients that go."""
+"""A short soak: a pool so tight that requests are retracted, late copies, clients that go; with
+drafts too."""
 
 import json
 import os
@@ -29,6 +30,20 @@ def test_a_tight_server_serves_every_request_and_every_token(
 ) -> None:
     args = parse_args([*OPTIONS, "--out", str(tmp_path / "soak.json")])
     assert_served(soak("tight-late", 0.25, args, {}, zygote.running))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("drafts", ["mimo-v2", "eagle3", "standalone"])
+def test_one_with_drafts_does_too(zygote: Zygote, tmp_path: Path, drafts: str) -> None:
+    """Their KV is packed into the windows' pages, or beside those of full attention. Expected
+    answers are of a server that neither drafts nor caches."""
+    args = parse_args([*OPTIONS, "--drafts", drafts, "--out", str(tmp_path / "soak.json")])
+    result = soak("tight-late", 0.5, args, {}, zygote.running)
+    assert_served(result)
+    assert result["drafts"]["proposals"] > 0, result
+    # random drafts stand by chance, those of the target itself because they are right
+    if drafts == "standalone":
+        assert result["drafts"]["accepted"] > result["drafts"]["proposals"], result
 
 
 @pytest.mark.full

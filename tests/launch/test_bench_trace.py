@@ -77,6 +77,8 @@ def test_stock_without_a_host_is_one_cell(tmp_path: Path) -> None:
     assert trace.cells(args) == [
         Cell("ours", 0),
         Cell("ours", 50),
+        Cell("ours-lru", 0),
+        Cell("ours-lru", 50),
         Cell("stock-no-host", 0),
         Cell("stock", 50),
     ]
@@ -103,6 +105,7 @@ def test_bounds_alone(
     ("line", "named"),
     [
         (["--requests", "0"], "--requests 0"),
+        (["--requests", "8", "--warm", "8"], "--warm 8"),
         (["--host-gb", "-1"], "--host-gb -1"),
         (["--system", "theirs"], "--system"),
         (["--block-size", "512"], "line 1"),
@@ -152,6 +155,9 @@ def test_calls_inside_calls_and_copies_are_not_counted_twice(
     assert times.copies == 40.0
     assert times.seconds == 14.0
     told = times.as_dict(requests=2)
+    times.clear()
+    assert times.seconds == times.copies == 0.0
+    assert not times.as_dict(1)["out"]["largest_ms"]
     assert told["out"] == {
         "calls": 3,
         "ms_per_request": 6500.0,

@@ -14,6 +14,15 @@ GPT_OSS: dict[str, Any] = {
     "sliding_window": 128,
     "dtype": "bfloat16",
 }
+EAGLE3: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLMEagle3"],
+    "num_hidden_layers": 1,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "torch_dtype": "bfloat16",
+}
+"""A draft for the other one."""
 
 
 def saved(folder: Path, config: dict[str, Any] = GPT_OSS) -> Path:

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from launch.models import gemma4, gpt_oss, llama4, mimo_v2, step
+from sglang_ext.planning.draft import DraftShape
+from sglang_ext.planning.launch_line import parse
 from sglang_ext.planning.model import COMPRESSED, PRESETS, ModelShape
-from sglang_ext.planning.model_config import ModelConfigError, find, load, shape_of
+from sglang_ext.planning.model_config import ModelConfigError, draft_of, find, load, shape_of
+from tests.planning import models
 
 MIMO = mimo_v2.config()
 
@@ -158,3 +161,31 @@ def test_deepseek_v4_has_layers_by_ratio() -> None:
 def test_other_ratios_are_no_model_to_plan() -> None:
     with pytest.raises(ModelConfigError, match=r"compress_ratios \[1, 2\]: V4.1 is not served"):
         shape_of({**V4_FLASH, "compress_ratios": [1, 2] * 22})
+
+
+def draft(folder: Path, words: str, **changes: Any) -> DraftShape | None:
+    """What a line says of a draft."""
+    path = models.saved(folder, {**models.EAGLE3, **changes})
+    return draft_of(parse([*words.split(), "--speculative-draft-model-path", str(path)], "test"))
+
+
+def test_a_draft_by_its_own_configuration(tmp_path: Path) -> None:
+    eagle3 = "--speculative-algorithm EAGLE3"
+    assert draft(tmp_path, eagle3) == DraftShape(1, 8, 64, 64, 2)
+    assert draft(tmp_path, eagle3.replace("EAGLE3", "eagle3")) == draft(tmp_path, eagle3)
+    fp8 = f"{eagle3} --kv-cache-dtype fp8_e4m3"
+    assert draft(tmp_path, fp8) == DraftShape(1, 8, 64, 64, 1)
+    assert draft(tmp_path, f"{fp8} --speculative-draft-kv-cache-dtype bf16") == draft(
+        tmp_path, eagle3
+    )
+    assert draft(tmp_path, f"{eagle3} --dtype float32") == DraftShape(1, 8, 64, 64, 4)
+    with pytest.raises(ModelConfigError, match="LlamaForCausalLMEagle3 is not a draft"):
+        draft(tmp_path, eagle3, num_hidden_layers="few")
+
+
+def test_drafts_that_are_not_counted(tmp_path: Path) -> None:
+    assert draft(tmp_path, "") is None
+    assert draft(tmp_path, "--speculative-algorithm NEXTN") is None
+    windows = ["sliding_attention"]
+    assert draft(tmp_path, "--speculative-algorithm EAGLE3", layer_types=windows) is None
+    assert draft_of(parse(["--speculative-algorithm", "EAGLE3"], "test")) is None

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from sglang_ext.planning import cli
+from sglang_ext.planning.draft import DraftShape
 from sglang_ext.planning.launch_line import LaunchLine, parse, take_apart
 from sglang_ext.planning.model import COMPRESSED, PRESETS
 from sglang_ext.planning.plan import DevicePools, Plan, PlanError
-from tests.planning.models import saved
+from tests.planning.models import EAGLE3, saved
 
 GPT = PRESETS["gpt-oss-120b"]
 TOKEN = 36_864
@@ -83,6 +84,22 @@ def test_what_cannot_be_planned_is_named() -> None:
     assert "drafts" in said(plan("--hicache-size 1 --speculative-algorithm EAGLE"))["not counted"]
 
 
+def test_a_draft_is_part_of_a_token_of_full_attention() -> None:
+    draft = DraftShape(1, 8, 64, 64)
+    alone, with_draft = (
+        plan("--tp 2 --max-total-tokens 100000 --page-size 64", draft=of) for of in (None, draft)
+    )
+    # K and V, 8 heads on two ranks, their width, bytes
+    own = 2 * 4 * 64 * 2
+    assert with_draft.host.token_bytes == alone.host.token_bytes + own
+    assert with_draft.host.window_bytes == alone.host.window_bytes
+    assert with_draft.pools == alone.pools
+    assert with_draft.host.bytes == pytest.approx(alone.host.bytes + 2 * 99_968 * own, rel=0.01)
+    assert said(with_draft)["draft"].startswith("1.02 kB of a token of full attention on a rank")
+    room = plan("--page-size 64", device_bytes=100_000 * (1.8 * TOKEN + 2 * own), draft=draft)
+    assert room.pools == DevicePools(99_968, 79_936)
+
+
 def test_a_whole_command_is_a_launch_line() -> None:
     words = "A=1 B=x=y python -m sglang.launch_server --model-path m --tp 2 --host 0.0.0.0 --port=1"
     variables, options = take_apart(words.split())
@@ -132,6 +149,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "a rank (--hicache-size 1)" in printed.out
     assert printed.err == "not looked at: --port\n"
     assert cli.main(["--config", str(tmp_path), "--device-gb", "1"]) == 0
+    draft = ["--speculative-draft-model-path", str(saved(tmp_path / "draft", EAGLE3))]
+    drafts = ["--speculative-algorithm", "EAGLE3", *draft]
+    capsys.readouterr()
+    assert cli.main([*model, "--hicache-size", "1", *drafts]) == 0
+    assert "2.05 kB of a token" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -144,6 +166,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("--config {model} --hicache-size 0.0001", "too little"),
         ("--config {model} --tp 0", "--tp 0 is not allowed"),
         ("--config {model} --kv-cache-dtype nvfp4", "--kv-cache-dtype"),
+        (
+            "--config {model} --speculative-algorithm EAGLE3 --speculative-draft-model no/draft",
+            "'no/draft' has no config.json",
+        ),
         ("--config {model} --device-gb 0", "--device-gb 0 is not allowed"),
     ],
 )

@@ -5,6 +5,9 @@ clients draw from a pool of requests whose answers a server without prefix cache
 given; whatever completes must be the same, token by token.
 
     python -m tests.soak.server --minutes 10 --out out/soak.json
+    python -m tests.soak.server --minutes 10 --only tight-late --drafts mimo-v2
+
+With ``--drafts`` the server drafts tokens. The one that gives the expected answers does not.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from launch.models.tiny import ready_made
 from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, running
 from launch.traffic import Traffic, generate
 from sglang_ext.arguments import Parser, core, number, output_file, refusal, whole
+from tests.e2e.drafts import KINDS, Drafting
 from tests.soak.traffic import SOAK, Job, Picker, Pool, ask, load, pool_path, save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +66,7 @@ Start = Callable[[Sequence[str], Path, Mapping[str, str]], AbstractContextManage
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """A model window, options on top of `COMMON`, and variables of the server."""
+    """Window of the tiny model, options on top of `COMMON`, and variables of the server."""
 
     window: int
     options: tuple[str, ...]
@@ -135,6 +139,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="glob patterns")
     parser.add_argument("--list", action="store_true", help="print the names and exit")
     parser.add_argument("--stock", action="store_true", help="the engine's own cache, to compare")
+    parser.add_argument("--drafts", choices=KINDS, help="draft, with a model made for that")
     parser.add_argument("--clients", type=whole(1), default=32)
     parser.add_argument("--conversations", type=whole(1), default=SOAK.conversations)
     parser.add_argument("--seed", type=int, default=1, help="order of requests and aborts")
@@ -192,6 +197,7 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter(completed=0, aborted=0, failed=0, different=0)
         self.tokens: Counter[str] = Counter(prompt=0, device=0, host=0)
+        self.drafts: Counter[str] = Counter(proposals=0, accepted=0)
         self.failures: list[str] = []
         self.differences: list[str] = []
         self._lock = threading.Lock()
@@ -226,6 +232,8 @@ class Tally:
                 self.tokens["prompt"] += meta["prompt_tokens"]
                 self.tokens["device"] += tiers.get("device", 0)
                 self.tokens["host"] += tiers.get("host", 0)
+                self.drafts["proposals"] += meta.get("spec_verify_ct", 0)
+                self.drafts["accepted"] += meta.get("spec_num_correct_drafts", 0)
 
     def report(self) -> dict[str, Any]:
         """Counts, the first messages of each kind and the hit rate."""
@@ -237,6 +245,7 @@ class Tally:
             "tokens": dict(self.tokens),
             "hit_rate": cached / max(1, self.tokens["prompt"]),
             "host_share": self.tokens["host"] / max(1, cached),
+            "drafts": dict(self.drafts),
         }
 
 
@@ -351,27 +360,25 @@ def log_report(log: str) -> dict[str, Any]:
     }
 
 
-def server_arguments(window: int, options: Sequence[str]) -> list[str]:
-    """Options of a server on the model with this window, which is made if missing."""
-    return ["--model-path", str(ready_made(window)), *COMMON, *options]
+def served(window: int, drafts: str | None = None) -> Drafting:
+    """The tiny model with this window, or the one that is drafted for; made if missing."""
+    return Drafting(lambda: ready_made(window), ()) if drafts is None else KINDS[drafts]
 
 
 def reference(
-    window: int,
+    model: Drafting,
     traffic: Traffic,
     more: Sequence[str],
     environment: dict[str, str],
     start: Start = running,
 ) -> Pool:
-    """Requests and the answers of a server without prefix cache; kept between runs."""
-    path = pool_path(FOLDER, window, traffic, ready_made(window))
+    """Requests and the answers of a server without prefix cache and drafts; kept between runs."""
+    path = pool_path(FOLDER, traffic, model.model())
     if not path.exists():
         print(f"computing {path}", flush=True)
-        options = ["--disable-radix-cache", "--max-total-tokens", "32768", *more]
-        log = FOLDER / f"reference-{window}.log"
-        with start(
-            server_arguments(window, options), log, {**CPU, **STRICT_CHECKS, **environment}
-        ) as server:
+        options = [*COMMON, "--disable-radix-cache", "--max-total-tokens", "32768", *more]
+        variables = {**CPU, **STRICT_CHECKS, **environment}
+        with start([*model.without(), *options], path.with_suffix(".log"), variables) as server:
             save(ask(server, traffic), path)
     return load(path)
 
@@ -386,12 +393,14 @@ def soak(
     """One configuration on a fresh server."""
     chosen = MATRIX[name]
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
-    pool = reference(chosen.window, traffic, args.option, environment, start)
+    model = served(chosen.window, args.drafts)
+    pool = reference(model, traffic, args.option, environment, start)
     options = [*(() if args.stock else OURS), *chosen.options, *args.option]
-    log = args.out.with_suffix("") / f"{'stock-' if args.stock else ''}{name}.log"
+    parts = ["stock" if args.stock else None, args.drafts, name]
+    log = args.out.with_suffix("") / f"{'-'.join(filter(None, parts))}.log"
     result: dict[str, Any] = {
         "name": name,
-        "window": chosen.window,
+        "model": model.model().name,
         "options": options,
         "environment": chosen.environment,
         "minutes": minutes,
@@ -399,7 +408,7 @@ def soak(
     }
     variables = {**CPU, **STRICT_CHECKS, **environment, **chosen.environment}
     try:
-        with start(server_arguments(chosen.window, options), log, variables) as server:
+        with start([*model.arguments(), *COMMON, *options], log, variables) as server:
             driver = Soak(server, pool, args.seed)
             driver.run(args.clients, minutes)
             time.sleep(IDLE_S)
@@ -434,12 +443,15 @@ def line(result: dict[str, Any]) -> str:
     if "requests" not in result:
         reason = result["log_tail"].splitlines()[-1:]
         return f"{verdict} {result['name']}: did not start {reason}"
-    requests = ", ".join(f"{count} {what}" for what, count in result["requests"].items())
+    requests, drafts = (
+        ", ".join(f"{count} {what}" for what, count in result[counted].items())
+        for counted in ("requests", "drafts")
+    )
     slope = result.get("memory", {}).get("slope_mb_per_min", float("nan"))
     return (
         f"{verdict} {result['name']}: {requests}, {result['retracted']} retracted, "
         f"hit rate {result['hit_rate']:.3f} (host share {result['host_share']:.3f}), "
-        f"memory {slope:+.1f} MB/min"
+        f"drafts: {drafts}, memory {slope:+.1f} MB/min"
     )
 
 
@@ -457,6 +469,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **versions},
         "cache": "stock" if args.stock else "ours",
+        "drafts": args.drafts,
         "clients": args.clients,
         "seed": args.seed,
         "traffic": dataclasses.asdict(dataclasses.replace(SOAK, conversations=args.conversations)),

@@ -2,8 +2,9 @@
 
 One operator draws calls from the seed: flush, attach, detach and clear storage, pause in each mode
 and continue, release and resume memory, update the weights (to the same ones, so that answers stay
-comparable), abort everything, change and read internal state. A call must end within its time limit
-with success or with a refusal that is known for it.
+comparable), abort everything, change and read internal state, look up, pin, drop and preload
+prompts of the clients. A call must end within its time limit with success or with a refusal that is
+known for it.
 
     python -m tests.soak.storm --minutes 20 --seed 1 --tp 1 --out out/storm.json
 
@@ -32,12 +33,13 @@ from launch.server import CPU, OURS, STRICT_CHECKS, Server, ServerError, dp_atte
 from launch.traffic import generate
 from sglang_ext.arguments import Parser, number, output_file, whole
 from tests.soak.server import (
+    COMMON,
     KEPT,
     ROOT,
     cache_events,
     log_report,
     reference,
-    server_arguments,
+    served,
 )
 from tests.soak.traffic import SOAK, Pool, Request
 
@@ -108,16 +110,37 @@ READS = (
 )
 
 
+CACHE = {
+    "lookup": (),
+    "pin": ("too many", "no room", "dropped before", "left the device"),
+    "unpin": (),
+    "drop": (),
+    "preload": ("no storage",),
+}
+"""Calls on the cache about one prompt, and what the server may say instead of doing them."""
+
+
+def cache(name: str, prompt: list[int]) -> Call:
+    """Look up, pin, unpin, drop or preload a prompt."""
+    body = {"input_ids": prompt}
+    return Call(f"cache {name}", f"/sglang_ext/cache/{name}", body, refusals=CACHE[name])
+
+
 def pause(mode: str) -> Call:
     """Pause generation."""
     return Call(f"pause {mode}", "/pause_generation", {"mode": mode}, limit_s=120.0)
 
 
 class Operator:
-    """Decides what is called next: the same sequence for the same seed."""
+    """Decides what is called next: the same sequence for the same seed.
 
-    def __init__(self, seed: int, directory: Path, model: str) -> None:
+    Args:
+        prompts: of the clients.
+    """
+
+    def __init__(self, seed: int, directory: Path, model: str, prompts: list[list[int]]) -> None:
         self._rng = random.Random(seed)
+        self._prompts = prompts
         self._directory = directory
         # without a pause the server first waits for the requests that run
         self._update = Call(
@@ -137,14 +160,16 @@ class Operator:
             else:
                 calls = [flush(0), flush(2), self._attach(), DETACH, CLEAR, ABORT, RELEASE, RESUME]
                 yield rng.choice([*calls, self._update, *READS])
+                for _ in range(rng.randrange(4)):
+                    yield cache(rng.choice(list(CACHE)), rng.choice(self._prompts))
 
     def _in_a_pause(self, mode: str) -> Iterator[Call]:
         rng = self._rng
         yield pause(mode)
         for _ in range(rng.randrange(5)):
-            call = rng.choice(
-                (flush(0), flush(5), self._attach(), DETACH, CLEAR, RELEASE, self._update, ABORT)
-            )
+            on_cache = cache(rng.choice(list(CACHE)), rng.choice(self._prompts))
+            calls = flush(0), flush(5), self._attach(), DETACH, CLEAR, RELEASE, self._update, ABORT
+            call = rng.choice((*calls, on_cache))
             yield call
             if call is RELEASE:
                 # in between, the memory is not there
@@ -310,7 +335,9 @@ def storm(
         with start() as server, tempfile.TemporaryDirectory() as directory:
             server.key = KEY
             model = json.loads(server.get("/model_info"))["model_path"]
-            driver = Storm(server, pool, Operator(seed, Path(directory), model), seed, dp=dp)
+            prompts = [request.prompt for requests in pool for request in requests]
+            operator = Operator(seed, Path(directory), model, prompts)
+            driver = Storm(server, pool, operator, seed, dp=dp)
             driver.run(clients, minutes)
             time.sleep(IDLE_S)
             result |= driver.report()
@@ -336,10 +363,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Storm one server; returns 1 if anything went wrong."""
     args = parse_args(argv)
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
-    pool = reference(WINDOW, traffic, (), {})
+    model = served(WINDOW)
+    pool = reference(model, traffic, (), {})
     ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if 2 in (args.tp, args.dp) else {}
     several = dp_attention(args.dp) if args.dp > 1 else ["--tp", str(args.tp)]
-    options = server_arguments(WINDOW, [*OPTIONS, *several])
+    options = [*model.arguments(), *COMMON, *OPTIONS, *several]
     log = args.out.with_suffix(".log")
     variables = {**CPU, **STRICT_CHECKS, **LATE, **ranks}
     result = storm(

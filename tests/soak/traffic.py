@@ -54,11 +54,11 @@ def ask(server: Server, traffic: Traffic) -> Pool:
         return [rounds for rounds in pool if rounds]
 
 
-def pool_path(folder: Path, window: int, traffic: Traffic, model: Path) -> Path:
+def pool_path(folder: Path, traffic: Traffic, model: Path) -> Path:
     """Where the pool is kept; the name changes with the traffic and with the weights."""
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(traffic), TIE]).encode())
     digest.update((model / "model.safetensors").read_bytes())
-    return folder / f"reference-{window}-{digest.hexdigest()[:12]}.json"
+    return folder / f"reference-{model.name}-{digest.hexdigest()[:12]}.json"
 
 
 def save(pool: Pool, path: Path) -> None:

@@ -20,7 +20,7 @@ from launch.server import CPU, OURS, running
 from launch.traffic import Traffic
 from sglang_ext.arguments import Parser, output_file
 from sglang_ext.core.write_policy import WritePolicy
-from tests.soak.server import configuration, server_arguments
+from tests.soak.server import COMMON, configuration, served
 from tests.soak.traffic import ask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def measure(slowdown: int, policy: str, folder: Path) -> dict[str, Any]:
         "SGLANG_EXT_TEST_BACKUP_SLOWDOWN": str(slowdown),
         "SGLANG_EXT_TEST_STEP_TRACE": str(trace),
     }
-    arguments = server_arguments(setup.window, [*OURS, *setup.options])
+    arguments = [*served(setup.window).arguments(), *COMMON, *OURS, *setup.options]
     with running(arguments, folder / f"{name}.log", environment) as server:
         ask(server, Traffic(conversations=24, rounds=4, shared=150, parallel=8))
     steps, cache, in_flight = np.loadtxt(trace, unpack=True)

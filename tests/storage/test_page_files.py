@@ -45,6 +45,13 @@ def get(pages: PageFiles, number: int, size: int = SIZE) -> bytes | None:
     return bytes(data) if good else None
 
 
+def test_two_writers_with_one_number_do_not_meet(tmp_path: Path) -> None:
+    """Processes in two containers, which may have one number, write the same page at once."""
+    writers = [files(tmp_path) for _ in range(2)]
+    begun = [writer.temporary(writer.path(name(1))) for writer in writers]
+    assert begun[0] != begun[1]
+
+
 def test_a_page_comes_back_as_it_was_written(tmp_path: Path) -> None:
     pages = files(tmp_path)
     assert get(pages, 1) is None

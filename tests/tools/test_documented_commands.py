@@ -16,13 +16,18 @@ from tests.fixtures import documents
 from tests.fixtures.zygote import Zygote
 from tests.patches.trees import copy_touched
 from tests.planning.models import GPT_OSS, saved
+from tests.tools.report_texts import later, text
 from tests.tools.test_status import TEXT
 from tests.tools.test_verify import engine
 
 URL, PAGES, MODEL = "http://127.0.0.1:30000", "/tmp/hicache", "openai/gpt-oss-120b"
 ENDLESS, FOR_A_GPU = ("status", "--url", URL), "gpu-check"
+ANSWER = dict.fromkeys(("tokens", "found", "device", "host", "pinned", "unpinned"), 16)
+ANSWER |= dict.fromkeys(("storage", "dropped", "held", "read"), 32)
+"""To any call on the cache."""
 FAULTS = "doctor"
 """Finds some on a machine that is not the one in the document."""
+PROMPT = "prompt.json"
 FORK = "~/sglang/python"
 """Folder of an engine that may be changed."""
 
@@ -54,6 +59,25 @@ def test_a_command_for_a_gpu_has_these_options(words: tuple[str, ...]) -> None:
     gpu_check.parse_args(words[1:])
 
 
+def adapted(words: tuple[str, ...], server: str, folder: Path) -> list[str]:
+    """A command with the server, the files and the time that it has here."""
+    here = [word.replace(URL, server).replace(PAGES, str(folder / "pages")) for word in words]
+    if words == ENDLESS:
+        here += ["--every", "0.01"]
+    if words[0] == "report":
+        here += ["--out", str(folder / "report.html")]
+        here += ["--seconds", "0.04", "--every", "0.02"] if server else []
+    if words[0] == "size":
+        here += ["--out", str(folder / "size.json")]
+    if words[0] == "cache":
+        here = [word.replace(PROMPT, str(folder / PROMPT)) for word in here]
+    if words[0] == "patches":
+        fork = str(copy_touched(folder / "fork"))
+        here = [word.replace(FORK, fork) for word in here]
+        here += [] if fork in here else ["--root", fork]
+    return here
+
+
 @pytest.mark.parametrize("words", [w for w in commands() if w[0] != FOR_A_GPU], ids=" ".join)
 def test_a_command_runs(
     zygote: Zygote,
@@ -68,18 +92,15 @@ def test_a_command_runs(
         # the second screen has no more than the page of somebody else's server
         texts = (TEXT, "") if words == ENDLESS else (TEXT,)
         server = tell(*texts)
+    elif words[0] == "cache":
+        server = tell(json.dumps(ANSWER))
+    elif words[0] == "report":
+        server = tell(text(), later())
     elif words[0] == "verify":
         server = serve(engine(storage=True))
     (tmp_path / "pages").mkdir()
-    here = [word.replace(URL, server).replace(PAGES, str(tmp_path / "pages")) for word in words]
-    if words == ENDLESS:
-        here += ["--every", "0.01"]
-    if words[0] == "size":
-        here += ["--out", str(tmp_path / "size.json")]
-    if words[0] == "patches":
-        fork = str(copy_touched(tmp_path / "fork"))
-        here = [word.replace(FORK, fork) for word in here]
-        here += [] if fork in here else ["--root", fork]
+    (tmp_path / PROMPT).write_text("[5, 17, 4]")
+    here = adapted(words, server, tmp_path)
     if words[0] == FAULTS:  # it imports the engine, the others do not
         run = zygote.run("-m", "sglang_ext", *here)
     else:
@@ -94,5 +115,7 @@ def test_a_command_runs(
         assert run.returncode == 1, run.stdout
     else:
         assert run.returncode == 0, run.stdout + run.stderr
+    if words[0] == "report":
+        assert "</html>" in (tmp_path / "report.html").read_text()
     if words[0] == "size":
         assert json.loads((tmp_path / "size.json").read_text())["cells"]

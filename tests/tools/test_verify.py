@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sglang_ext.tools import verify
-from tests.tools.conftest import Answer
+from tests.fixtures.stand_in import Answer
 
 
 def engine(*, storage: bool, wrong: bool = False, kept: int = 0) -> Answer:

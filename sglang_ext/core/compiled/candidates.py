@@ -6,7 +6,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import carray
-from numba.core.types import Array, NamedTuple, boolean, int8, int32, int64, uint8, void
+from numba.core.types import Array, NamedTuple, UniTuple, boolean, int8, int32, int64, uint8, void
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled.build import compiled
@@ -55,6 +55,7 @@ FIELDS = {
     "swa_device_ready": _FLAGS,
     "swa_device_locks": _INTS,
     "swa_host": _FLAGS,
+    "swa_host_locks": _INTS,
     # of the windows that the host keeps
     "ends": _FLAGS,
     "below": _INTS,
@@ -118,19 +119,20 @@ def fields(state):
         carray(pointer(at[14]), rows, np.bool_),
         carray(pointer(at[15]), rows, np.int32),
         carray(pointer(at[16]), rows, np.bool_),
-        carray(pointer(at[17]), rows, np.bool_),
-        carray(pointer(at[18]), rows, np.int32),
-        carray(pointer(at[19]), rows, np.uint8),
-        carray(pointer(at[20]), rows, np.int32),
+        carray(pointer(at[17]), rows, np.int32),
+        carray(pointer(at[18]), rows, np.bool_),
+        carray(pointer(at[19]), rows, np.int32),
+        carray(pointer(at[20]), rows, np.uint8),
         carray(pointer(at[21]), rows, np.int32),
         carray(pointer(at[22]), rows, np.int32),
         carray(pointer(at[23]), rows, np.int32),
         carray(pointer(at[24]), rows, np.int32),
         carray(pointer(at[25]), rows, np.int32),
-        carray(pointer(at[26]), rows, np.int64),
-        carray(pointer(at[27]), 2, np.int64),
-        carray(pointer(at[28]), rows, np.int64),
-        carray(pointer(at[29]), rows, np.int32),
+        carray(pointer(at[26]), rows, np.int32),
+        carray(pointer(at[27]), rows, np.int64),
+        carray(pointer(at[28]), 2, np.int64),
+        carray(pointer(at[29]), rows, np.int64),
+        carray(pointer(at[30]), rows, np.int32),
     )
 
 
@@ -456,12 +458,54 @@ def first_of(state, number, out):
 # ---- paths and windows ------------------------------------------------------------------
 
 
-@compiled(void(_INTS, int64, _LONGS))
-def path(parent, row, out):
-    """See ``PageTable.path``."""
-    for i in range(out.size - 1, -1, -1):
-        out[i] = row
-        row = int64(parent[row])
+@compiled(boolean(STATE, int64, int64))
+def tail_stays(state, end, window):
+    """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on from
+    what would be lost with it, or it is on the device too."""
+    c = fields(state)
+    row, place, whole = end, int64(0), True
+    # the further up a page is, the more windows it leads to
+    while row >= 0 and (place < window or c.below[row] == 1):
+        if place < window:
+            whole &= c.swa_device_ready[row]
+            if c.swa_host_locks[row] > 0:
+                return True
+        if c.below[row] == 1 and not c.device[row] and c.host_locks[row] > 0:
+            return True
+        place += 1
+        row = int64(c.parent[row])
+    return whole
+
+
+@compiled(UniTuple(int64, 2)(STATE, int64, _LONGS))
+def led_nowhere(state, end, out):
+    """Pages from ``end`` up that lead to no kept window: writes copies of what is on the device
+    too, if nobody holds them, to the beginning of ``out``, and pages that are not, in the order of
+    the path, to its end; how many each."""
+    c = fields(state)
+    row, copies, lost = end, int64(0), int64(0)
+    while row >= 0 and c.below[row] == 0:
+        if not c.device[row]:
+            lost += 1
+            out[out.size - lost] = row
+        elif c.host_ready[row] and c.device_ready[row] and c.host_locks[row] == 0:
+            out[copies] = row
+            copies += 1
+        row = int64(c.parent[row])
+    return copies, lost
+
+
+@compiled(boolean(STATE, _LONGS))
+def are_on_host_alone(state, rows):
+    """Whether pages have a copy on the host that nobody holds, and nothing else."""
+    c = fields(state)
+    for i in range(rows.size):
+        row = rows[i]
+        if c.device[row] or c.ends[row] or not c.host_ready[row]:
+            return False
+        if c.device_locks[row] > 0 or c.host_locks[row] > 0 or c.swa_host_locks[row] > 0:
+            return False
+    return True
 
 
 @compiled(void(_INTS, _FLAGS, _LONGS, _LONGS))

@@ -1,4 +1,5 @@
-"""Who of those that expire first is worth least; see ``retention.expiry.Expiry.least_worth``."""
+"""What pages are worth, and who of those that expire first is worth least; see
+``retention.expiry``."""
 
 import numpy as np
 from numba.core.types import Array, int8, int32, int64, void
@@ -9,6 +10,14 @@ from sglang_ext.core.compiled.build import compiled
 _INTS = Array(int32, 1, "C")
 _LONGS = Array(int64, 1, "C")
 _BYTES = Array(int8, 1, "C")
+
+
+@compiled(void(_LONGS, _BYTES, _LONGS, int64, _LONGS))
+def cells_of(rows, kind, used, tick, out):
+    """Cells of the pages in the tables of an ``Estimate``: ``class * BINS + bin``."""
+    for i in range(rows.size):
+        row = rows[i]
+        out[i] = kind[row] * BINS + bin_of(tick - used[row])
 
 
 @compiled(void(_LONGS, _INTS, _BYTES, _LONGS, int64, _INTS, _INTS, _LONGS))

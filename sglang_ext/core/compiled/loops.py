@@ -371,12 +371,11 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         c.age[row] = 0
         c.kind[row] = 0
         c.used[row] = 0
-    if c.links.shape[0] > 1:
-        for i in range(count):
-            c.links[out[i], TOP] = out[i + 1] if i + 1 < count else -1
-            if i > 0:
-                c.links[out[i], LEFT] = c.links[out[i], RIGHT] = -1
-        link_child(c, parent, out[0])
+    for i in range(count):
+        c.links[out[i], TOP] = out[i + 1] if i + 1 < count else -1
+        if i > 0:
+            c.links[out[i], LEFT] = c.links[out[i], RIGHT] = -1
+    link_child(c, parent, out[0])
     if parent >= 0:
         shared = c.hits[parent] > 1 or c.children[parent] > 0
         c.forks[parent] += shared and c.forks[parent] < MAX_COUNT
@@ -394,8 +393,7 @@ def remove(table, rows, roots):
         row = rows[i]
         forget(c.buckets, c.digest[row], row)
         parent = c.parent[row]
-        if c.links.shape[0] > 1:
-            unlink_child(c, parent, row)
+        unlink_child(c, parent, row)
         if parent >= 0:
             c.children[parent] -= 1
         else:

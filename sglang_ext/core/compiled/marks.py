@@ -2,7 +2,7 @@
 short one."""
 
 import numpy as np
-from numba.core.types import Array, Tuple, boolean, int32, int64, uint64
+from numba.core.types import Array, Tuple, int32, int64, uint64
 
 from sglang_ext.core.compiled.build import compiled
 
@@ -20,13 +20,11 @@ def bits_of(number):
     return bits
 
 
-@compiled(boolean(int64))
-def is_mark(depth):
-    """Whether the page after ``depth`` others is a mark; it depends on nothing else, so paths
-    that share a page agree."""
-    count = depth + 1
-    spare = bits_of(count) - _PER_OCTAVE - 1
-    return spare <= 0 or count & ((1 << spare) - 1) == 0
+@compiled(int64(int64))
+def next_mark(depth):
+    """The mark behind one at ``depth``, the first one behind -1; it depends on nothing else, so
+    paths that share a page agree."""
+    return depth + (1 << max(0, bits_of(depth + 1) - _PER_OCTAVE - 1))
 
 
 @compiled(Tuple((Array(int32, 1, "C"), Array(int32, 1, "C")))(Array(uint64, 1, "C"), int64))
@@ -35,13 +33,12 @@ def sampled(digests, rate_bits):
     pages that each stands for. A page is in the sample of all paths or of none."""
     depths = np.empty(digests.size, dtype=np.int32)
     pages = np.empty(digests.size, dtype=np.int32)
-    count, before = 0, -1
-    for depth in range(digests.size):
-        if is_mark(depth):
-            mixed = digests[depth] * np.uint64(0x9FB21C651E98DF25)
-            if mixed >> np.uint64(64 - rate_bits) == 0 if rate_bits else True:
-                depths[count] = depth
-                pages[count] = depth - before
-                count += 1
-            before = depth
+    count, before, depth = 0, -1, next_mark(-1)
+    while depth < digests.size:
+        mixed = digests[depth] * np.uint64(0x9FB21C651E98DF25)
+        if mixed >> np.uint64(64 - rate_bits) == 0 if rate_bits else True:
+            depths[count] = depth
+            pages[count] = depth - before
+            count += 1
+        before, depth = depth, next_mark(depth)
     return depths[:count], pages[:count]

@@ -8,7 +8,8 @@ from numba.core.types import Array, NamedTuple, int16, int32, int64, uint64, voi
 
 from sglang_ext.core.compiled.bins import BINS, EDGES, bin_of
 from sglang_ext.core.compiled.build import compiled
-from sglang_ext.core.compiled.marks import bits_of, is_mark
+from sglang_ext.core.compiled.marks import bits_of, next_mark
+from sglang_ext.core.compiled.memory import prefetch
 
 INTS = Array(int32, 1, "C")
 LONGS = Array(int64, 1, "C")
@@ -142,46 +143,72 @@ def answer_class(turn):
     return FIRST_ANSWER + min(ANSWERS - 1, turn)
 
 
+@compiled(void(RETURNS, DIGESTS))
+def _fetch(returns, digests):
+    """What a search for each mark of a path reads is on its way to the cache afterwards: one after
+    the other, they would wait for memory."""
+    depth = next_mark(-1)
+    while depth < digests.size:
+        first = _set_of(returns, digests[depth])
+        prefetch(returns.digest.ctypes.data + first * 8)
+        prefetch(returns.use.ctypes.data + first * 8)
+        prefetch(returns.weight.ctypes.data + first * 4)
+        depth = next_mark(depth)
+
+
+@compiled(void(RETURNS, int64, int64, int64))
+def _count(returns, use, pages, tick):
+    """So many pages that were last used in one use, if there is one, are used again."""
+    if use == NO_USE:
+        return
+    since, kind = returns.tick[use], returns.kind[use]
+    returns.pending[use] -= pages
+    returns.events[kind, bin_of(tick - since)] += pages << ONE_BITS
+    # up to the last rebuild its exposure has been counted
+    start = max(since, returns.counts[1]) - since
+    _expose(returns, kind, start + 1, tick - since + 1, pages)
+
+
 @compiled(int64(RETURNS, DIGESTS, int64, int64, KINDS))
 def observe(returns, digests, prompt, tick, kinds):
     """A request has used a path; its first ``prompt`` pages are what it has asked for. Its turn;
     ``kinds`` gets the classes of its pages."""
     entries = np.full(digests.size, NO_USE, dtype=np.int64)
-    known, next_mark, last_use, before = -1, prompt, NO_USE, -1
-    for depth in range(digests.size):
-        if not is_mark(depth):
-            continue
+    known, behind, last_use, before = -1, prompt, NO_USE, -1
+    _fetch(returns, digests)
+    # marks that were last used together are counted together
+    together, pages = NO_USE, int64(0)
+    depth = next_mark(-1)
+    while depth < digests.size:
         entry = _find(returns, digests[depth])
         entries[depth] = entry
         if entry == NO_USE:
-            next_mark = min(next_mark, depth)
-            continue
-        use = returns.use[entry] % returns.tick.size
-        if depth < prompt:
-            last_use, known, next_mark = use, depth, prompt
-        since, kind, weight = returns.tick[use], returns.kind[use], returns.weight[entry]
-        returns.pending[use] -= weight
-        returns.events[kind, bin_of(tick - since)] += weight << ONE_BITS
-        # up to the last rebuild its exposure has been counted
-        start = max(since, returns.counts[1]) - since
-        _expose(returns, kind, start + 1, tick - since + 1, weight)
+            behind = min(behind, depth)
+        else:
+            use = returns.use[entry] % returns.tick.size
+            if depth < prompt:
+                last_use, known, behind = use, depth, prompt
+            if use != together:
+                _count(returns, together, pages, tick)
+                together, pages = use, int64(0)
+            pages += returns.weight[entry]
+        depth = next_mark(depth)
+    _count(returns, together, pages, tick)
     turn, parted = 0, False
     if last_use != NO_USE:
         others = returns.pages[last_use]
-        parted = others > next_mark or (next_mark == prompt and others >= prompt)
+        parted = others > behind or (behind == prompt and others >= prompt)
         if not parted:
             turn = returns.turn[last_use] + 1
         elif 2 * (known + 1) >= others:
             turn = returns.turn[last_use]  # edited, and sent again
     added = prompt - known - 1
-    last_kind, use, first = -1, NO_USE, 0
-    for depth in range(digests.size):
-        if depth == prompt:
+    last_kind, use, first, depth = -1, NO_USE, 0, next_mark(-1)
+    while depth < digests.size:
+        if first < prompt <= depth:
             # what is left of the prompt stands for itself
             kinds[first:prompt] = class_of(turn, prompt, added, 0)
             first, before = prompt, prompt - 1
-        if not is_mark(depth):
-            continue
         entry = entries[depth]
         forks = 0
         if entry != NO_USE:
@@ -202,13 +229,10 @@ def observe(returns, digests, prompt, tick, kinds):
         returns.pending[use % returns.tick.size] += depth - before
         returns.depths[kind, 0] += depth - before
         returns.depths[kind, 1] += (depth - before) * depth
-        before = depth
         kinds[first : depth + 1] = kind
-        first = depth + 1
-    if digests.size > prompt:
-        kinds[first:] = answer_class(turn)
-    else:
-        kinds[first:] = class_of(turn, prompt, added, 0)
+        before, first, depth = depth, depth + 1, next_mark(depth)
+    kinds[first:prompt] = class_of(turn, prompt, added, 0)
+    kinds[max(first, prompt) :] = answer_class(turn)
     return turn
 
 

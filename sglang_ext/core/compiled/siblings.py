@@ -1,8 +1,8 @@
-"""The children of each row as a treap, see ``PageTable.inside``; compiled."""
+"""The children of each row as a treap, see ``PageTable.inside`` and ``below``; compiled."""
 
 from numba.core.types import Tuple, boolean, int64, void
 
-from sglang_ext.core.compiled.arrays import COLUMNS, PAGES, TABLE, columns
+from sglang_ext.core.compiled.arrays import COLUMNS, LONGS, PAGES, TABLE, columns
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import PAD
 
@@ -58,6 +58,45 @@ def inside(table, parent, pages, usable):
     """See ``PageTable.inside``; of the first of ``pages``."""
     c = columns(table)
     return inside_of(c, parent, pages, 0, c.device_page, usable)
+
+
+@compiled(int64(LONGS, int64, int64), inline=True)
+def _note(out, count, row):
+    """Write a row, if it is one, behind ``count`` others; how many they are."""
+    if row < 0:
+        return count
+    out[count] = row
+    return count + 1
+
+
+@compiled(int64(TABLE, int64, LONGS))
+def below(table, parent, out):
+    """See ``PageTable.below``; writes to ``out``, which has room for all rows, and returns how many
+    there are."""
+    c = columns(table)
+    waiting, number, count = int64(0), int64(0), int64(0)
+    waiting = _note(out, waiting, int64(c.links[top_of(c, parent), TOP]))
+    # first pages of all namespaces are in one treap: not all of what is on the way is asked for
+    while number < waiting:
+        row = out[number]
+        number += 1
+        if c.parent[row] <= parent:
+            waiting = _note(out, waiting, int64(c.links[row, RIGHT]))
+        if c.parent[row] >= parent:
+            waiting = _note(out, waiting, int64(c.links[row, LEFT]))
+    for i in range(waiting):
+        if c.parent[out[i]] == parent:
+            out[count] = out[i]
+            count += 1
+    children, number = count, int64(0)
+    while number < count:
+        row = out[number]
+        count = _note(out, count, int64(c.links[row, TOP]))
+        if number >= children:
+            count = _note(out, count, int64(c.links[row, LEFT]))
+            count = _note(out, count, int64(c.links[row, RIGHT]))
+        number += 1
+    return count
 
 
 @compiled(void(COLUMNS, int64, int64))

@@ -129,6 +129,7 @@ class Arena:
         self._first = [first for first, _ in numbers]
         self._stop = [stop for _, stop in numbers]
         self._size = [stop - first for first, stop in numbers]
+        self._least = [int(size.min()) if len(size) else 0 for size in self._size]
         self.owner = np.full(shape.extents, NOBODY, dtype=np.int8)
         self._used = np.zeros(shape.extents, dtype=np.int64)
         self.changes = 0
@@ -151,7 +152,7 @@ class Arena:
 
     def pages_per_extent(self, component: int) -> int:
         """Pages that every extent can hold; some hold one more."""
-        return int(self._size[component].min())
+        return self._least[component]
 
     def taken(self, component: int) -> int:
         """Pages that a component has."""

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import kept as loops
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.table import PageTable
-
-_FEW = 2
 
 
 class KeptWindows:
@@ -42,27 +41,30 @@ class KeptWindows:
     def add(self, path: Rows) -> None:
         """Keep the window at the end of a path; all of it is on the host."""
         assert not self.ends[path[-1]], "a window is kept twice"
-        self.ends[path[-1]] = True
-        self.uses[path[-self._window_pages :]] += 1
-        self.below[path] += 1
-        self._note(path)
+        changed = np.empty(len(path), dtype=np.int64)
+        count = loops.add(self.ends, self.uses, self.below, path, self._window_pages, changed)
+        self._note(changed[:count])
 
     def remove(self, end: int) -> Rows:
         """Keep a window no longer; returns its pages that no other kept window needs."""
-        path = self._table.path(end)
         self.beyond.discard(end)
-        self.ends[end] = False
-        self.below[path] -= 1
-        window = path[-self._window_pages :]
-        self.uses[window] -= 1
-        self._note(path)
-        unneeded: Rows = window[self.uses[window] == 0]
-        return unneeded
+        changed = np.empty(int(self._table.depth[end]) + 1, dtype=np.int64)
+        unneeded = np.empty(self._window_pages, dtype=np.int64)
+        count, free = loops.remove(
+            self._table.parent,
+            self.ends,
+            self.uses,
+            self.below,
+            end,
+            self._window_pages,
+            changed,
+            unneeded,
+        )
+        self._note(changed[:count])
+        return unneeded[:free]
 
-    def _note(self, path: Rows) -> None:
-        """Only whether there are none, one or more windows below a page says anything of it."""
-        self._changed(path[self.below[path] <= _FEW])
-        self._changed(path[-1:])
+    def _note(self, rows: Rows) -> None:
+        self._changed(rows)
 
     def spare(self) -> Rows:
         """Ends of those that nobody has asked for since and that have others below them,
@@ -80,11 +82,6 @@ class KeptWindows:
     def windows(self, ends: Rows) -> NDArray[np.int64]:
         """(n, window_pages) rows of the windows that end with ``ends``, the last page first;
         -1 where a window begins with the prompt."""
-        windows = np.full((len(ends), self._window_pages), -1, dtype=np.int64)
-        rows = ends
-        for column in range(self._window_pages):
-            windows[:, column] = rows
-            rows = np.where(rows >= 0, np.maximum(self._table.parent[rows], -1), -1)
-            if (rows < 0).all():
-                break
+        windows = np.empty((len(ends), self._window_pages), dtype=np.int64)
+        loops.windows(self._table.parent, ends, windows)
         return windows

@@ -185,7 +185,7 @@ class HostRoom:
         for end in self._duplicate_windows(ANY_AGE, are_stored=True):
             if missing <= 0:
                 break
-            freed = self._residency.forget_windows(np.array([end]))
+            freed = self._residency.forget_window(end)
             self._counters.reclaimed_duplicate_window_pages += freed
             missing -= freed
 
@@ -211,19 +211,15 @@ class HostRoom:
 
     # ---- what no request can resume from -------------------------------------
 
-    def _drop_useless(self, rows: Rows | None = None) -> int:
-        """Drop copies of pages that lead to no window on the host and are on the device;
-        ``rows`` or all."""
-        if rows is None:
-            rows = self._candidates.all(Kind.USELESS)
-        else:
-            column, device = self._table.host, self._table.device
-            useless = column.ready[rows] & device.ready[rows] & (column.locks[rows] == 0)
-            rows = rows[useless & (self._kept.below[rows] == 0)]
-        if len(rows) == 0:
-            return 0
-        self._host.drop(rows)
-        self._counters.reclaimed_duplicate_pages += len(rows)
+    def _drop_useless(self) -> int:
+        """Drop copies of pages that lead to no window on the host and are on the device."""
+        return self._drop_copies(self._candidates.all(Kind.USELESS))
+
+    def _drop_copies(self, rows: Rows) -> int:
+        """Drop copies of what is on the device too; returns how many."""
+        if len(rows):
+            self._host.drop(rows)
+            self._counters.reclaimed_duplicate_pages += len(rows)
         return len(rows)
 
     # ---- what is on the device too -------------------------------------------
@@ -249,10 +245,7 @@ class HostRoom:
                 a page before it is copied again, they are lost with it.
         """
         kinds = YOUNGEST_FIRST[:-1] if leaves else YOUNGEST_FIRST
-        rows = self._candidates.youngest(kinds, pages, younger_than)
-        self._host.drop(rows)
-        self._counters.reclaimed_duplicate_pages += len(rows)
-        return len(rows)
+        return self._drop_copies(self._candidates.youngest(kinds, pages, younger_than))
 
     def _drop_duplicate_windows(self, pages: int, younger_than: int) -> int:
         dropped = 0
@@ -260,7 +253,7 @@ class HostRoom:
             if dropped >= pages:
                 break
             # counted as at least one: the caller goes on as long as something is dropped
-            dropped += max(1, self._residency.forget_windows(np.array([end])))
+            dropped += max(1, self._residency.forget_window(end))
         return dropped
 
     def _duplicate_windows(self, younger_than: int, *, are_stored: bool = False) -> Iterator[int]:
@@ -346,14 +339,8 @@ class HostRoom:
         Args:
             spared: this adds those that cannot go now; to be put back.
         """
-        table = self._table
         while (end := self._candidates.look_at_tails().take(limit)) is not None:
-            path = table.path(end)
-            window = self._residency.window_of(path)
-            stays = table.swa_host.locks[window].any() or table.swa_device.ready[window].all()
-            # or somebody is about to go on from what would be lost
-            stays = stays or table.host.locks[self._led_to(path, last=1)].any()
-            if not stays:
+            if not self._candidates.tail_stays(end):
                 return end
             spared.append(end)
         return None
@@ -363,18 +350,12 @@ class HostRoom:
         nothing else."""
         if end is None:
             return False
-        path = self._table.path(end)
-        self._counters.evicted_host_window_pages += self._residency.forget_windows(path[-1:])
-        self._drop_useless(path)
-        lost = self._led_to(path, last=0)
+        self._counters.evicted_host_window_pages += self._residency.forget_window(end)
+        copies, lost = self._candidates.led_nowhere(end)
+        self._drop_copies(copies)
         if len(lost):
             self._counters.evicted_host_pages += len(lost)
             self._sampling.note_lost(len(lost))
             self._expiry.note_lost(lost)
             self._residency.remove(lost)
         return True
-
-    def _led_to(self, path: Rows, *, last: int) -> Rows:
-        """Pages of a path on the host alone that lead to so many kept windows."""
-        led: Rows = path[~self._table.device.present[path] & (self._kept.below[path] == last)]
-        return led

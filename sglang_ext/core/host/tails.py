@@ -11,6 +11,8 @@ from sglang_ext.core.table.prospects import Place
 from sglang_ext.core.table.table import PageTable
 
 _FEW = 64
+_PINNED = 1 << 30
+"""Rank of those that stay whatever they are worth; no policy has so many."""
 
 
 class Tails:
@@ -19,11 +21,15 @@ class Tails:
     What they are worth falls with time, see ``Prospects``, and by how much depends on how often
     they were used, or on what else. So those of which that is the same, of one rank, are a class
     in which the order stays; of all classes, the first ones are compared.
+
+    Attributes:
+        pinned: rows that are never taken, tails or not.
     """
 
     def __init__(self, table: PageTable) -> None:
         self._table = table
         self.places: dict[int, Place] = {}
+        self.pinned: set[int] = set()
         # by rank and uses, heaps of (last use, row); what is not in ``places`` is out of date
         self._classes: dict[int, dict[int, list[tuple[int, int]]]] = {}
         self._entries = 0
@@ -49,7 +55,14 @@ class Tails:
 
     def places_of(self, rows: Rows) -> list[Place]:
         """Where rows belong."""
-        return self._table.prospects.places_of(rows)
+        places = self._table.prospects.places_of(rows)
+        if not self.pinned:
+            return places
+        pinned = self.pinned
+        return [
+            (_PINNED, 0, 0) if row in pinned else place
+            for row, place in zip(rows.tolist(), places, strict=True)
+        ]
 
     def _put(self, row: int, place: Place) -> None:
         self.places[row] = place
@@ -67,6 +80,8 @@ class Tails:
         a tail no longer."""
         while self._classes:
             rank = min(self._classes)
+            if rank == _PINNED:
+                return None
             best: tuple[float, int, int] | None = None
             for uses, last, row in list(self._first_ones(rank)):
                 worth = self._table.prospects.worth_of((rank, uses, last))

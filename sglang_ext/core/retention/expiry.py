@@ -153,9 +153,11 @@ class Expiry:
 
     def note_lost(self, rows: Rows) -> None:
         """Pages go of which no copy is left: what they were worth is the price of room."""
-        rows = rows[self._table.kind[rows] != UNKNOWN]
-        self._lost_value += int(self._values(rows).sum())
-        self._lost_pages += len(rows)
+        cells = self._cells(rows)
+        # those of no class have the first cells
+        cells = cells[cells >= BINS]
+        self._lost_value += int(self.estimate.values.take(cells).sum())
+        self._lost_pages += len(cells)
 
     def note_left(self, rows: Rows) -> None:
         """Pages leave a device above a host."""
@@ -168,7 +170,7 @@ class Expiry:
         them. In storage a page may be found by others too."""
         if self._attachment.is_there:
             return np.ones(len(rows), dtype=np.bool_)
-        admitted: Flags = self._admitted[self._table.kind[rows], self._bins(rows)]
+        admitted: Flags = self._admitted.take(self._cells(rows))
         return admitted | self._residency.candidates.are_needed(rows)
 
     def least_worth(self, rows: Rows, count: int) -> Rows:
@@ -199,7 +201,7 @@ class Expiry:
         does not decide, by ``expected_uses`` for a request."""
         ages = self._ages(rows)
         if self.is_learned:
-            return self._values(rows) + 1.0 / (ages + 1)
+            return self.estimate.values.take(self._cells(rows)) + 1.0 / (ages + 1)
         return expected_uses(self._table.forks[rows], ages)
 
     def places_of(self, rows: Rows) -> list[Place]:
@@ -221,14 +223,10 @@ class Expiry:
     def _ages(self, rows: Rows) -> NDArray[np.int64]:
         return self._retention.tick - self._table.used[rows]
 
-    def _bins(self, rows: Rows) -> NDArray[np.int64]:
-        return np.minimum(np.searchsorted(EDGES, self._ages(rows), side="right") - 1, BINS - 1)
-
-    def _values(self, rows: Rows) -> NDArray[np.int64]:
-        values: NDArray[np.int64] = self._retention.estimate.values[
-            self._table.kind[rows], self._bins(rows)
-        ]
-        return values
+    def _cells(self, rows: Rows) -> NDArray[np.int64]:
+        table, cells = self._table, np.empty(len(rows), dtype=np.int64)
+        loops.cells_of(rows, table.kind, table.used, self._retention.tick, cells)
+        return cells
 
     def _learn(self) -> None:
         table, retention = self._table, self._retention

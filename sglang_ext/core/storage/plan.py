@@ -138,6 +138,7 @@ class Prefetch:
         published: stages that are in the table.
         cancelled: nobody waits for it any more.
         failed_here: this rank has no host slots for it.
+        asks_only: it ends with the lookup, and ``stops`` are what was found.
     """
 
     op: int
@@ -154,6 +155,11 @@ class Prefetch:
     published: int = 0
     cancelled: bool = False
     failed_here: bool = False
+    asks_only: bool = False
+
+    def answer(self, stops: tuple[int, ...]) -> None:
+        """It has been looked for, and is over."""
+        self.stops, self.cancelled = stops, True
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""

@@ -62,11 +62,14 @@ class Prefetches:
         """Pages that are being read."""
         return self._pages
 
-    def look_up(self, pages: Pages, namespace: Hashable) -> Prefetch | Declined | None:
+    def look_up(
+        self, pages: Pages, namespace: Hashable, *, asks_only: bool = False
+    ) -> Prefetch | Declined | None:
         """Look for a prompt in storage; None: there is too little to gain.
 
         Args:
             pages: (n, name_tokens) of the prompt.
+            asks_only: read nothing of what is found.
         """
         limits = self._attachment.limits
         if limits is None or self._attachment.is_suspended:
@@ -95,6 +98,7 @@ class Prefetches:
             above=known[: first * per_page],
             keys=keys,
             limit=limit,
+            asks_only=asks_only,
         )
         self.lookups[prefetch.op] = prefetch
         return prefetch
@@ -142,6 +146,8 @@ class Prefetches:
                 nothing.
         """
         prefetch = self.lookups.pop(op)
+        if prefetch.asks_only:
+            prefetch.answer(stops)
         if prefetch.cancelled:
             return None
         rows = self._table.lookup(prefetch.pages, prefetch.namespace)

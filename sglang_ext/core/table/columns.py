@@ -13,6 +13,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 Rows = NDArray[np.int64]
 Slots = NDArray[np.int32]
+Told = Callable[[Rows], None] | None
 
 
 def resident_zeros(shape: int | tuple[int, ...], dtype: type[_T]) -> NDArray[_T]:
@@ -48,9 +49,9 @@ class SlotColumn:
         self.loops, self._loops = loops, loops.slots
         self._counts = np.zeros(2, dtype=np.int64)
         self._state = (self.present, self.ready, self.locks, self.slots, self._counts)
-        self._changed: Callable[[Rows], None] = lambda rows: None
-        self._copies_changed: Callable[[Rows], None] = self._changed
-        self._tells_locks = False
+        self._copies_changed: Callable[[Rows], None] = lambda rows: None
+        self._locked: Told = None
+        self._unlocked: Told = None
 
     @property
     def n_present(self) -> int:
@@ -87,15 +88,18 @@ class SlotColumn:
 
     def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
+        locked = self.n_locked
         self._loops.lock(self.present, self.locks, self._counts, rows)
-        if self._tells_locks:
-            self._changed(rows)
+        if self._locked is not None and self.n_locked != locked:
+            self._locked(rows)
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
+        locked = self.n_locked
         held = self._loops.unlock(self.present, self.locks, self._counts, rows)
         assert held, "unlock without a lock"
-        self._changed(rows)
+        if self._unlocked is not None and self.n_locked != locked:
+            self._unlocked(rows)
 
     def break_locks(self, rows: Rows) -> None:
         """Drop all holders of rows that leave the table."""
@@ -103,16 +107,17 @@ class SlotColumn:
         if len(held):
             self._counts[1] -= np.count_nonzero(self.present[held])
             self.locks[held] = 0
-            self._changed(held)
+            if self._unlocked is not None:
+                self._unlocked(held)
 
-    def tell(self, changed: Callable[[Rows], None], *, of_locks: bool) -> None:
-        """Call somebody with the rows whose copies have changed, or that have lost a lock.
+    def tell(self, changed: Callable[[Rows], None], locked: Told, unlocked: Told) -> None:
+        """Call somebody with the rows whose copies have changed.
 
         Args:
-            of_locks: and with those that have got one.
+            locked, unlocked: to be called when copies have got their first holder, or lost their
+                last one: with these rows and others that were locked, or unlocked, with them.
         """
-        self._changed = self._copies_changed = changed
-        self._tells_locks = of_locks
+        self._copies_changed, self._locked, self._unlocked = changed, locked, unlocked
 
     def tell_copies(self, changed: Callable[[Rows], None]) -> None:
         """Call one more with the rows whose copies have changed. Who is not told costs nothing."""

@@ -188,7 +188,6 @@ class PageTable:
     def _all_columns(self) -> Any:
         zeros = self._memory.zeros
         buckets = 1 << max(1, (_BUCKETS_PER_ROW * self.capacity - 1).bit_length())
-        links = self.capacity + 1 if self.geometry.resumes_inside else 1
         of_others = {
             "last_request": zeros("last_request", self.capacity, np.int64),
             "device": self.device.present,
@@ -197,7 +196,7 @@ class PageTable:
             "swa_host_ready": self.swa_host.ready,
             "buckets": np.full(buckets, EMPTY_BUCKET, dtype=np.uint64),
             "weights": page_weights(self.geometry.name_tokens),
-            "links": np.full((links, 3), -1, dtype=np.int32),
+            "links": np.full((self.capacity + 1, 3), -1, dtype=np.int32),
             "device_page": self.geometry.device_page,
             "overlap": self.geometry.overlap,
         }
@@ -276,6 +275,11 @@ class PageTable:
         """
         row, shared = self.loops.siblings.inside(self._arrays, parent, page[None], usable)
         return int(row), int(shared)
+
+    def below(self, parent: int) -> Rows:
+        """All rows below a row, or of the namespace of a root, each behind its parent. O(those)."""
+        rows = np.empty(self.n_rows, dtype=np.int64)
+        return rows[: self.loops.siblings.below(self._arrays, parent, rows)]
 
     def exact(self, above: Rows, page: Page, namespace: Hashable) -> int | None:
         """The row of a page below a path, whether a tail or a whole page."""

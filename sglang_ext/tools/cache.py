@@ -1,0 +1,127 @@
+"""``sglang-ext cache``: what a running server has of a prompt, what stays, what goes.
+
+See docs/cache-control.md for what each call does.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from sglang_ext.arguments import Parser, input_file, refusal, url
+
+_PATH = "/sglang_ext/cache/"
+_NOT_FOUND = 404
+_CALLS = {
+    "lookup": "say how much of a prompt is in each tier",
+    "pin": "keep a prompt on the host, until it is unpinned or everything is flushed",
+    "unpin": "pin a prompt no longer",
+    "drop": "forget a prompt and what goes on from it, or a namespace",
+    "preload": "bring a prompt from storage to the host",
+}
+_SAYS = {
+    "lookup": "{tokens:,} tokens: a request finds {found:,}; {device:,} are on the device, "
+    "{host:,} on the host, {storage} in storage; {pinned:,} are pinned",
+    "pin": "{pinned:,} tokens are pinned",
+    "unpin": "{unpinned:,} tokens are pinned no longer",
+    "drop": "{dropped:,} tokens are dropped, {held:,} stay with requests that run",
+    "preload": "{read:,} tokens were read; a request finds {found:,}",
+}
+_NOTHING = {"pin": "pinned", "unpin": "unpinned"}
+"""Calls that did nothing if this is 0."""
+
+
+class CallError(Exception):
+    """The server did not do it; why, in one line."""
+
+
+def ask(address: str, call: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
+    """What a server answers to a call.
+
+    Raises:
+        CallError: it refuses, or does not answer.
+    """
+    place = address + _PATH + call
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        answer = httpx.post(place, json=body, headers=headers, timeout=600.0)
+    except httpx.HTTPError as error:
+        raise CallError(f"{place} did not answer: {error!r}") from error
+    if answer.status_code == _NOT_FOUND:
+        raise CallError(f"{place} is not there; the server needs SGLANG_EXT_SWA_HICACHE=1")
+    try:
+        said = answer.json()
+    except ValueError:
+        said = {"error": f"{place} answered with status {answer.status_code}"}
+    if not answer.is_success:
+        raise CallError(said.get("error", f"{place} answered with status {answer.status_code}"))
+    whole: dict[str, Any] = said
+    return whole
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        ids = json.loads(text if text.startswith("[") else f"[{text}]")
+        good = all(isinstance(token, int) and token >= 0 for token in ids)
+    except ValueError:
+        good = False
+    if not good:
+        raise refusal(repr(text), "token ids like 5,17,4")
+    whole: list[int] = ids
+    return whole
+
+
+def _ids_file(text: str) -> list[int]:
+    return _ids(input_file(text).read_text().strip())
+
+
+def _text_file(text: str) -> str:
+    return Path(input_file(text)).read_text()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0: done; 1: it was not, or there was nothing to do it to; 2: an argument is not
+    allowed."""
+    parser = Parser(prog="sglang-ext cache", description=__doc__)
+    commands = parser.add_subparsers(dest="call", required=True)
+    for call, text in _CALLS.items():
+        command = commands.add_parser(call, help=text, description=text)
+        command.add_argument(
+            "--url", type=url, required=True, help="of the server, like http://127.0.0.1:30000"
+        )
+        prompt = command.add_mutually_exclusive_group(required=call != "drop")
+        prompt.add_argument("--text", help="the prompt, as /generate takes it")
+        prompt.add_argument(
+            "--text-file", dest="text", type=_text_file, metavar="FILE", help="the same in a file"
+        )
+        prompt.add_argument(
+            "--ids", dest="input_ids", type=_ids, metavar="IDS", help="its token ids: 5,17,4"
+        )
+        prompt.add_argument(
+            "--ids-file", dest="input_ids", type=_ids_file, metavar="FILE", help="them in a file"
+        )
+        if call == "unpin":
+            prompt.add_argument("--all", action="store_true", help="whatever is pinned")
+        command.add_argument("--extra-key", help="of its requests, if they have one")
+        command.add_argument("--cache-salt", help="of its requests, if they have one")
+        command.add_argument("--api-key", help="of the server: the admin key if it has one")
+        command.add_argument("--json", action="store_true", help="print the server's whole answer")
+    given = vars(parser.parse_args(arguments))
+    call, address, key = given.pop("call"), given.pop("url"), given.pop("api_key")
+    as_json = given.pop("json")
+    body = {name: value for name, value in given.items() if value not in (None, False)}
+    try:
+        answer = ask(address, call, body, key)
+    except CallError as error:
+        print(f"sglang-ext cache: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        storage = answer.get("storage")
+        words = {**answer, "storage": "none" if storage is None else f"{storage:,}"}
+        print(_SAYS[call].format(**words))
+    return int(call in _NOTHING and not answer[_NOTHING[call]])

@@ -1,0 +1,1 @@
+"""``sglang-ext report``: a page about what a server's cache does."""
