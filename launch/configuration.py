@@ -63,9 +63,9 @@ _MODELS = """\
 ## Models that are refused
 
 Models for which SGLang keeps no pool of sliding-window KV are refused by architecture before their
-weights are read, text-only Llama 4 among them. Refused when the cache is built: pools of another
-kind than MHA (MLA) or with scales for blocks (FP4, MXFP8, which a checkpoint can ask for too), and
-models that read their whole prompt while they decode and have a window for the rest.
+weights are read, text-only Llama 4 among them. Refused when the cache is built: latent attention
+with an index (DSA), pools with scales for blocks (FP4, MXFP8, which a checkpoint can ask for too),
+and models that read their whole prompt while they decode and have a window for the rest.
 [Architecture](architecture.md) lists the architectures that are served.
 """
 

@@ -2,7 +2,7 @@
 
 The engine's own pools and allocator, with rows of a few bytes in place of a model's, and the calls
 that its scheduler makes, one request after another: hits, copied bytes and CPU time are those of
-the cache with gpt-oss-120b on a device with so many tokens. Every cell runs in a process of its
+the cache with a model on a device with so many tokens. Every cell runs in a process of its
 own. Beside it are the hit rates of LRU and of MIN, which knows the requests to come, in a cache of
 as many bytes without a copy that is there twice and without windows on the host.
 
@@ -27,12 +27,17 @@ from launch.bench.machine import facts
 from launch.server import CPU, inherited
 from sglang_ext.arguments import Parser, input_file, number, output_file, whole
 from sglang_ext.config import RETENTION
-from sglang_ext.planning.model import PRESETS
+from sglang_ext.planning.model import COMPRESSED, PRESETS, Shape
 from sglang_ext.sizing import traces
 from sglang_ext.sizing.bounds import Bounds
 from sglang_ext.sizing.traffic import Tokens
 
-MODEL = "gpt-oss-120b"
+KEYS_AND_VALUES, PAGES_OF_BYTES = "gpt-oss-120b", "deepseek-v4-flash"
+MODELS: dict[str, Shape] = {
+    KEYS_AND_VALUES: PRESETS[KEYS_AND_VALUES],
+    PAGES_OF_BYTES: COMPRESSED[PAGES_OF_BYTES],
+}
+"""Those of ``trace_models``, which needs the engine."""
 OURS_LRU = "ours-lru"
 SYSTEMS = ("ours", OURS_LRU, "stock", "stock-no-host")
 """The second one without learned retention."""
@@ -71,6 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"tokens behind a hash id: {traces.MOONCAKE_BLOCK} in Mooncake's traces, "
         f"{traces.QWEN_BLOCK} in Qwen's",
     )
+    parser.add_argument("--model", choices=sorted(MODELS), default=KEYS_AND_VALUES)
     parser.add_argument("--requests", type=whole(1), help="the first ones only; default: all")
     parser.add_argument(
         "--system", nargs="*", choices=SYSTEMS, default=list(SYSTEMS), help="none: bounds only"
@@ -82,9 +88,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--device-tokens",
         type=whole(1),
         default=1_000_000,
-        help="with full-attention KV; half as many have sliding-window KV",
+        help="with full-attention KV; with sliding-window KV half as many, of DeepSeek-V4 a tenth",
     )
-    parser.add_argument("--page", type=whole(1), default=64)
+    parser.add_argument(
+        "--page", type=whole(1), default=64, help="tokens; DeepSeek-V4 has one size alone"
+    )
     parser.add_argument("--chunk", type=whole(1), default=8192, help="--chunked-prefill-size")
     parser.add_argument(
         "--core", choices=("rust", "python"), default="rust", help="of stock's cache"
@@ -106,6 +114,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.summary = traces.check(args.trace, args.block_size)
     except traces.TraceError as error:
         parser.error(str(error))
+    if args.verify and args.model == PAGES_OF_BYTES:
+        parser.error(
+            f"--verify is not supported with --model {args.model}: stock's copies of its "
+            f"pages do not run on a CPU; allowed: --model {KEYS_AND_VALUES}"
+        )
+    args.page = MODELS[args.model].geometry(args.page).device_page
     served = min(args.requests or args.summary.requests, args.summary.requests)
     if args.warm >= served:
         parser.error(f"--warm {args.warm}: allowed is less than the {served} requests")
@@ -134,7 +148,7 @@ def bounds(args: argparse.Namespace) -> list[dict[str, Any]]:
     of = Bounds(requests(args), unit, args.page)
     rows = []
     for host_gb in sorted({0.0, *args.host_gb}):
-        room = args.device_tokens + int(host_gb * _GB / PRESETS[MODEL].full_token_bytes)
+        room = args.device_tokens + int(host_gb * _GB / MODELS[args.model].full_token_bytes)
         row = {"host_gb": host_gb, "tokens": room, "lru": of.lru(room), "min": of.best(room)}
         rows.append(row)
     return rows
@@ -151,11 +165,13 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     load_plugins()
     from launch.bench.trace_caches import Cache, Sizes
+    from launch.bench.trace_models import MODELS as STAND_INS
     from launch.bench.trace_requests import Scheduler, WrittenIds
 
     longest = max(len(prompt) + len(answer) for prompt, answer in requests(args))
     host_bytes = int(cell.host_gb * _GB)
-    sizes = Sizes(args.device_tokens, host_bytes, args.page, args.chunk, longest)
+    model = STAND_INS[args.model]
+    sizes = Sizes(model, args.device_tokens, host_bytes, args.page, args.chunk, longest)
     cache = Cache("ours" if cell.system.startswith("ours") else "stock", sizes)
     scheduler = Scheduler(cache, WrittenIds(cache) if args.verify else None)
     total = min(args.requests or args.summary.requests, args.summary.requests)
@@ -167,11 +183,10 @@ def measure(args: argparse.Namespace, cell: Cell) -> dict[str, Any]:
         scheduler.serve(prompt, answer)
     cache.check_idle()
     counted, copies, times = scheduler.counted, cache.copies, cache.times
-    model = PRESETS[MODEL]
-    token_bytes = {"full": model.full_token_bytes, "window": model.swa_token_bytes}
+    token_bytes = {"full": model.shape.full_token_bytes, "window": model.shape.swa_token_bytes}
 
     def model_bytes(tokens: dict[str, int]) -> dict[str, int]:
-        return {kind: count * token_bytes[kind] for kind, count in tokens.items()}
+        return {kind: int(count * token_bytes[kind]) for kind, count in tokens.items()}
 
     def rate(tokens: int) -> float:
         return tokens / max(1, counted.prompt)
@@ -265,7 +280,7 @@ def main() -> None:
     }
     report: dict[str, Any] = {
         **facts(),
-        "model": MODEL,
+        "model": args.model,
         "trace": args.trace.name,
         "settings": settings,
         "bounds": bounds(args),

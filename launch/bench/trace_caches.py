@@ -1,8 +1,8 @@
 """The cache of a scheduler in this process, ours or stock's, over pools with rows of a few bytes.
 
 The pools, the allocator and the cache are the engine's or those that its factory builds; a token
-has one row of one layer of each kind, in place of the rows of a model. So millions of tokens fit
-into a small machine, and both caches have as many tokens as with the model.
+has the rows of one layer of each kind, in place of all of a model (``trace_models``). Both caches
+have as many tokens as with the model.
 """
 
 import dataclasses
@@ -11,12 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_swa_memory_pool import BaseSWAKVPool
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
-from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
@@ -24,14 +23,9 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from launch.bench.call_times import CallTimes
 from launch.bench.trace_copies import FULL, KINDS, WINDOW, Copies, CopiesAtOnce
+from launch.bench.trace_models import TraceModel
 from sglang_ext.adapter import factory
-from sglang_ext.planning.model import PRESETS
 
-MODEL = PRESETS["gpt-oss-120b"]
-"""Whose bytes are meant; as many of a token in either kind of layers, as in the stand-in."""
-HEAD_DIM = 8
-ROW_BYTES = 2 * HEAD_DIM * torch.float16.itemsize
-"""K and V of a token in one kind of layers of the stand-in."""
 CALLS = {
     "match": ("match_prefix", "touch_prefix"),
     "lock": ("lock", "unlock"),
@@ -55,13 +49,15 @@ class Sizes:
     """Memory and pages.
 
     Attributes:
-        device_tokens: with full-attention KV; half as many have sliding-window KV.
+        model: says how many tokens have sliding-window KV.
+        device_tokens: with full-attention KV.
         host_bytes: of the model; 0 for no host tier.
         page: tokens.
         chunk: tokens that are prefilled at a time.
         longest: tokens of the longest request.
     """
 
+    model: TraceModel
     device_tokens: int
     host_bytes: int
     page: int
@@ -69,19 +65,26 @@ class Sizes:
     longest: int
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Of the engine."""
-        # ServerArgs takes 10^9 bytes
-        host_gb = self.host_bytes * ROW_BYTES / MODEL.full_token_bytes / 1e9
+    def on_device(self) -> tuple[int, int]:
+        """Tokens with full-attention and with sliding-window KV, whole pages."""
+        tokens, window = self.device_tokens, int(self.device_tokens * self.model.window_share)
+        return tokens // self.page * self.page, window // self.page * self.page
+
+    def options(self, layout: str) -> dict[str, Any]:
+        """Of the engine.
+
+        Args:
+            layout: of a host, where the model does not say.
+        """
         host: dict[str, Any] = {}
         if self.host_bytes:
             host = {
                 "enable_hierarchical_cache": True,
-                "hicache_size": host_gb,
                 "hicache_write_policy": "write_through",
-                "hicache_io_backend": "kernel",
+                **self.model.host_options(self.host_bytes, *self.on_device),
             }
         return {
+            "hicache_mem_layout": layout,
             "model_path": "dummy",
             "page_size": self.page,
             "attention_backend": "torch_native",
@@ -104,7 +107,7 @@ class Cache:
         self.times = CallTimes()
         self.copies = Copies(self.times)
         layout = "page_first" if system == OURS else "layer_first"
-        arguments = ServerArgs(**sizes.options, hicache_mem_layout=layout)
+        arguments = ServerArgs(**sizes.options(layout))
         # what the engine takes from the model's configuration, which is not there
         arguments._mamba_cache_chunk_size = sizes.page
         set_global_server_args_for_scheduler(arguments)
@@ -115,14 +118,15 @@ class Cache:
             token_to_kv_pool_allocator=self.allocator,
             page_size=sizes.page,
             chunked_prefill_size=sizes.chunk,
-            sliding_window_size=MODEL.window - 1,
+            sliding_window_size=sizes.model.shape.window - 1,
             tree_components=(ComponentType.FULL, ComponentType.SWA),
         )
         self._built: Ours | Stock
         if system == OURS:
             self._built = Ours(params, self.copies, host=self.has_host)
         else:
-            self._built = Stock(params, self.copies, arguments if self.has_host else None)
+            host = arguments if self.has_host else None
+            self._built = Stock(params, self.copies, sizes.model, host)
         self.tree = self._built.tree
         self.times.watch(self.tree, CALLS)
 
@@ -148,7 +152,7 @@ class Cache:
         Raises:
             AssertionError: some are not.
         """
-        pool, allocator, tree = self.pool, self.allocator, self.tree
+        allocator, tree = self.allocator, self.tree
         if self.has_host:
             # a step may begin copies ahead of evictions
             for _ in range(_MOST_STEPS):
@@ -158,28 +162,15 @@ class Cache:
         tree.sanity_check()
         full = allocator.full_available_size() + tree.full_evictable_size()
         window = allocator.swa_available_size() + tree.swa_evictable_size()
-        assert (full, window) == (pool.size, pool.size_swa), (full, window)
+        assert (full, window) == self.sizes.on_device, (full, window)
 
 
-def _memory(sizes: Sizes) -> tuple[SWAKVPool, SWATokenToKVPoolAllocator, ReqToTokenPool]:
-    page = sizes.page
-    tokens, window_tokens = (
-        count // page * page for count in (sizes.device_tokens, sizes.device_tokens // 2)
-    )
-    dtype, device = torch.float16, "cpu"
-    pool = SWAKVPool(
-        size=tokens,
-        size_swa=window_tokens,
-        page_size=page,
-        dtype=dtype,
-        head_num=1,
-        head_dim=HEAD_DIM,
-        swa_attention_layer_ids=[0],
-        full_attention_layer_ids=[1],
-        device=device,
-    )
+def _memory(sizes: Sizes) -> tuple[BaseSWAKVPool, SWATokenToKVPoolAllocator, ReqToTokenPool]:
+    page, model, device = sizes.page, sizes.model, "cpu"
+    tokens, window_tokens = sizes.on_device
+    pool = model.pool(tokens, window_tokens, page)
     allocator = SWATokenToKVPoolAllocator(
-        tokens, window_tokens, page, dtype, device, pool, need_sort=False
+        tokens, window_tokens, page, model.dtype, device, pool, need_sort=False
     )
     rows = ReqToTokenPool(2, sizes.longest + page, device, enable_memory_saver=False)
     return pool, allocator, rows
@@ -232,11 +223,16 @@ class Stock:
     """The engine's cache.
 
     Args:
+        model: whose host pools it has.
         arguments: of the engine, for the host tier; None for none.
     """
 
     def __init__(
-        self, params: CacheInitParams, copies: Copies, arguments: ServerArgs | None
+        self,
+        params: CacheInitParams,
+        copies: Copies,
+        model: TraceModel,
+        arguments: ServerArgs | None,
     ) -> None:
         self.tree: Any = UnifiedRadixCache(params)
         self.most_again = 0
@@ -247,9 +243,11 @@ class Stock:
         if arguments is not None:
             self.tree.init_hicache(arguments, params)
             entries = self.tree.cache_controller.mem_pool_host.entry_map
+            kinds = {name: kind for kind, name in model.counted.items()}
             for kind, name in ((FULL, PoolName.KV), (WINDOW, PoolName.SWA)):
                 self._host[kind] = entries[name].host_pool
-                _count_copies(kind, entries[name].host_pool, copies)
+            for name, entry in entries.items():
+                _count_copies(entry.host_pool, copies, kinds.get(name), made=model.copied)
 
     def _observed(self, *args: Any) -> Any:
         match = self._match(*args)
@@ -266,18 +264,31 @@ class Stock:
         }
 
 
-def _count_copies(kind: str, pool: Any, copies: Copies) -> None:
-    """Count the copies of a host pool of the engine; it has one layer, so one of each transfer."""
+def _count_copies(pool: Any, copies: Copies, kind: str | None, *, made: bool) -> None:
+    """Count the copies of a host pool of the engine.
+
+    Args:
+        kind: whose tokens they are; None for those of a pool beside another.
+        made: whether they are made, too.
+    """
     backup = pool.backup_from_device_all_layer_physical
     load = pool.load_to_device_per_layer_physical
 
-    def to_host(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
-        with copies.made(copies.to_host, {kind: len(host)}):
-            backup(device_pool, host, *rest, **more)
+    def tokens(host: Any) -> dict[str, int]:
+        return {} if kind is None else {kind: len(host)}
 
-    def to_device(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
-        with copies.made(copies.to_device, {kind: len(host)}):
-            load(device_pool, host, *rest, **more)
+    def to_host(device_pool: Any, host: Any, *rest: Any, **more: Any) -> None:
+        with copies.made(copies.to_host, tokens(host)):
+            if made:
+                backup(device_pool, host, *rest, **more)
+
+    def to_device(
+        device_pool: Any, host: Any, device: Any, layer: int, *rest: Any, **more: Any
+    ) -> None:
+        # a transfer has one for each layer
+        with copies.made(copies.to_device, tokens(host) if layer == 0 else {}):
+            if made:
+                load(device_pool, host, device, layer, *rest, **more)
 
     pool.backup_from_device_all_layer_physical = to_host
     pool.load_to_device_per_layer_physical = to_device

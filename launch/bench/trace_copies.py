@@ -76,7 +76,9 @@ class CopiesAtOnce:
         return OpenGate()
 
     def _tokens(self, job: Job) -> dict[str, int]:
-        return {KINDS[part.pool]: len(part.host) * self._page for part in job.parts}
+        # further pools of a component go with its first
+        parts = [part for part in job.parts if part.pool < len(KINDS)]
+        return {KINDS[part.pool]: len(part.host) * self._page for part in parts}
 
     def backed_up(self) -> tuple[int, range]:
         """See TransferEngine."""

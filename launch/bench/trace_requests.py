@@ -19,7 +19,7 @@ from sglang.srt.mem_cache import allocation
 from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from launch.bench.trace_caches import MODEL, Cache
+from launch.bench.trace_caches import Cache
 from sglang_ext.sizing.traffic import Tokens
 
 _ANSWERS = 1 << 40
@@ -238,7 +238,7 @@ class WrittenIds:
         found = req.prefix_len
         row, peers = self._row(req, found)
         ids = torch.frombuffer(req.origin_input_ids, dtype=torch.int64)[:found]
-        first = max(0, found - (MODEL.window - 1))
+        first = max(0, found - (self._cache.sizes.model.shape.window - 1))
         told = f"request {req.rid}, resumed after {found} tokens"
         assert torch.equal(self._full[row], ids), f"{told}: full attention"
         assert (peers[first:] > 0).all(), f"{told}: the window is not there"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import block_hashes, checkpoint, deepseek_v4, drafts, pipeline
+from sglang_ext.adapter import block_hashes, checkpoint, deepseek_v4, drafts, latent, pipeline
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import Bandwidth, try_copies
@@ -258,6 +258,8 @@ def start_plan(
 def _model_kv(params: "CacheInitParams", kv_pool: Any, geometry: Geometry) -> ModelKv:
     if deepseek_v4.is_pool(kv_pool):
         return deepseek_v4.DeepSeekV4Kv(params, kv_pool, geometry)
+    if latent.is_pool(kv_pool):
+        return latent.LatentKv(params, kv_pool, geometry)
     return StackedKv(params, kv_pool, drafts.layers(params), geometry)
 
 
@@ -361,6 +363,10 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenTo
             f"{BACKEND}: models that read their whole prompt while they decode, with a "
             f"sliding window for the rest, are not supported; use {OWN_CACHE}"
         )
+    if latent.is_pool(pool):
+        latent.refuse_other_forms(pool, ctx.params.page_size)
+        _refuse_unlike_stages(ctx.params)
+        return pool
     kinds = [type(pool)]
     if type(pool) is SWAKVPool:
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
@@ -370,7 +376,7 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenTo
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
     raise StartupError(
-        f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA, or those of "
+        f"{BACKEND}: KV pools of type {names} are not supported; allowed: MHA, MLA, or those of "
         f"DeepSeek-V4; or use {OWN_CACHE}"
     )
 

@@ -1,4 +1,4 @@
-"""A child process of test_deepseek_v4: conversations through our cache over the engine's pools.
+"""A child process of test_deepseek_v4 and test_latent: conversations over the engine's pools.
 
 The pools, the allocator, what reads them and the calls of the scheduler are the engine's; the cache
 is what our factory builds, with its threads that copy and its storage in files. In place of the
@@ -8,13 +8,14 @@ prefix, and a request compares what it reads, layer by layer, through the engine
 Prints one line of JSON for each of two servers, one after the other, on the same storage; then what
 was said when a row was of another prefix.
 
-    python -m tests.adapter.deepseek_v4_traffic DIRECTORY [BUG]
+    python -m tests.adapter.deepseek_v4_traffic DIRECTORY [BUG] [--model latent] [--requests N]
 """
 
+import argparse
 import dataclasses
 import json
-import sys
 from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,9 @@ from launch.bench.call_times import CallTimes
 from launch.bench.trace_requests import Scheduler
 from sglang_ext.adapter import factory
 from sglang_ext.adapter.byte_pages import ByteHost
+from sglang_ext.storage.port import WINDOW
 from tests.adapter.deepseek_v4 import PAGE, RATIOS, WINDOW_TOKENS, device_pool, set_options
+from tests.adapter.latent import latent_pool
 from tests.adapter.test_identity import write_model
 
 PAGES, WINDOW_PAGES, LONGEST = 24, 12, 20 * PAGE
@@ -49,11 +52,15 @@ _ALONE = {
 
 
 class Served:
-    """The cache of a scheduler: what ``launch.bench.trace_requests`` needs of one."""
+    """The cache of a scheduler: what ``launch.bench.trace_requests`` needs of one.
+
+    Args:
+        pools: makes those of the engine, by tokens with full-attention and with window KV.
+    """
 
     has_host = True
 
-    def __init__(self, storage: Path) -> None:
+    def __init__(self, storage: Path, pools: Callable[[int, int], Any]) -> None:
         self.sizes = SimpleNamespace(page=PAGE, chunk=CHUNK)
         self.times = CallTimes()
         set_options(
@@ -65,7 +72,7 @@ class Served:
         )
         get_context().override("test", model_path=str(storage.parent / "model"))
         get_parallel().override_permanently(**_ALONE)
-        self.pool = device_pool(PAGES * PAGE, WINDOW_PAGES * PAGE)
+        self.pool = pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
         self.allocator = SWATokenToKVPoolAllocator(
             PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
         )
@@ -133,14 +140,76 @@ class Served:
         self.tree.release_host_resources()
 
 
-class WrittenPrefixes:
-    """WrittenKv: the row of each token names all tokens up to it, in every plane."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Places:
+    """Where the first tokens of a request lie.
 
-    def __init__(self, served: Served) -> None:
+    Attributes:
+        row: their full-attention slots.
+        peers: window slots of all full-attention slots.
+        tags: of each token, its whole prefix.
+        start: first token whose full attention counts.
+        window: first whose window does.
+    """
+
+    row: torch.Tensor
+    peers: torch.Tensor
+    tags: torch.Tensor
+    start: int
+    window: int
+
+
+Plane = tuple[str, torch.Tensor, torch.Tensor, int, torch.Tensor]
+"""For a reader; buffer of a layer, slots in it, slots of a row of it, tag of each slot."""
+
+
+def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
+    """What each layer reads of tokens."""
+    count = len(at.row)
+    swa = at.peers[at.row[at.window :]]
+    # a page has a state for each place of its ring: of its last tokens
+    ring = torch.arange(at.window, count)
+    ring = ring[(ring % PAGE >= PAGE - RING) | (ring >= count - RING)]
+    of_ring = at.peers[at.row[ring]]
+    for layer, ratio in enumerate(RATIOS):
+        where = f"layer {layer}: "
+        tags = at.tags[at.window :]
+        yield where + "window", pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags
+        if ratio:
+            last = torch.arange(at.start, count)
+            last = last[(last + 1) % ratio == 0]
+            slots, of = at.row[last] // ratio, at.tags[last]
+            yield f"{where}C{ratio}", pool.get_extra_key_buffer(layer), slots, PAGE // ratio, of
+        if ratio == 4:
+            index = pool.get_index_k_with_scale_buffer(layer)
+            yield where + "index", index, slots, PAGE // 4, of
+            for name in ("attention", "indexer"):
+                states = getattr(pool, f"get_{name}_compress_states")(layer)
+                places = states.translate_from_swa_loc_to_state_loc(of_ring.clone())
+                buffer = states.kv_score_buffer.kv_score
+                yield f"{where}{name} state", buffer, places, 1, at.tags[ring]
+
+
+def planes_of_latent(pool: Any, at: Places) -> Iterator[Plane]:
+    """What each layer reads of tokens."""
+    for layer, (_, is_window) in sorted(pool.layers_mapping.items()):
+        first = at.window if is_window else at.start
+        slots = at.peers[at.row[first:]] if is_window else at.row[first:]
+        name = f"layer {layer}: {'window' if is_window else 'full attention'}"
+        yield name, pool.get_key_buffer(layer), slots, 1, at.tags[first:]
+
+
+class WrittenPrefixes:
+    """WrittenKv: the row of each token names all tokens up to it, in every plane.
+
+    Args:
+        planes: of the pool.
+    """
+
+    def __init__(self, served: Served, planes: Callable[[Any, Places], Iterator[Plane]]) -> None:
         self._served = served
-        self._pool = served.pool
+        self._planes = planes
         self._weights = np.random.default_rng(_SEED).integers(1, 1 << 62, LONGEST + PAGE)
-        self._tokens: dict[int, np.ndarray] = {}
 
     def write(self, req: Req, start: int, tokens: "array[int]") -> None:
         """See WrittenKv."""
@@ -156,37 +225,17 @@ class WrittenPrefixes:
         self._each(req, np.asarray(req.origin_input_ids)[:found], 0, first, self._compare)
 
     def _each(self, req: Req, tokens: np.ndarray, start: int, window: int, use: Any) -> None:
-        """What is written or read for tokens, the first at ``start``, and the first whose window
-        counts at ``window``; layer by layer."""
+        """What is written or read for tokens; see ``Places``."""
         if not len(tokens):
             return
         products = (tokens + 1) * self._weights[: len(tokens)]
         tags = torch.from_numpy(np.cumsum(products, dtype=np.int64))
         row = self._served.rows.req_to_token[req.kv.req_pool_idx][: len(tokens)].long()
-        swa = self._served.allocator.full_to_swa_index_mapping[row[window:]]
-        assert (swa > 0).all(), "the window is not there"
-        pool, told = self._pool, f"request {req.rid}, {len(tokens)} tokens"
-        # a page has a state for each place of its ring: of its last tokens
-        ring = torch.arange(window, len(tokens))
-        ring = ring[(ring % PAGE >= PAGE - RING) | (ring >= len(tokens) - RING)]
-        of_ring = self._served.allocator.full_to_swa_index_mapping[row[ring]]
-        for layer, ratio in enumerate(RATIOS):
-            where = f"{told}, layer {layer}: "
-            use(pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags[window:], where + "window")
-            if ratio:
-                last = torch.arange(start, len(tokens))
-                last = last[(last + 1) % ratio == 0]
-                slots, of = row[last] // ratio, tags[last]
-                kv = pool.get_extra_key_buffer(layer)
-                use(kv, slots, PAGE // ratio, of, f"{where}C{ratio}")
-            if ratio == 4:
-                index = pool.get_index_k_with_scale_buffer(layer)
-                use(index, slots, PAGE // 4, of, where + "index")
-                for name in ("attention", "indexer"):
-                    states = getattr(pool, f"get_{name}_compress_states")(layer)
-                    places = states.translate_from_swa_loc_to_state_loc(of_ring.clone())
-                    buffer = states.kv_score_buffer.kv_score
-                    use(buffer, places, 1, tags[ring], f"{where}{name} state")
+        peers = self._served.allocator.full_to_swa_index_mapping
+        assert (peers[row[window:]] > 0).all(), "the window is not there"
+        at = Places(row, peers, tags, start, window)
+        for name, buffer, slots, per_row, of in self._planes(self._served.pool, at):
+            use(buffer, slots, per_row, of, f"request {req.rid}, {len(tokens)} tokens, {name}")
 
     def _put(
         self, buffer: torch.Tensor, slots: torch.Tensor, per_row: int, tags: torch.Tensor, _: str
@@ -209,10 +258,22 @@ class WrittenPrefixes:
         return [slots[:, :, 0], slots[:, :, -1]]
 
 
-def conversations() -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt, answer): all talk in turns, and some begin as another one does."""
+Requests = list[tuple[np.ndarray, np.ndarray]]
+"""(prompt, answer) of each."""
+
+
+def conversations(least: int) -> Requests:
+    """At least so many requests. All talk in turns, and some begin as another one does; when they
+    have ended, others do."""
     rng = np.random.default_rng(_SEED)
     system = rng.integers(1, 1 << 20, 3 * PAGE + 40)
+    found: Requests = []
+    while len(found) < least:
+        found += _turns(rng, system)
+    return found
+
+
+def _turns(rng: np.random.Generator, system: np.ndarray) -> Requests:
     talks = [[system if talk % 2 else rng.integers(1, 1 << 20, 2 * PAGE)] for talk in range(TALKS)]
     found = []
     for _ in range(TURNS):
@@ -225,10 +286,24 @@ def conversations() -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def serve(storage: Path, requests: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Model:
+    """Pools, and what is read there."""
+
+    pools: Callable[[int, int], Any]
+    planes: Callable[[Any, Places], Iterator[Plane]]
+
+
+MODELS = {
+    "deepseek-v4": Model(device_pool, planes_of_deepseek_v4),
+    "latent": Model(latent_pool, planes_of_latent),
+}
+
+
+def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
     """A server from its start to its end."""
-    served: Any = Served(storage)
-    scheduler = Scheduler(served, WrittenPrefixes(served))
+    served: Any = Served(storage, model.pools)
+    scheduler = Scheduler(served, WrittenPrefixes(served, model.planes))
     for number, (prompt, answer) in enumerate(requests):
         served.wait_for_storage(str(number), prompt)
         rejected = scheduler.counted.rejected
@@ -268,17 +343,39 @@ def states_are_not_copied() -> None:
     ByteHost.of_components = property(without)  # type: ignore[method-assign, assignment]
 
 
+def _load(which: Callable[[Any], Any]) -> None:
+    schedule = ByteHost.schedule.fget
+    assert schedule is not None
+    original = schedule
+    ByteHost.schedule = property(  # type: ignore[method-assign, assignment]
+        lambda self: which(original(self))
+    )
+
+
+def the_last_layer_is_not_loaded() -> None:
+    _load(lambda gates: [*gates[:-1], []])
+
+
+def windows_are_not_loaded() -> None:
+    _load(lambda gates: [[layer for layer in gate if layer[0] != WINDOW] for gate in gates])
+
+
 def main() -> None:
     """Two servers."""
-    folder, *bugs = Path(sys.argv[1]), *sys.argv[2:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("bugs", nargs="*")
+    parser.add_argument("--model", choices=MODELS, default="deepseek-v4")
+    parser.add_argument("--requests", type=int, default=1, help="at least")
+    args = parser.parse_args()
     base.host_memory_budget_bytes = lambda *_, **__: 1 << 40  # whatever else is running here
-    for bug in bugs:
+    for bug in args.bugs:
         globals()[bug]()
-    write_model(folder / "model")
-    requests = conversations()
+    write_model(args.folder / "model")
+    model, requests = MODELS[args.model], conversations(args.requests)
     try:
-        print(json.dumps(serve(folder / "pages", requests)))
-        print(json.dumps(serve(folder / "pages", requests[-TALKS:])))
+        print(json.dumps(serve(args.folder / "pages", model, requests)))
+        print(json.dumps(serve(args.folder / "pages", model, requests[-TALKS:])))
     except AssertionError as error:
         print(json.dumps(str(error)))
 

@@ -48,6 +48,25 @@ def test_a_trace_is_replayed_and_its_kv_is_looked_at(zygote: Zygote, tmp_path: P
     assert [said.rpartition(": ")[2] for said in overwritten] == ["full attention", "the window"]
 
 
+def test_pages_of_bytes_beside_the_same_bytes_of_stock(zygote: Zygote, tmp_path: Path) -> None:
+    path = str(conversations(tmp_path / "t.jsonl"))
+    printed = zygote.lines("tests.launch.trace_replays", path, trace.PAGES_OF_BYTES)
+    ours, stock = map(json.loads, printed[-2:])
+    for cell in (ours, stock):
+        assert cell["counted"]["requests"] == TURNS * CONVERSATIONS
+        assert cell["counted"]["rejected"] == 0
+        for kind in ("full", "window"):
+            assert cell["to_host_bytes"][kind] > 0
+    assert ours["to_device_bytes"]["window"] > 0
+    assert ours["hit_rate"] > stock["hit_rate"] > 0
+    # either host has as many bytes of the model
+    shape = trace.MODELS[trace.PAGES_OF_BYTES]
+    pages = {kind: there for kind, (_, there) in stock["host_pages"].items()}
+    (full,), (window,) = shape.page_planes(256)
+    assert 4.5e8 < pages["full"] * full + pages["window"] * window <= 5e8
+    assert 4.5e8 < ours["host_pages"]["full"][1] * full <= 5e8
+
+
 def options(path: Path, *more: str) -> list[str]:
     return ["--trace", str(path), "--block-size", str(BLOCK), *more]
 
@@ -91,6 +110,7 @@ def test_bounds_alone(
         (["--system", "theirs"], "--system"),
         (["--block-size", "512"], "line 1"),
         (["--trace", "nowhere"], "--trace nowhere"),
+        (["--model", trace.PAGES_OF_BYTES, "--verify"], "--verify"),
     ],
 )
 def test_bad_options_are_named_in_one_line(

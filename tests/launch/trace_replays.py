@@ -1,8 +1,8 @@
 """Replays of a small trace against our cache, in a process of their own: the engine keeps
 process-wide state. Prints what was measured, the bounds, and what is said when KV that is found is
-not that of its tokens, for each kind.
+not that of its tokens, for each kind. Of DeepSeek-V4 what was measured with ours and with stock's.
 
-    python -m tests.launch.trace_replays FILE
+    python -m tests.launch.trace_replays FILE [MODEL]
 """
 
 import argparse
@@ -15,14 +15,20 @@ OPTIONS = (
     *("--block-size", "64", "--device-tokens", "16384", "--chunk", "1024", "--host-gb", "1"),
     *("--system", "ours", "--verify"),
 )
+PAGES_OF_BYTES = (
+    *("--block-size", "64", "--device-tokens", "32768", "--chunk", "1024", "--host-gb", "0.5"),
+    *("--system", "ours", "stock"),
+)
 
 
 def overwritten(args: argparse.Namespace, kind: str) -> str:
     """What is said about a request that came before, when KV of this kind was overwritten."""
     from launch.bench.trace_caches import Cache, Sizes
+    from launch.bench.trace_models import MODELS
     from launch.bench.trace_requests import Scheduler, WrittenIds
 
-    cache = Cache("ours", Sizes(args.device_tokens, 0, args.page, args.chunk, longest=10_000))
+    sizes = Sizes(MODELS[args.model], args.device_tokens, 0, args.page, args.chunk, longest=10_000)
+    cache = Cache("ours", sizes)
     scheduler = Scheduler(cache, WrittenIds(cache))
     prompt, answer = next(trace.requests(args))
     scheduler.serve(prompt, answer)
@@ -36,7 +42,13 @@ def overwritten(args: argparse.Namespace, kind: str) -> str:
 
 def main() -> None:
     """Measure, and overwrite."""
-    args = trace.parse_args(["--trace", sys.argv[1], *OPTIONS])
+    file, *models = sys.argv[1:]
+    for model in models:
+        args = trace.parse_args(["--trace", file, *PAGES_OF_BYTES, "--model", model])
+        for cell in trace.cells(args):
+            print(json.dumps(trace.measure(args, cell)))
+        return
+    args = trace.parse_args(["--trace", file, *OPTIONS])
     (cell,) = trace.cells(args)
     print(json.dumps(trace.measure(args, cell)))
     print(json.dumps(trace.bounds(args)))
