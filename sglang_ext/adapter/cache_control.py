@@ -7,8 +7,9 @@ has to wait goes on in later steps. Each DP rank answers for itself; see ``cache
 """
 
 from collections.abc import Callable, Generator, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
 from sglang_ext.config import PINNED_SHARE
@@ -34,6 +35,25 @@ Steps = Generator[None, None, Answer]
 
 class RefusedError(Exception):
     """A call that is not done; why, in one line."""
+
+
+TokenIds = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
+"""Those of a prompt, in JSON."""
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a message.
+
+    Attributes:
+        call: which one.
+        input_ids: a prompt; None for all of a namespace, or for everything.
+        extra_key, cache_salt: of its requests.
+    """
+
+    call: Literal["lookup", "pin", "unpin", "drop", "preload"]
+    input_ids: TokenIds | None
+    extra_key: str | None
+    cache_salt: str | None
 
 
 class _Prompt(NamedTuple):
@@ -64,8 +84,12 @@ class CacheControl:
 
     def begin(self, request: "DumperControlReqInput") -> "DumperControlReqOutput | None":
         """The answer of a call; None: it comes later."""
-        body = request.body
-        steps = self._calls[body["call"]](self._prompt(body))
+        try:
+            message = msgspec.convert(request.body, Message)
+        except msgspec.ValidationError as error:
+            # the engine has a route for its dumper that takes any name and body
+            return _refused(f"{METHOD}: {error}")
+        steps = self._calls[message.call](self._prompt(message))
         answer = _step(steps)
         if answer is None:
             self._waiting.append((request, steps))
@@ -77,8 +101,8 @@ class CacheControl:
         self._waiting = [(request, steps) for answer, request, steps in ended if answer is None]
         return [(answer, request) for answer, request, _ in ended if answer is not None]
 
-    def _prompt(self, body: dict[str, Any]) -> _Prompt:
-        given, namespace = body["input_ids"], (body["extra_key"], body["cache_salt"])
+    def _prompt(self, message: Message) -> _Prompt:
+        given, namespace = message.input_ids, (message.extra_key, message.cache_salt)
         tokens = np.array([] if given is None else given, dtype=np.int64)
         pages = self._cache.keys.pages(tokens, len(tokens))
         return _Prompt(None if given is None else tokens, pages, namespace)
@@ -195,5 +219,11 @@ def _step(steps: Steps) -> "DumperControlReqOutput | None":
     except StopIteration as end:
         return DumperControlReqOutput(success=True, response=[end.value])
     except RefusedError as refusal:
-        return DumperControlReqOutput(success=False, response=[], error=str(refusal))
+        return _refused(str(refusal))
     return None
+
+
+def _refused(why: str) -> "DumperControlReqOutput":
+    from sglang.srt.managers.io_struct import DumperControlReqOutput
+
+    return DumperControlReqOutput(success=False, response=[], error=why)

@@ -6,11 +6,11 @@ there is one, else to those with the API key, else to everybody.
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sglang_ext.adapter.cache_control import METHOD
+from sglang_ext.adapter.cache_control import METHOD, TokenIds
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -38,7 +38,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
         all: of ``unpin``, in place of a prompt.
     """
 
-    input_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]] | None = None
+    input_ids: TokenIds | None = None
     text: str | None = None
     extra_key: str | None = None
     cache_salt: str | None = None
