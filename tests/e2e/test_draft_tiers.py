@@ -25,7 +25,8 @@ HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
 FEW = ("mimo-v2", "eagle3")
 """Packed into the windows' pages, and beside those of full attention."""
 CLOSE = 0.02
-WITH_KV = ("mimo-v2", "eagle3", "standalone", "step-3.5")
+STORED = ("mimo-v2", "eagle3", "standalone", "step-3.5", "gemma-4")
+"""The last one has no KV of its own: its drafts read what the model has stored."""
 
 
 class Drafts:
@@ -89,7 +90,7 @@ def test_drafts_after_hits_on_the_host(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", WITH_KV)
+@pytest.mark.parametrize("name", STORED)
 def test_drafts_after_a_restart_with_storage(zygote: Zygote, tmp_path: Path, name: str) -> None:
     """The last round is with a server that has nothing but what the first one has stored."""
     device = Drafts(zygote, tmp_path, name).draft("device", TRAFFIC.rounds, 16, *ROOM)
