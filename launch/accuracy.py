@@ -1,14 +1,15 @@
 """Answers to grade-school questions, cold, from the host and from storage, of a running server.
 
-    python -m launch.accuracy --url http://127.0.0.1:30000 --data test.jsonl --out out/accuracy.json
+    python -m launch.accuracy --url http://127.0.0.1:30000 --data test.jsonl --yes
 
 ``--data`` has a JSON object a line with ``question`` and ``answer``, and behind ``####`` at the end
 of an answer the number that is right, as in GSM8K. The first lines are examples that every prompt
 begins with. Decoding is greedy, so what is found in a cache must not change an answer.
 
 A pass asks all questions. Before the first one, device and host are flushed for all users of the
-server. Before the one from the host, prompts that nobody asks for again fill the device. Before the
-one from storage, device and host are flushed again; it is left out if the server has no storage.
+server, which somebody has to agree to (``--yes``). Before the one from the host, prompts that
+nobody asks for again fill the device. Before the one from storage, device and host are flushed
+again; it is left out if the server has no storage.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from launch.bench.multiturn import distribution
 from launch.server import ONE_EACH
 from launch.traffic import tokens
 from sglang_ext.arguments import Parser, input_file, number, output_file, url, whole
+from sglang_ext.tools import consent
 
 STOPS = ("Question", "Assistant:", "<|separator|>")
 """A base model goes on with the next question."""
@@ -266,7 +268,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--api-key", help="of the server, or its admin key; needed to flush")
     parser.add_argument("--timeout", type=number(above=0), default=600.0, help="seconds, a request")
     parser.add_argument("--out", type=output_file, default=Path("out/accuracy.json"))
-    return parser.parse_args(argv)
+    consent.add_option(parser)
+    args = parser.parse_args(argv)
+    consent.require(parser, args.url, agreed=args.yes)
+    return args
 
 
 def run(args: argparse.Namespace, server: Asked, questions: Sequence[Question]) -> dict[str, Any]:

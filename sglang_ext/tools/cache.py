@@ -30,8 +30,16 @@ _SAYS = {
     "drop": "{dropped:,} tokens are dropped, {held:,} stay with requests that run",
     "preload": "{read:,} tokens were read; a request finds {found:,}",
 }
-_NOTHING = {"pin": "pinned", "unpin": "unpinned"}
-"""Calls that did nothing if this is 0."""
+_COUNTS = {
+    "lookup": "found",
+    "pin": "pinned",
+    "unpin": "unpinned",
+    "drop": "dropped",
+    "preload": "read",
+}
+"""What the answer to a call has, whatever else it has."""
+_NOT_FOR_NOTHING = ("pin", "unpin")
+"""Calls that fail if they count 0."""
 
 
 class CallError(Exception):
@@ -55,10 +63,11 @@ def ask(address: str, call: str, body: dict[str, Any], key: str | None) -> dict[
     try:
         said = answer.json()
     except ValueError:
-        said = {"error": f"{place} answered with status {answer.status_code}"}
-    if not answer.is_success:
-        raise CallError(said.get("error", f"{place} answered with status {answer.status_code}"))
-    whole: dict[str, Any] = said
+        said = None
+    whole: dict[str, Any] = said if isinstance(said, dict) else {}
+    if not answer.is_success or _COUNTS[call] not in whole:
+        other = f"{place} answered with status {answer.status_code}: {answer.text[:80]!r}"
+        raise CallError(whole.get("error", other))
     return whole
 
 
@@ -124,4 +133,4 @@ def main(arguments: Sequence[str]) -> int:
         storage = answer.get("storage")
         words = {**answer, "storage": "none" if storage is None else f"{storage:,}"}
         print(_SAYS[call].format(**words))
-    return int(call in _NOTHING and not answer[_NOTHING[call]])
+    return int(call in _NOT_FOR_NOTHING and not answer[_COUNTS[call]])

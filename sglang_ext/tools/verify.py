@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from sglang_ext.arguments import Parser, number, url, whole
+from sglang_ext.tools import consent
 
 _FLUSH_TRIES, _FLUSH_PAUSE_S = 120, 0.5
 _BUSY = 400
@@ -84,14 +85,6 @@ class _Server:
         return False
 
 
-def _may_flush(url: str) -> bool:
-    """Ask whoever sits at the terminal; nobody there has agreed to nothing."""
-    if not sys.stdin.isatty():
-        return False
-    said = input(f"{url} loses what all its users have on device and host. Continue? [y/N] ")
-    return said.strip().lower() in ("y", "yes")
-
-
 def _cached(answer: dict[str, Any]) -> dict[str, int]:
     details = answer["meta_info"].get("cached_tokens_details") or {}
     return {tier: int(details.get(tier, 0)) for tier in ("device", "host", "storage")}
@@ -142,15 +135,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--timeout", type=number(above=0), default=600.0, help="seconds for one request"
     )
-    parser.add_argument(
-        "--yes", action="store_true", help="flush without asking: others lose what they have there"
-    )
+    consent.add_option(parser)
     args = parser.parse_args(arguments)
-    if not args.yes and not _may_flush(args.url):
-        parser.error(
-            f"nothing was done: this flushes device and host of {args.url} for all its users; "
-            "agree, or use --yes"
-        )
+    consent.require(parser, args.url, agreed=args.yes)
     rng = random.Random(args.seed)
     server = _Server(args.url, args.timeout, args.api_key)
     problems: list[str] = []

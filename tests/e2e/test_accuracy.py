@@ -21,7 +21,7 @@ def test_passes_come_from_their_tiers_with_the_same_answers(zygote: Zygote, tmp_
     options += ["--hicache-storage-prefetch-policy", "wait_complete"]
     store = {"SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(tmp_path / "store")}
     out = tmp_path / "accuracy.json"
-    ask = ["--data", str(data), "--shots", "8", "--parallel", "3", "--max-new-tokens", "8"]
+    ask = ["--data", str(data), "--shots", "8", "--parallel", "3", "--max-new-tokens", "8", "--yes"]
     with zygote.running(options, tmp_path / "server.log", store) as server:
         assert accuracy.main(["--url", server.url, *ask, "--out", str(out)]) == 0
     report = json.loads(out.read_text())

@@ -1,7 +1,9 @@
 """The evaluation, with stand-ins that know the answers; ``tests/e2e`` has it with a server."""
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -88,7 +90,17 @@ def data(tmp_path: Path) -> Path:
 def evaluate(serve: Serve, engine: Engine, data: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """(exit status, report) of 10 questions, one at a time."""
     out = data.parent / "out" / "accuracy.json"
-    known = ["--url", serve(engine), "--data", str(data), "--shots", "4", "--parallel", "1"]
+    known = [
+        "--url",
+        serve(engine),
+        "--data",
+        str(data),
+        "--shots",
+        "4",
+        "--parallel",
+        "1",
+        "--yes",
+    ]
     status = accuracy.main([*known, "--out", str(out), *options])
     return status, json.loads(out.read_text())
 
@@ -212,7 +224,10 @@ def test_a_pass_without_its_tier_is_a_fault(serve: Serve, data: Path, capsys: An
 def test_bad_data_is_one_line(tmp_path: Path, text: str, said: str, capsys: Any) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(text)
-    assert accuracy.main(["--data", str(file), "--shots", "1", "--url", "http://127.0.0.1:9"]) == 3
+    assert (
+        accuracy.main(["--data", str(file), "--shots", "1", "--url", "http://127.0.0.1:9", "--yes"])
+        == 3
+    )
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
@@ -223,17 +238,30 @@ def test_a_server_of_another_kind_is_one_line(
     serve: Serve, data: Path, answer: tuple[int, bytes], capsys: Any
 ) -> None:
     address = serve(lambda path, _: (200, b"") if path == "/flush_cache" else answer)
-    assert accuracy.main(["--url", address, "--data", str(data)]) == 3
+    assert accuracy.main(["--url", address, "--data", str(data), "--yes"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_flush_that_is_not_allowed_is_one_line(serve: Serve, data: Path, capsys: Any) -> None:
     """A pass that was not flushed would not be cold."""
     address = serve(lambda *_: (401, b"a key is needed"))
-    assert accuracy.main(["--url", address, "--data", str(data)]) == 3
+    assert accuracy.main(["--url", address, "--data", str(data), "--yes"]) == 3
     assert "does not flush: status 401: a key is needed" in capsys.readouterr().err
 
 
+def test_nobody_has_agreed_to_a_flush(
+    serve: Serve, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asked: list[str] = []
+    address = serve(lambda path, _: asked.append(path) or (200, b"{}"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with pytest.raises(SystemExit) as stop:
+        accuracy.main(["--url", address, "--data", str(data)])
+    assert stop.value.code == 2
+    assert not asked
+    assert "agree, or use --yes" in capsys.readouterr().err
+
+
 def test_no_server_is_one_line(data: Path, capsys: Any) -> None:
-    assert accuracy.main(["--url", "http://127.0.0.1:9", "--data", str(data)]) == 3
+    assert accuracy.main(["--url", "http://127.0.0.1:9", "--data", str(data), "--yes"]) == 3
     assert capsys.readouterr().err.count("\n") == 1

@@ -65,7 +65,10 @@ def test_nothing_to_pin_is_no_success(tell: Callable[..., str]) -> None:
         (400, '{"error": "unpin something"}', "sglang-ext cache: unpin something"),
         (401, '{"error": "Unauthorized"}', "sglang-ext cache: Unauthorized"),
         (404, "{}", "SGLANG_EXT_SWA_HICACHE=1"),
-        (500, "oops", "answered with status 500"),
+        (500, "oops", "answered with status 500: 'oops'"),
+        (200, "<html>", "answered with status 200: '<html>'"),
+        (200, "[]", "answered with status 200"),
+        (200, '{"done": true}', "answered with status 200"),
     ],
 )
 def test_a_refusal_is_one_line(

@@ -59,9 +59,9 @@ def _follow_one_another(rows, begin, end):
     return differs == uint64(0)
 
 
-@compiled(void(FLAGS, INTS, LONGS, LONGS))
+@compiled(int64(FLAGS, INTS, LONGS, LONGS))
 def lock(present, locks, counts, rows):
-    """See ``SlotColumn.lock``."""
+    """See ``SlotColumn.lock``. How many copies have got their first holder."""
     locked = int64(0)
     for begin in range(0, rows.size, _AT_ONCE):
         end = min(begin + _AT_ONCE, rows.size)
@@ -79,11 +79,13 @@ def lock(present, locks, counts, rows):
                 locked += present[row] & (locks[row] == 0)
                 locks[row] += 1
     counts[1] += locked
+    return locked
 
 
-@compiled(boolean(FLAGS, INTS, LONGS, LONGS))
+@compiled(int64(FLAGS, INTS, LONGS, LONGS))
 def unlock(present, locks, counts, rows):
-    """See ``SlotColumn.unlock``. False if a row was not locked."""
+    """See ``SlotColumn.unlock``. How many copies have lost their last holder; -1 if a row was not
+    locked."""
     least, unlocked = int32(0), int64(0)
     for begin in range(0, rows.size, _AT_ONCE):
         end = min(begin + _AT_ONCE, rows.size)
@@ -104,4 +106,4 @@ def unlock(present, locks, counts, rows):
                 least = min(least, left)
                 unlocked += present[row] & (left == 0)
     counts[1] -= unlocked
-    return least >= 0
+    return unlocked if least >= 0 else int64(-1)

@@ -88,17 +88,15 @@ class SlotColumn:
 
     def lock(self, rows: Rows) -> None:
         """Add one holder to each row; rows are distinct."""
-        locked = self.n_locked
-        self._loops.lock(self.present, self.locks, self._counts, rows)
-        if self._locked is not None and self.n_locked != locked:
+        locked = self._loops.lock(self.present, self.locks, self._counts, rows)
+        if locked and self._locked is not None:
             self._locked(rows)
 
     def unlock(self, rows: Rows) -> None:
         """Remove one holder from each row."""
-        locked = self.n_locked
-        held = self._loops.unlock(self.present, self.locks, self._counts, rows)
-        assert held, "unlock without a lock"
-        if self._unlocked is not None and self.n_locked != locked:
+        unlocked = self._loops.unlock(self.present, self.locks, self._counts, rows)
+        assert unlocked >= 0, "unlock without a lock"
+        if unlocked and self._unlocked is not None:
             self._unlocked(rows)
 
     def break_locks(self, rows: Rows) -> None:
