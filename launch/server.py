@@ -1,6 +1,7 @@
 """Start and stop a real SGLang server on this machine; shared by demo, bench and tests."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -45,18 +46,25 @@ def inherited() -> dict[str, str]:
     }
 
 
+PORTS = range(10000, 22000)
+"""Ports of servers. The engine takes its own from 22,000 to 29,999, and the system hands out those
+from 32,768 on: none of them takes one away before its server listens, seconds later."""
+
+_ports = itertools.count(random.randrange(len(PORTS)))
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port on 127.0.0.1 that nobody uses, and that stays free until somebody listens."""
+    return free_ports(1)
 
 
 def free_ports(count: int) -> int:
-    """The first of so many TCP ports in a row on 127.0.0.1 that nobody uses. They lie below those
-    that the system hands out to connections, and so stay free until somebody listens."""
+    """The first of so many such ports in a row. No port is told twice until all have been; another
+    process begins elsewhere."""
     while True:
-        first = random.randrange(10000, 32768 - count)
+        first = PORTS[next(_ports) % len(PORTS)]
+        for _ in range(count - 1):
+            next(_ports)
         with contextlib.ExitStack() as listeners, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 listener = listeners.enter_context(socket.socket())
