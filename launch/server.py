@@ -189,7 +189,7 @@ def start(
     return Server(process, port, log)
 
 
-def wait_until_healthy(server: Server, timeout_s: float = 180.0) -> None:
+def wait_until_healthy(server: Server, timeout_s: float = 600.0) -> None:
     """Block until the server answers.
 
     Raises:
