@@ -1,5 +1,7 @@
 """Hooks on the engine's functions, which take effect or stop the start."""
 
+import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +30,18 @@ def apply(*hooks: Hook) -> None:
                 f"{target} has been hooked by another plugin already; leave it out, with "
                 "SGLANG_PLUGINS"
             )
+        _require_function(target)
         HookRegistry.register(target, function, kind)
     HookRegistry.apply_hooks()
     for target, _, _ in hooks:
         if target not in HookRegistry._patched:
             raise StartupError(f"the hook on {target} did not take effect; see the log above")
+
+
+def _require_function(target: str) -> None:
+    """The registry wraps whatever it finds; a property becomes a method, and is true ever after."""
+    owner, _, name = target.rpartition(".")
+    found = inspect.getattr_static(pkgutil.resolve_name(owner), name, None)
+    if not inspect.isfunction(found):
+        kind = "missing" if found is None else f"a {type(found).__name__}, not a function"
+        raise StartupError(f"{target} cannot be hooked: it is {kind} in this engine")
