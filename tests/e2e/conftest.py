@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.models.tiny import ready_made
-from launch.server import CPU, OURS, STRICT_CHECKS, Server
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, wait_until_healthy
 from launch.traffic import Traffic
 from tests.e2e.conversations import Answer, converse
 from tests.fixtures.zygote import Zygote
@@ -111,5 +111,5 @@ def beside_no_cache(
 
 def assert_idle_and_alive(server: Server) -> None:
     """The server passed its strict checks at idle and still answers."""
-    assert server.healthy(), server.tail()
+    wait_until_healthy(server)
     assert "memory leak detected" not in server.log.read_text(errors="replace")
