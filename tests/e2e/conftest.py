@@ -36,19 +36,13 @@ def serve(
 
     @contextlib.contextmanager
     def start(
-        window: int,
-        *options: str,
-        tokens: int = 3072,
-        fresh: bool = False,
-        **environment: str,
+        window: int, *options: str, tokens: int = 3072, **environment: str
     ) -> Iterator[Server]:
-        """``fresh``: the engine is imported anew, for variables that it reads then."""
         log = tmp_path_factory.mktemp("server") / "server.log"
         arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
         variables = {**CPU, **STRICT_CHECKS, **environment}
-        with contextlib.ExitStack() as up:
-            one = up.enter_context(contextlib.closing(Zygote(**environment))) if fresh else zygote
-            yield up.enter_context(one.running([*arguments, *COMMON, *options], log, variables))
+        with zygote.running([*arguments, *COMMON, *options], log, variables) as server:
+            yield server
 
     return start
 

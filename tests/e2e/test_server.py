@@ -151,7 +151,7 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
     options = ["--page-size", "1", "--chunked-prefill-size", "128"]
     # the engine retracts a request every few steps even if there is room
     retract = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "5"}
-    with serve(128, *OURS, *HOST, *options, tokens=1600, fresh=True, **retract) as server:
+    with serve(128, *OURS, *HOST, *options, tokens=1600, **retract) as server:
         stop = threading.Event()
 
         def vandal() -> None:
