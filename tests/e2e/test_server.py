@@ -216,13 +216,17 @@ def test_disabled_cache_and_device_only(serve) -> None:  # noqa: ANN001
     ("options", "environment", "message"),
     [
         (["--enable-streaming-session"], {}, "--enable-streaming-session True is not"),
-        (
+        pytest.param(
             ["--radix-eviction-policy-config", '{"protected_threshold": 4}'],
             {},
             "--radix-eviction-policy-config {'protected_threshold': 4} is not supported",
+            marks=pytest.mark.full,
         ),
         ([], {"SGLANG_EXT_CHECKPOINT_TOKENS": "many"}, "SGLANG_EXT_CHECKPOINT_TOKENS='many'"),
-        ([], {"SGLANG_EXT_SWA_HICACHE": "perhaps"}, "SGLANG_EXT_SWA_HICACHE='perhaps'"),
+        pytest.param(
+            *([], {"SGLANG_EXT_SWA_HICACHE": "perhaps"}, "SGLANG_EXT_SWA_HICACHE='perhaps'"),
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_an_unsupported_start_exits_with_a_message(
