@@ -25,7 +25,6 @@ LONGEST_FIRST = (
     "tests/e2e/test_dp_attention.py",
     "tests/e2e/test_disaggregation.py",
     "tests/e2e/test_pipeline.py",
-    "tests/e2e/test_models.py",
     "tests/e2e/test_edges.py",
     "tests/e2e/test_patches.py",
     "tests/kits/test_kits.py",
