@@ -25,7 +25,6 @@ LONGEST_FIRST = (
     "tests/e2e/test_dp_attention.py",
     "tests/e2e/test_disaggregation.py",
     "tests/e2e/test_pipeline.py",
-    "tests/e2e/test_models.py",
     "tests/e2e/test_edges.py",
     "tests/e2e/test_patches.py",
     "tests/kits/test_kits.py",
@@ -56,6 +55,16 @@ LONGEST_FIRST = (
 )
 """Files that take longest, in the order in which they are begun, so that workers end together."""
 
+_LOOPS = "sglang_ext.core.compiled"
+HALVES = (
+    (f"{_LOOPS}.loop_sets", "sglang_ext.kernels.page_copy.cpu_loops"),
+    (
+        *(f"{_LOOPS}.candidates", f"{_LOOPS}.kept", f"{_LOOPS}.arena"),
+        *(f"{_LOOPS}.least_worth", f"{_LOOPS}.ghost", f"{_LOOPS}.scans"),
+    ),
+)
+"""Modules that bring all compiled loops, for two processes: hardly a loop is in both halves."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much is run."""
@@ -68,8 +77,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Have the loops compiled before there are workers, each of which would do it at once."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        loops = "import sglang_ext.core.cache, sglang_ext.core.retention.retention"
-        subprocess.run([sys.executable, "-W", "ignore", "-c", loops], cwd=ROOT, check=True)
+        command = [sys.executable, "-W", "ignore", "-c"]
+        texts = [f"import {', '.join(modules)}" for modules in HALVES]
+        running = [subprocess.Popen([*command, text], cwd=ROOT) for text in texts]
+        assert [half.wait() for half in running] == [0, 0], "the loops were not compiled"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -307,7 +307,7 @@ class BackendContract:
         def serve(number: int) -> None:
             rank, _ = self.start(tmp_path, rank=number % 2, ranks=2)
             own = keys(6, seed=1 + number)
-            ready.wait(30.0)
+            ready.wait(120.0)
             for _ in range(5):
                 rank.write_prompt(shared, windows=(6, 7))
                 rank.write_prompt(own, windows=(5,))

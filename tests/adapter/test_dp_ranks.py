@@ -90,7 +90,7 @@ def on_all(monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(call: Any, original: Any, ranks: Sequence[Scheduler]) -> list[Any]:
         said: list[list[int]] = []
         rounds = threading.local()
-        barrier = threading.Barrier(len(ranks), timeout=10.0)
+        barrier = threading.Barrier(len(ranks), timeout=120.0)
 
         def everywhere(done: bool) -> bool:
             number = rounds.number = getattr(rounds, "number", -1) + 1

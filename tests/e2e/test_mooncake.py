@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 from launch.mooncake import environment, store_running
-from launch.server import OURS
-from launch.traffic import Traffic
+from launch.server import OURS, Server
+from launch.traffic import Traffic, generate
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.conversations import Conversations, differences
 from tests.e2e.test_operations import refused
-from tests.e2e.test_storage import TIERS, flush, reusable_share
+from tests.e2e.test_storage import TIERS, cached, flush, prompt, reusable_share
 
 PAGE = 64
 TRAFFIC = Traffic(conversations=6, rounds=4, fork=0.0, parallel=3, seed=31)
@@ -36,7 +36,7 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
         ):
             conversations = Conversations(TRAFFIC)
             begun = conversations.hold(first, 1)
-            time.sleep(1.0)  # what the first server has promised is written by then
+            flush(first)  # what it has promised is written then
             moved = conversations.hold(second, 1)
             share = reusable_share(begun, moved, PAGE)
             assert share >= 0.95, f"{share:.3f} of the reusable tokens came from the store"
@@ -50,12 +50,12 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
             assert not differences(answers, expected)
 
             store.start()
-            time.sleep(12.0)  # the longest time that a server leaves a broken store alone
-            for server in (first, second):
+            for number, server in enumerate((first, second)):
+                wait_until_used(server, prompt(number))
                 flush(server)
             again = Conversations(TRAFFIC)
             repeated = again.hold(first, 1)
-            time.sleep(1.0)
+            flush(first)
             repeated += again.hold(second, 1)
             assert not differences(repeated, expected)
             late = [a for a in repeated if a.round == 1]
@@ -64,3 +64,12 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
             refused(lambda: second.post("/hicache/storage-backend/clear", {}))
             for server in (first, second):
                 assert_idle_and_alive(server)
+
+
+def wait_until_used(server: Server, tokens: list[int]) -> None:
+    """A server leaves a broken store alone for a while, and then tries again."""
+    deadline = time.monotonic() + 180
+    while not cached(generate(server, tokens, 1))["storage"]:
+        assert time.monotonic() < deadline, "the store is not used again"
+        time.sleep(0.5)
+        flush(server)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from launch.server import OURS, Server
 from launch.traffic import generate
 from tests.e2e import test_storage
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
-from tests.e2e.test_storage import TIERS, cached, stored_in
+from tests.e2e.test_storage import TIERS, cached, stored_in, when_idle
 from tests.fixtures.calls import Call
 from tests.fixtures.documents import begins, commands
 
@@ -108,7 +107,7 @@ class Running:
         self._begun = threading.Event()
         self._tokens: list[int] = []
         self.future: Future[list[int]] = self._pool.submit(self._read, seed)
-        assert self._begun.wait(60.0)
+        assert self._begun.wait(180.0)
 
     def _read(self, seed: int) -> list[int]:
         body = {
@@ -118,7 +117,7 @@ class Running:
             **self._fields,
         }
         url, tokens = self._server.url + "/generate", list[int]()
-        with httpx.stream("POST", url, json=body, timeout=120.0) as answer:
+        with httpx.stream("POST", url, json=body, timeout=600.0) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     tokens = json.loads(line[6:])["output_ids"]
@@ -133,7 +132,7 @@ class Running:
 def test_memory_is_released_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
     """Its copies are in flight, and what it was promised is not in storage yet."""
     assert answer(late, 1) == expected[1][:8]
-    late.post("/release_memory_occupation", {}, timeout_s=30.0)
+    late.post("/release_memory_occupation", {})
     late.post("/resume_memory_occupation", {})
     again = generate(late, prompt(1), 8)
     assert again["output_ids"] == expected[1][:8]
@@ -145,7 +144,7 @@ def test_memory_is_released_and_resumed_once(late: Server, expected) -> None:  #
     """Twice is once, and nothing is nothing; the engine fails on a resume of what it has."""
     late.post("/resume_memory_occupation", {"tags": ["kv_cache"]})
     for _ in range(2):
-        late.post("/release_memory_occupation", {"tags": ["kv_cache"]}, timeout_s=30.0)
+        late.post("/release_memory_occupation", {"tags": ["kv_cache"]})
     for _ in range(2):
         late.post("/resume_memory_occupation", {})
     assert answer(late, 2) == expected[2][:8]
@@ -154,7 +153,7 @@ def test_memory_is_released_and_resumed_once(late: Server, expected) -> None:  #
 def test_memory_is_not_released_while_a_request_runs(late: Server, expected) -> None:  # noqa: ANN001
     running = Running(late, 1)
     late.post("/pause_generation", {"mode": "in_place"})
-    said = refused(lambda: late.post("/release_memory_occupation", {}, timeout_s=30.0))
+    said = refused(lambda: late.post("/release_memory_occupation", {}))
     assert "memory was not released" in said
     late.post("/continue_generation", {})
     assert running.future.result() == expected[1]
@@ -163,7 +162,7 @@ def test_memory_is_not_released_while_a_request_runs(late: Server, expected) -> 
 def test_memory_is_released_in_a_pause(late: Server, expected) -> None:  # noqa: ANN001
     running = Running(late, 3)
     late.post("/pause_generation", {"mode": "retract"})
-    late.post("/release_memory_occupation", {}, timeout_s=30.0)
+    late.post("/release_memory_occupation", {})
     late.post("/resume_memory_occupation", {})
     late.post("/continue_generation", {})
     assert running.future.result() == expected[3]
@@ -176,9 +175,9 @@ def test_a_flush_and_new_weights_in_a_pause(late: Server, expected) -> None:  # 
     """What is in flight ends although no batch runs, and what waits holds no KV."""
     running = Running(late, 4)
     late.post("/pause_generation", {"mode": "retract"})
-    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    late.post("/flush_cache?timeout=180", {})
     model = json.loads(late.get("/model_info"))["model_path"]
-    updated = late.post("/update_weights_from_disk", {"model_path": model}, timeout_s=60.0)
+    updated = late.post("/update_weights_from_disk", {"model_path": model})
     assert updated["success"], updated
     late.post("/continue_generation", {})
     assert running.future.result() == expected[4]
@@ -187,7 +186,7 @@ def test_a_flush_and_new_weights_in_a_pause(late: Server, expected) -> None:  # 
 def test_new_weights_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
     assert answer(late, 2, 20) == expected[2][:20]
     model = json.loads(late.get("/model_info"))["model_path"]
-    updated = late.post("/update_weights_from_disk", {"model_path": model}, timeout_s=60.0)
+    updated = late.post("/update_weights_from_disk", {"model_path": model})
     assert updated["success"], updated
     assert answer(late, 2, 20) == expected[2][:20]
 
@@ -195,8 +194,8 @@ def test_new_weights_right_after_an_answer(late: Server, expected) -> None:  # n
 def test_a_flush_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
     """Without a timeout; it waits for copies and storage, not for requests."""
     assert answer(late, 3, 40) == expected[3][:40]
-    time.sleep(0.2)  # the engine's own: the batch of the answer is its last one for a moment
-    late.post("/flush_cache", {}, timeout_s=30.0)
+    # the engine's own: the batch of the answer is its last one for a moment
+    when_idle(lambda: late.post("/flush_cache", {}))
     again = generate(late, prompt(3), 40)
     assert again["output_ids"] == expected[3][:40]
     assert cached(again)["storage"] > 0
@@ -205,7 +204,7 @@ def test_a_flush_right_after_an_answer(late: Server, expected) -> None:  # noqa:
 def test_a_pause_in_place_keeps_what_runs(late: Server, expected) -> None:  # noqa: ANN001
     running = Running(late, 2)
     late.post("/pause_generation", {"mode": "in_place"})
-    assert "Timed out" in refused(lambda: late.post("/flush_cache?timeout=1", {}, timeout_s=30.0))
+    assert "Timed out" in refused(lambda: late.post("/flush_cache?timeout=1", {}))
     late.post("/continue_generation", {})
     assert running.future.result() == expected[2]
 
@@ -215,7 +214,7 @@ def test_a_pause_that_aborts(late: Server, expected) -> None:  # noqa: ANN001
     late.post("/pause_generation", {"mode": "abort"})
     tokens = running.future.result()
     assert tokens == expected[3][: len(tokens)]
-    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    late.post("/flush_cache?timeout=180", {})
     late.post("/continue_generation", {})
     assert answer(late, 3) == expected[3][:8]
 
@@ -227,8 +226,8 @@ def test_storage_is_detached_and_attached_in_a_pause(
 ) -> None:
     running = Running(late, 1)
     late.post("/pause_generation", {"mode": "retract"})
-    late.post("/hicache/storage-backend", {}, method="DELETE", timeout_s=30.0)
-    attach(late, tmp_path)
+    when_idle(lambda: late.post("/hicache/storage-backend", {}, method="DELETE"))
+    when_idle(lambda: attach(late, tmp_path))
     late.post("/continue_generation", {})
     assert running.future.result() == expected[1]
 
@@ -241,7 +240,7 @@ def attach(server: Server, directory: Path, **settings: Any) -> None:
         "hicache_storage_prefetch_policy": "wait_complete",
         "hicache_storage_backend_extra_config_json": json.dumps(extra),
     }
-    server.post("/hicache/storage-backend", body, method="PUT", timeout_s=60.0)
+    server.post("/hicache/storage-backend", body, method="PUT")
 
 
 # ---- the other calls ---------------------------------------------------------
@@ -301,7 +300,7 @@ def test_every_way_to_ask_gives_the_same_tokens(
     sampling = {"temperature": 0, "max_new_tokens": 8}
     plain = late.post("/generate", {"text": WORDS, "sampling_params": sampling})["text"]
     assert words(late.post(path, body)).split() == plain.split()
-    late.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    late.post("/flush_cache?timeout=180", {})
     assert words(late.post(path, body)).split() == plain.split()
 
 
@@ -356,7 +355,7 @@ REFUSED = [
 def test_what_is_refused_by_name(
     late: Server, method: str, path: str, body: dict[str, Any], said: str
 ) -> None:
-    assert said in refused(lambda: late.post(path, body, 60.0, method))
+    assert said in refused(lambda: late.post(path, body, method=method))
     assert late.is_alive()
 
 
@@ -415,25 +414,25 @@ def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Pat
     said = refused(lambda: attach(ranks, tmp_path, **fails))
     assert "did not start" in said
     assert answer(ranks, 2) == expected[2][:8]
-    attach(ranks, tmp_path)
+    when_idle(lambda: attach(ranks, tmp_path))
     assert answer(ranks, 3) == expected[3][:8]
-    ranks.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    ranks.post("/flush_cache?timeout=180", {})
     again = generate(ranks, prompt(3), 8)
     assert again["output_ids"] == expected[3][:8]
     assert cached(again)["storage"] > 0
     ranks.post("/hicache/storage-backend/clear", {})
-    ranks.post("/hicache/storage-backend", {}, method="DELETE", timeout_s=30.0)
+    when_idle(lambda: ranks.post("/hicache/storage-backend", {}, method="DELETE"))
 
 
 def test_two_ranks_release_and_pause(ranks: Server, expected) -> None:  # noqa: ANN001
     assert answer(ranks, 1) == expected[1][:8]
-    ranks.post("/release_memory_occupation", {}, timeout_s=30.0)
+    ranks.post("/release_memory_occupation", {})
     ranks.post("/resume_memory_occupation", {})
     running = Running(ranks, 1)
     ranks.post("/pause_generation", {"mode": "retract"})
-    ranks.post("/flush_cache?timeout=10", {}, timeout_s=30.0)
+    ranks.post("/flush_cache?timeout=180", {})
     model = json.loads(ranks.get("/model_info"))["model_path"]
-    updated = ranks.post("/update_weights_from_disk", {"model_path": model}, timeout_s=60.0)
+    updated = ranks.post("/update_weights_from_disk", {"model_path": model})
     assert updated["success"], updated
     ranks.post("/continue_generation", {})
     assert running.future.result() == expected[1]

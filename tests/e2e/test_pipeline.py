@@ -11,7 +11,7 @@ from tests.e2e.conftest import RANKS, assert_idle_and_alive, beside_no_cache
 from tests.e2e.conversations import converse, differences
 from tests.e2e.test_operations import prompt
 from tests.e2e.test_server import cached
-from tests.e2e.test_storage import flush, wait_until_idle
+from tests.e2e.test_storage import flush
 
 TRAFFIC = Traffic(conversations=6, rounds=4, seed=51)
 HOST = (*OURS, "--enable-hierarchical-cache", "--hicache-ratio", "4")
@@ -41,7 +41,6 @@ def test_stages_are_token_exact(server: Server, reference) -> None:  # noqa: ANN
 
 
 def test_stages_flush_together(server: Server) -> None:
-    wait_until_idle(server)
     first = generate(server, prompt(1), 8)
     flush(server)
     again = generate(server, prompt(1), 8)

@@ -101,7 +101,7 @@ def test_a_copy_that_does_not_wait_for_its_threads_is_found(
 
     def copy(self: Any, *args: Any, **options: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            assert late.wait(60), "the other thread has a part"
+            assert late.wait(120), "the other thread has a part"
         else:
             late.set()
             time.sleep(0.05)

@@ -311,6 +311,7 @@ DEFAULT: dict[Cell, dict[str, tuple[str, ...]]] = {
     },
     Cell(16, "storage", "write_through"): {
         "TwoPass": ("test_l3_prefetch_full_prefix_hit_after_flush",),
+        "Unified": ("test_multiturn_decode_cache_hit_branching",),
         "JSONConstrained": ("test_json_openai", "test_mix_json_and_other"),
         "RegexConstrained": ("test_regex_generate_complex_json",),
         "AbortAll": ("test_abort_all",),
@@ -320,7 +321,6 @@ DEFAULT: dict[Cell, dict[str, tuple[str, ...]]] = {
         "Unified": ("test_multiturn_prefill_cache_hit_branching",),
     },
     Cell(64, "host", "write_through_selective"): {
-        "Unified": ("test_multiturn_decode_cache_hit_branching",),
         "KLDivergence": ("test_input_output_logprobs_match_decode_cache_hit",),
         "Logprobs": ("test_logprob_decode_match_prefill", "test_logprob_start_len"),
         "MatchedStop": ("test_finish_stop_str",),

@@ -73,4 +73,4 @@ def test_kit(servers: Servers, cell: Cell, kit: Kit, test: str) -> None:
     problems = [text for _, text in (*result.failures, *result.errors, *result.skipped)]
     assert result.testsRun == 1
     assert not problems, problems[0]
-    assert server.healthy(), server.tail()
+    wait_until_healthy(server)

@@ -74,7 +74,7 @@ def test_servers_that_are_compared_get_nothing_of_the_caller(
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     one = server.start(["--x"], tmp_path / "log", {**CPU, "SGLANG_EXT_COPIES": "engine"})
-    assert one.process.wait(timeout=60) == 0
+    assert one.process.wait(timeout=180) == 0
     arguments, environment = json.loads(one.log.read_text())
     assert arguments[-1] == "--x"
     assert {k: v for k, v in environment.items() if k.startswith("SGLANG_EXT_")} == {

@@ -29,7 +29,7 @@ def test_a_lookup_that_hangs_holds_up_no_flush_and_what_it_raises_is_a_miss() ->
     plan = engine.index.prefetches.look_up(tokens(4)[: 4 * PAGE].reshape(-1, PAGE), None)
     assert isinstance(plan, Prefetch)
     storage.submit_lookup(plan)
-    assert storage.drain(timeout_s=60.0), "it waits for a lookup"
+    assert storage.drain(timeout_s=120.0), "it waits for a lookup"
     store.go_on.set()
     ledger = StorageLedger(engine.index)
     while plan.op in engine.index.prefetches.lookups:

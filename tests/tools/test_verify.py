@@ -163,9 +163,9 @@ def test_a_good_server(serve: Callable[[Answer], str], capsys: pytest.CaptureFix
 def test_the_command_line_returns_the_status() -> None:
     command = [sys.executable, "-m", "sglang_ext", "verify", "--url", "http://127.0.0.1:9"]
     command.append("--yes")
-    none = subprocess.run([*command, "--prompts", "0"], capture_output=True, text=True, timeout=60)
+    none = subprocess.run([*command, "--prompts", "0"], capture_output=True, text=True, timeout=180)
     assert (none.returncode, none.stdout) == (2, "")
-    down = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    down = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert down.returncode == 1
     assert "Traceback" not in down.stderr
 

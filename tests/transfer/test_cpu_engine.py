@@ -12,7 +12,7 @@ from sglang_ext.transfer.job import MOST_ENDED, EndedJobs, Job, Part
 from sglang_ext.transfer.layer_counter import LayerDoneCounter
 
 LAYERS = 3
-TIMEOUT_S = 10.0
+TIMEOUT_S = 120.0
 
 
 class TensorCopies:

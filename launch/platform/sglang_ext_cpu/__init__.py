@@ -88,6 +88,7 @@ def install_fixes() -> None:
             dp_controller,
             embeddings,
             gpu_copies,
+            hooked_methods,
             host_copies,
             host_reserve,
             in_place,
@@ -98,6 +99,7 @@ def install_fixes() -> None:
             triton_attention,
         )
 
+        hooked_methods.install()
         attention.install()
         model_attention.install()
         (triton_attention if engines_triton() else model_attention).name_backend()
