@@ -14,6 +14,7 @@ was said when a row was of another prefix.
 import argparse
 import dataclasses
 import json
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ from sglang_ext.adapter.byte_pages import ByteHost
 from sglang_ext.storage.port import WINDOW
 from tests.adapter.deepseek_v4 import PAGE, RATIOS, WINDOW_TOKENS, device_pool, set_options
 from tests.adapter.latent import latent_pool
+from tests.adapter.lost_planes import lose
 from tests.adapter.test_identity import write_model
 
 PAGES, WINDOW_PAGES, LONGEST = 24, 12, 20 * PAGE
@@ -44,34 +46,78 @@ TALKS, TURNS, CHUNK = 8, 7, 4 * PAGE
 RING = 8
 """States of C4 of a page."""
 _SEED = 20
-_ALONE = {
-    **dict.fromkeys(("attn_tp_rank", "attn_dp_rank", "pp_rank"), 0),
-    **dict.fromkeys(("attn_tp_size", "pp_size"), 1),
-}
-"""A server of one rank."""
+_MOST_SECONDS = 120.0
+"""Whatever is waited for longer than that never comes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rank:
+    """A rank of a server.
+
+    Attributes:
+        number, count: among those that share a prompt.
+        group: of these, None where there is one alone.
+        dp_number, dp_count: among those with requests of their own.
+    """
+
+    number: int = 0
+    count: int = 1
+    group: Any = None
+    dp_number: int = 0
+    dp_count: int = 1
+
+    def tell_engine(self) -> None:
+        """As the engine does at start."""
+        get_parallel().override_permanently(
+            pp_rank=0,
+            pp_size=1,
+            tp_rank=self.dp_number * self.count + self.number,
+            tp_size=self.dp_count * self.count,
+            attn_tp_rank=self.number,
+            attn_tp_size=self.count,
+            attn_dp_rank=self.dp_number,
+            attn_dp_size=self.dp_count,
+            moe_tp_size=self.dp_count * self.count,
+            num_dp_ranks=self.dp_count,
+        )
 
 
 class Served:
     """The cache of a scheduler: what ``launch.bench.trace_requests`` needs of one.
 
     Args:
+        storage: folder of pages; that of the model is beside it.
         pools: makes those of the engine, by tokens with full-attention and with window KV.
+        rank: whose cache it is.
+        options: of the server, beside those that are here.
     """
 
     has_host = True
 
-    def __init__(self, storage: Path, pools: Callable[[int, int], Any]) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        pools: Callable[[int, int], Any],
+        rank: Rank | None = None,
+        **options: Any,
+    ) -> None:
         self.sizes = SimpleNamespace(page=PAGE, chunk=CHUNK)
         self.times = CallTimes()
+        self.rank = rank = rank or Rank()
         set_options(
-            hicache_size=0.03,
-            chunked_prefill_size=CHUNK,
-            hicache_storage_backend="file",
-            hicache_storage_backend_extra_config=json.dumps({"file_storage_path": str(storage)}),
-            hicache_storage_prefetch_policy="wait_complete",
+            **{
+                "hicache_size": 0.03,
+                "chunked_prefill_size": CHUNK,
+                "hicache_storage_backend": "file",
+                "hicache_storage_backend_extra_config": json.dumps(
+                    {"file_storage_path": str(storage)}
+                ),
+                "hicache_storage_prefetch_policy": "wait_complete",
+                **options,
+            }
         )
         get_context().override("test", model_path=str(storage.parent / "model"))
-        get_parallel().override_permanently(**_ALONE)
+        rank.tell_engine()
         self.pool = pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
         self.allocator = SWATokenToKVPoolAllocator(
             PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
@@ -92,6 +138,7 @@ class Served:
                 page_size=PAGE,
                 chunked_prefill_size=CHUNK,
                 sliding_window_size=WINDOW_TOKENS,
+                tp_cache_group=rank.group,
             ),
             full_tokens_per_layer=PAGES * PAGE,
             is_hybrid_swa=True,
@@ -100,8 +147,8 @@ class Served:
             tp_worker=SimpleNamespace(
                 model_runner=runner, register_hicache_layer_transfer_counter=lambda _: None
             ),
-            tp_size=1,
-            tp_rank=0,
+            tp_size=rank.count,
+            tp_rank=rank.number,
         )
         self.tree: Any = factory.build_tree_cache(context)
         # as a worker does before its forward pass
@@ -122,12 +169,17 @@ class Served:
             name, tree.root_node_handle(), prompt.tolist(),
             matched_prefix_tokens=[], extra_key=None, cache_salt=None,
         )  # fmt: skip
-        while not tree.check_prefetch_progress(name):
-            tree.check_hicache_events()
+        self._step_until(lambda: tree.check_prefetch_progress(name))
 
     def settle(self) -> None:
         """Until nothing is in flight or on its way to storage."""
-        while self.tree.in_flight or self.tree.ongoing_backup:
+        tree = self.tree
+        self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup))
+
+    def _step_until(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + _MOST_SECONDS
+        while not done():
+            assert time.monotonic() < end, "it hangs"
             self.tree.check_hicache_events()
 
     def close(self) -> None:
@@ -202,6 +254,8 @@ def planes_of_latent(pool: Any, at: Places) -> Iterator[Plane]:
 class WrittenPrefixes:
     """WrittenKv: the row of each token names all tokens up to it, in every plane.
 
+    Ranks that share a prompt have other rows of it.
+
     Args:
         planes: of the pool.
     """
@@ -209,7 +263,8 @@ class WrittenPrefixes:
     def __init__(self, served: Served, planes: Callable[[Any, Places], Iterator[Plane]]) -> None:
         self._served = served
         self._planes = planes
-        self._weights = np.random.default_rng(_SEED).integers(1, 1 << 62, LONGEST + PAGE)
+        seed = _SEED + served.rank.number
+        self._weights = np.random.default_rng(seed).integers(1, 1 << 62, LONGEST + PAGE)
 
     def write(self, req: Req, start: int, tokens: "array[int]") -> None:
         """See WrittenKv."""
@@ -262,10 +317,10 @@ Requests = list[tuple[np.ndarray, np.ndarray]]
 """(prompt, answer) of each."""
 
 
-def conversations(least: int) -> Requests:
+def conversations(least: int, seed: int = _SEED) -> Requests:
     """At least so many requests. All talk in turns, and some begin as another one does; when they
     have ended, others do."""
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(seed)
     system = rng.integers(1, 1 << 20, 3 * PAGE + 40)
     found: Requests = []
     while len(found) < least:
@@ -300,35 +355,53 @@ MODELS = {
 }
 
 
+class Server:
+    """A server that serves one request at a time.
+
+    Args:
+        served: its cache.
+    """
+
+    def __init__(self, served: Any, model: Model) -> None:
+        self._served = served
+        self._scheduler = Scheduler(served, WrittenPrefixes(served, model.planes))
+        self._arrived = 0
+        self._prompts = 0
+
+    def serve(self, requests: Requests) -> None:
+        """One after the other."""
+        scheduler = self._scheduler
+        for prompt, answer in requests:
+            self._served.wait_for_storage(str(self._arrived), prompt)
+            self._arrived += 1
+            self._prompts += len(prompt)
+            rejected = scheduler.counted.rejected
+            scheduler.serve(prompt, answer)
+            if scheduler.counted.rejected > rejected:
+                # pages are held while they are copied; an engine tries again in its next step
+                self._served.settle()
+                scheduler.serve(prompt, answer)
+                assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
+
+    def counted(self) -> dict[str, Any]:
+        """What has happened, JSON."""
+        counted = self._scheduler.counted
+        return {
+            "from_device": counted.from_device,
+            "from_host": counted.from_host,
+            "verified": counted.verified,
+            "prompt": self._prompts,
+            "counters": self._served.tree.index.counters.as_dict(),
+        }
+
+
 def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
     """A server from its start to its end."""
     served: Any = Served(storage, model.pools)
-    scheduler = Scheduler(served, WrittenPrefixes(served, model.planes))
-    for number, (prompt, answer) in enumerate(requests):
-        served.wait_for_storage(str(number), prompt)
-        rejected = scheduler.counted.rejected
-        scheduler.serve(prompt, answer)
-        if scheduler.counted.rejected > rejected:
-            # pages are held while they are copied; an engine tries again in its next step
-            served.settle()
-            scheduler.serve(prompt, answer)
-            assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
-    counters = served.tree.index.counters
+    server = Server(served, model)
+    server.serve(requests)
     served.close()
-    counted = scheduler.counted
-    return {
-        "from_device": counted.from_device,
-        "from_host": counted.from_host,
-        "verified": counted.verified,
-        "prompt": sum(len(prompt) for prompt, _ in requests),
-        "persisted_pages": counters.persisted_pages,
-        "persisted_window_pages": counters.persisted_window_pages,
-        "counters": {
-            name: value
-            for name, value in dataclasses.asdict(counters).items()
-            if isinstance(value, int)
-        },
-    }
+    return server.counted()
 
 
 def states_are_not_copied() -> None:
@@ -367,10 +440,14 @@ def main() -> None:
     parser.add_argument("bugs", nargs="*")
     parser.add_argument("--model", choices=MODELS, default="deepseek-v4")
     parser.add_argument("--requests", type=int, default=1, help="at least")
+    parser.add_argument("--lose", nargs=3, metavar=("POOL", "PLANE", "WAY"), help="see lost_planes")
     args = parser.parse_args()
     base.host_memory_budget_bytes = lambda *_, **__: 1 << 40  # whatever else is running here
     for bug in args.bugs:
         globals()[bug]()
+    if args.lose:
+        pool, plane, way = args.lose
+        lose(int(pool), int(plane), way)
     write_model(args.folder / "model")
     model, requests = MODELS[args.model], conversations(args.requests)
     try:

@@ -12,8 +12,10 @@ from sglang_ext.adapter import byte_pages, factory
 from sglang_ext.adapter.byte_pages import ByteLayers, in_order, rows_by_page
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.port import FULL, WINDOW
+from tests.adapter.lost_planes import WAYS
 from tests.fixtures.zygote import Zygote
 
+TRAFFIC = "tests.adapter.deepseek_v4_traffic"
 BUGS = ("states_are_not_copied", "a_ratio_is_not_loaded", "planes_lie_on_each_other",
         "the_index_is_not_paid_for", "layers_come_one_gate_later",
         "states_are_those_of_the_next_page", "a_moved_page_is_torn")  # fmt: skip
@@ -41,7 +43,7 @@ def test_a_seeded_bug_is_found(zygote: Zygote, bug: str) -> None:
 def test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart(
     zygote: Zygote, tmp_path: Path
 ) -> None:
-    printed = zygote.lines("tests.adapter.deepseek_v4_traffic", str(tmp_path))
+    printed = zygote.lines(TRAFFIC, str(tmp_path))
     first, second = map(json.loads, printed[-2:])
     for server in (first, second):
         assert server["verified"] >= server["from_device"] + server["from_host"]
@@ -57,11 +59,27 @@ def test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart(
     assert second["from_host"] > 0.8 * second["prompt"]
 
 
-def test_rows_that_were_left_behind_are_found(zygote: Zygote, tmp_path: Path) -> None:
-    printed = zygote.lines(
-        "tests.adapter.deepseek_v4_traffic", str(tmp_path), "states_are_not_copied"
-    )
-    assert printed[-1].endswith('attention state"'), printed
+PLANES = {"C4": (0, 0), "index": (0, 1), "window": (1, 0), "C128": (2, 0),
+          "attention state": (3, 0), "indexer state": (3, 1)}  # fmt: skip
+"""What is read: number of the pool, and of its plane."""
+FEW = (("index", "load"), ("C128", "backup"), ("window", "load"), ("indexer state", "backup"))
+"""One of each component both ways."""
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=[] if (name, way) in FEW else pytest.mark.full)
+        for name in PLANES
+        for way in WAYS
+    ],
+)
+def test_a_plane_that_was_left_behind_is_found_by_its_name(
+    zygote: Zygote, tmp_path: Path, name: str, way: str
+) -> None:
+    pool, plane = map(str, PLANES[name])
+    printed = zygote.lines(TRAFFIC, str(tmp_path), "--lose", pool, plane, way)
+    assert printed[-1].endswith(f': {name}"'), printed
 
 
 def test_what_is_behind_the_last_whole_page_of_a_buffer_belongs_to_none() -> None:
