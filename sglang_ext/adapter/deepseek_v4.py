@@ -167,7 +167,7 @@ def _of_drafts(
             raise StartupError(
                 f"{BACKEND}: drafts with a KV pool of type {type(pool).__name__} of this form are "
                 "not supported with DeepSeek-V4; allowed: its own MTP layers "
-                "(--speculative-algorithm EAGLE), with paged windows"
+                "(--speculative-algorithm EAGLE) and its DSPARK drafts, with paged windows"
             )
         buffers = pool.swa_kv_pool.kv_buffer
         before = tuple(min(depth, last) for depth in range(len(buffers)))

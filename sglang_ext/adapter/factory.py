@@ -80,7 +80,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     kv_pool = _hybrid_pool(ctx)
     window_only = ctx.full_tokens_per_layer == 0
     geometry = _geometry(ctx, window_only=window_only)
-    kv = _model_kv(params, kv_pool, geometry)
+    kv = _model_kv(ctx, kv_pool, geometry)
     allocator = params.token_to_kv_pool_allocator
     eviction = _eviction(params, window_only=window_only)
     window_pages = allocator.size_swa // geometry.page_tokens
@@ -255,9 +255,11 @@ def start_plan(
     )
 
 
-def _model_kv(params: "CacheInitParams", kv_pool: Any, geometry: Geometry) -> ModelKv:
+def _model_kv(ctx: "TreeCacheBuildContext", kv_pool: Any, geometry: Geometry) -> ModelKv:
+    params = ctx.params
     if deepseek_v4.is_pool(kv_pool):
         return deepseek_v4.DeepSeekV4Kv(params, kv_pool, geometry)
+    drafts.refuse_elsewhere(ctx.tp_worker.model_runner.spec_algorithm)
     if latent.is_pool(kv_pool):
         return latent.LatentKv(params, kv_pool, geometry)
     return StackedKv(params, kv_pool, drafts.layers(params), geometry)

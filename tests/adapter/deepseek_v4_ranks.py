@@ -171,7 +171,7 @@ def live(process: int, life: int, args: argparse.Namespace) -> None:
     model = MODELS[args.model]
     served: Any = Served(
         pages,
-        model.pools,
+        model,
         rank,
         hicache_size=host_gb,
         hicache_storage_prefetch_policy=policy,

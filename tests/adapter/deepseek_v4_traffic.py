@@ -13,6 +13,7 @@ was said when a row was of another prefix.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import time
 from array import array
@@ -33,10 +34,17 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from launch.bench.call_times import CallTimes
 from launch.bench.trace_requests import Scheduler
-from sglang_ext.adapter import factory
+from sglang_ext.adapter import drafts, factory
 from sglang_ext.adapter.byte_pages import ByteHost
 from sglang_ext.storage.port import WINDOW
-from tests.adapter.deepseek_v4 import PAGE, RATIOS, WINDOW_TOKENS, device_pool, set_options
+from tests.adapter.deepseek_v4 import (
+    PAGE,
+    RATIOS,
+    WINDOW_TOKENS,
+    device_pool,
+    draft_pool,
+    set_options,
+)
 from tests.adapter.latent import latent_pool
 from tests.adapter.lost_planes import lose
 from tests.adapter.test_identity import write_model
@@ -87,7 +95,7 @@ class Served:
 
     Args:
         storage: folder of pages; that of the model is beside it.
-        pools: makes those of the engine, by tokens with full-attention and with window KV.
+        model: whose pools.
         rank: whose cache it is.
         options: of the server, beside those that are here.
     """
@@ -97,7 +105,7 @@ class Served:
     def __init__(
         self,
         storage: Path,
-        pools: Callable[[int, int], Any],
+        model: "Model",
         rank: Rank | None = None,
         **options: Any,
     ) -> None:
@@ -116,9 +124,15 @@ class Served:
                 **options,
             }
         )
-        get_context().override("test", model_path=str(storage.parent / "model"))
+        algorithm = SpeculativeAlgorithm.from_string(model.algorithm)
+        get_context().override(
+            "test",
+            model_path=str(storage.parent / "model"),
+            speculative_algorithm=model.algorithm,
+        )
         rank.tell_engine()
-        self.pool = pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
+        self.pool = model.pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
+        self.drafts = model.drafts(WINDOW_PAGES * PAGE)
         self.allocator = SWATokenToKVPoolAllocator(
             PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
         )
@@ -127,7 +141,7 @@ class Served:
             prefill_aware_swa=False,
             forward_stream=None,
             lora_manager=None,
-            spec_algorithm=SpeculativeAlgorithm.NONE,
+            spec_algorithm=algorithm,
         )
         context: Any = SimpleNamespace(
             disable_radix_cache=False,
@@ -139,6 +153,8 @@ class Served:
                 chunked_prefill_size=CHUNK,
                 sliding_window_size=WINDOW_TOKENS,
                 tp_cache_group=rank.group,
+                is_eagle=algorithm.is_eagle(),
+                mtp_draft_device_pools=self.drafts,
             ),
             full_tokens_per_layer=PAGES * PAGE,
             is_hybrid_swa=True,
@@ -199,7 +215,7 @@ class Places:
     Attributes:
         row: their full-attention slots.
         peers: window slots of all full-attention slots.
-        tags: of each token, its whole prefix.
+        tags: of each token, its whole prefix; of the token behind the last one too, if it is known.
         start: first token whose full attention counts.
         window: first whose window does.
     """
@@ -213,6 +229,7 @@ class Places:
 
 Plane = tuple[str, torch.Tensor, torch.Tensor, int, torch.Tensor]
 """For a reader; buffer of a layer, slots in it, slots of a row of it, tag of each slot."""
+Planes = Callable[[Any, Places], Iterator[Plane]]
 
 
 def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
@@ -225,7 +242,7 @@ def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
     of_ring = at.peers[at.row[ring]]
     for layer, ratio in enumerate(RATIOS):
         where = f"layer {layer}: "
-        tags = at.tags[at.window :]
+        tags = at.tags[at.window : count]
         yield where + "window", pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags
         if ratio:
             last = torch.arange(at.start, count)
@@ -248,21 +265,31 @@ def planes_of_latent(pool: Any, at: Places) -> Iterator[Plane]:
         first = at.window if is_window else at.start
         slots = at.peers[at.row[first:]] if is_window else at.row[first:]
         name = f"layer {layer}: {'window' if is_window else 'full attention'}"
-        yield name, pool.get_key_buffer(layer), slots, 1, at.tags[first:]
+        yield name, pool.get_key_buffer(layer), slots, 1, at.tags[first : len(at.row)]
+
+
+def planes_of_drafts(pool: Any, at: Places, overlap: int) -> Iterator[Plane]:
+    """What each layer of a draft reads of tokens.
+
+    Args:
+        overlap: 1 where its KV at a position is of the next token as well. What is not known yet
+            is not there.
+    """
+    tags = at.tags[at.window + overlap :][: len(at.row) - at.window]
+    slots = at.peers[at.row[at.window :]][: len(tags)]
+    for layer in range(len(pool.compression_ratios)):
+        yield f"draft {layer}", pool.get_swa_key_buffer_radix(layer), slots, PAGE, tags
 
 
 class WrittenPrefixes:
     """WrittenKv: the row of each token names all tokens up to it, in every plane.
 
     Ranks that share a prompt have other rows of it.
-
-    Args:
-        planes: of the pool.
     """
 
-    def __init__(self, served: Served, planes: Callable[[Any, Places], Iterator[Plane]]) -> None:
+    def __init__(self, served: Served, model: "Model") -> None:
         self._served = served
-        self._planes = planes
+        self._model = model
         seed = _SEED + served.rank.number
         self._weights = np.random.default_rng(seed).integers(1, 1 << 62, LONGEST + PAGE)
 
@@ -271,26 +298,35 @@ class WrittenPrefixes:
         known = np.asarray(req.origin_input_ids)
         if start >= len(known):
             known = np.concatenate([known, tokens])
-        self._each(req, known[: start + len(tokens)], start, start, self._put)
+            # drafts have waited for the first token of the answer
+            start -= self._model.overlap
+        self._each(req, known, start + len(tokens), (start, start), self._put)
 
     def compare(self, req: Req) -> None:
         """See WrittenKv."""
         found = req.prefix_len
         first = max(0, found - WINDOW_TOKENS)
-        self._each(req, np.asarray(req.origin_input_ids)[:found], 0, first, self._compare)
+        self._each(req, np.asarray(req.origin_input_ids), found, (0, first), self._compare)
 
-    def _each(self, req: Req, tokens: np.ndarray, start: int, window: int, use: Any) -> None:
-        """What is written or read for tokens; see ``Places``."""
-        if not len(tokens):
+    def _each(
+        self, req: Req, known: np.ndarray, count: int, first: tuple[int, int], use: Any
+    ) -> None:
+        """What is written or read for the first ``count`` of known tokens, from ``first`` on of
+        each component; see ``Places``."""
+        if not count:
             return
-        products = (tokens + 1) * self._weights[: len(tokens)]
+        known = known[: count + 1]
+        products = (known + 1) * self._weights[: len(known)]
         tags = torch.from_numpy(np.cumsum(products, dtype=np.int64))
-        row = self._served.rows.req_to_token[req.kv.req_pool_idx][: len(tokens)].long()
-        peers = self._served.allocator.full_to_swa_index_mapping
-        assert (peers[row[window:]] > 0).all(), "the window is not there"
-        at = Places(row, peers, tags, start, window)
-        for name, buffer, slots, per_row, of in self._planes(self._served.pool, at):
-            use(buffer, slots, per_row, of, f"request {req.rid}, {len(tokens)} tokens, {name}")
+        served = self._served
+        row = served.rows.req_to_token[req.kv.req_pool_idx][:count].long()
+        peers = served.allocator.full_to_swa_index_mapping
+        assert (peers[row[first[1] :]] > 0).all(), "the window is not there"
+        at = Places(row, peers, tags, *first)
+        planes = [self._model.planes(served.pool, at)]
+        planes += [planes_of_drafts(pool, at, self._model.overlap) for pool in served.drafts]
+        for name, buffer, slots, per_row, of in itertools.chain(*planes):
+            use(buffer, slots, per_row, of, f"request {req.rid}, {count} tokens, {name}")
 
     def _put(
         self, buffer: torch.Tensor, slots: torch.Tensor, per_row: int, tags: torch.Tensor, _: str
@@ -318,8 +354,8 @@ Requests = list[tuple[np.ndarray, np.ndarray]]
 
 
 def conversations(least: int, seed: int = _SEED) -> Requests:
-    """At least so many requests. All talk in turns, and some begin as another one does; when they
-    have ended, others do."""
+    """At least so many requests. All talk in turns, and some begin as another one does, up to a
+    place inside a page or to its end; when they have ended, others do."""
     rng = np.random.default_rng(seed)
     system = rng.integers(1, 1 << 20, 3 * PAGE + 40)
     found: Requests = []
@@ -329,7 +365,8 @@ def conversations(least: int, seed: int = _SEED) -> Requests:
 
 
 def _turns(rng: np.random.Generator, system: np.ndarray) -> Requests:
-    talks = [[system if talk % 2 else rng.integers(1, 1 << 20, 2 * PAGE)] for talk in range(TALKS)]
+    begin = {1: system, 2: system[: 2 * PAGE], 3: system}
+    talks = [[begin.get(talk % 4, rng.integers(1, 1 << 20, 2 * PAGE))] for talk in range(TALKS)]
     found = []
     for _ in range(TURNS):
         for talk in talks:
@@ -343,14 +380,37 @@ def _turns(rng: np.random.Generator, system: np.ndarray) -> Requests:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """Pools, and what is read there."""
+    """Pools, and what is read there.
+
+    Attributes:
+        pools: makes those of the engine, by tokens with full-attention and with window KV.
+        drafts: the same for those of its drafts, by tokens with window KV.
+        algorithm: of the drafts, by the engine's name.
+        overlap: see ``planes_of_drafts``.
+    """
 
     pools: Callable[[int, int], Any]
-    planes: Callable[[Any, Places], Iterator[Plane]]
+    planes: Planes
+    drafts: Callable[[int], tuple[Any, ...]] = lambda _: ()
+    algorithm: str | None = None
+    overlap: int = 0
 
 
+def mtp_layers(window_tokens: int) -> tuple[Any, ...]:
+    """Two drafts, each a model for the engine."""
+    return draft_pool(window_tokens), draft_pool(window_tokens)
+
+
+def dspark_layers(window_tokens: int) -> tuple[Any, ...]:
+    """One draft with layers of its own."""
+    return (draft_pool(window_tokens, layers=3),)
+
+
+_V4 = Model(device_pool, planes_of_deepseek_v4)
 MODELS = {
-    "deepseek-v4": Model(device_pool, planes_of_deepseek_v4),
+    "deepseek-v4": _V4,
+    "deepseek-v4-mtp": dataclasses.replace(_V4, drafts=mtp_layers, algorithm="EAGLE", overlap=1),
+    "deepseek-v4-dspark": dataclasses.replace(_V4, drafts=dspark_layers, algorithm="DSPARK"),
     "latent": Model(latent_pool, planes_of_latent),
 }
 
@@ -364,7 +424,7 @@ class Server:
 
     def __init__(self, served: Any, model: Model) -> None:
         self._served = served
-        self._scheduler = Scheduler(served, WrittenPrefixes(served, model.planes))
+        self._scheduler = Scheduler(served, WrittenPrefixes(served, model))
         self._arrived = 0
         self._prompts = 0
 
@@ -397,7 +457,7 @@ class Server:
 
 def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
     """A server from its start to its end."""
-    served: Any = Served(storage, model.pools)
+    served: Any = Served(storage, model)
     server = Server(served, model)
     server.serve(requests)
     served.close()
@@ -427,6 +487,10 @@ def _load(which: Callable[[Any], Any]) -> None:
 
 def the_last_layer_is_not_loaded() -> None:
     _load(lambda gates: [*gates[:-1], []])
+
+
+def pages_are_named_by_their_own_tokens_alone() -> None:
+    drafts.overlap = lambda _: 0
 
 
 def windows_are_not_loaded() -> None:

@@ -82,6 +82,34 @@ def test_a_plane_that_was_left_behind_is_found_by_its_name(
     assert printed[-1].endswith(f': {name}"'), printed
 
 
+@pytest.mark.parametrize("kind", ["mtp", "dspark"])
+def test_drafts_read_what_they_wrote_in_every_tier_and_after_a_restart(
+    zygote: Zygote, tmp_path: Path, kind: str
+) -> None:
+    printed = zygote.lines(TRAFFIC, str(tmp_path), "--model", f"deepseek-v4-{kind}")
+    first, second = map(json.loads, printed[-2:])
+    for server in (first, second):
+        assert server["verified"] >= server["from_device"] + server["from_host"]
+    assert first["from_device"] > 0 < first["counters"]["loaded_window_pages"]
+    assert second["counters"]["prefetched_window_pages"] > 0
+    assert second["from_host"] > 0.8 * second["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bug", "found"),
+    [
+        ("mtp", ("pages_are_named_by_their_own_tokens_alone",), "draft 0"),
+        ("mtp", ("--lose", "5", "0", "load"), "draft 0"),
+        ("dspark", ("--lose", "4", "0", "backup"), "draft 0"),
+    ],
+)
+def test_rows_of_drafts_that_were_left_behind_are_found(
+    zygote: Zygote, tmp_path: Path, kind: str, bug: tuple[str, ...], found: str
+) -> None:
+    printed = zygote.lines(TRAFFIC, str(tmp_path), *bug, "--model", f"deepseek-v4-{kind}")
+    assert printed[-1].endswith(f', {found}"'), printed
+
+
 def test_what_is_behind_the_last_whole_page_of_a_buffer_belongs_to_none() -> None:
     buffer = torch.arange(7 * 3, dtype=torch.int16).view(7, 3)
     pages = rows_by_page(buffer, 2)

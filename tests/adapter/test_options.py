@@ -79,7 +79,7 @@ def test_drafts_whose_kv_has_a_place_are_served(algorithm: str) -> None:
         refuse_unsupported(SimpleNamespace(**{**GOOD, "speculative_algorithm": name}))
 
 
-@pytest.mark.parametrize("algorithm", ["DSPARK", "UNO", "MINE"])
+@pytest.mark.parametrize("algorithm", ["UNO", "MINE"])
 def test_drafts_that_nobody_has_looked_at_are_refused_with_what_to_use(algorithm: str) -> None:
     refused = rf"--speculative-algorithm {algorithm} .* allowed: no value, EAGLE, .*NGRAM, DFLASH"
     with pytest.raises(StartupError, match=refused):
@@ -89,7 +89,7 @@ def test_drafts_that_nobody_has_looked_at_are_refused_with_what_to_use(algorithm
 def test_every_algorithm_of_the_engine_is_known() -> None:
     """What a new one has KV of, and at which positions, has to be looked at first."""
     names = {algorithm.name for algorithm in SpeculativeAlgorithm}
-    assert names == {*drafts.SERVED, "NONE", "DSPARK", "UNO"} - {"NEXTN"}
+    assert names == {*drafts.SERVED, "NONE", "UNO"} - {"NEXTN"}
     assert SpeculativeAlgorithm.from_string("NEXTN") is SpeculativeAlgorithm.EAGLE
     found = {
         algorithm.name: (drafts.have_kv(algorithm), drafts.overlap(algorithm))
@@ -98,7 +98,13 @@ def test_every_algorithm_of_the_engine_is_known() -> None:
     expected = {"NONE": (False, 0), "NGRAM": (False, 0), "FROZEN_KV_MTP": (False, 1)}
     expected |= dict.fromkeys(("EAGLE", "EAGLE3", "STANDALONE"), (True, 1))
     assert {name: found[name] for name in expected} == expected
-    assert found["DFLASH"] == (True, 0)
+    assert found["DFLASH"] == found["DSPARK"] == (True, 0)
+
+
+def test_drafts_of_deepseek_v4_alone_are_refused_elsewhere() -> None:
+    drafts.refuse_elsewhere(SpeculativeAlgorithm.DFLASH)
+    with pytest.raises(StartupError, match=r"DSPARK is not supported .*; DSPARK with DeepSeek-V4"):
+        drafts.refuse_elsewhere(SpeculativeAlgorithm.DSPARK)
 
 
 @pytest.mark.parametrize("kind", ["nvfp4", "fp4_mx_block16", "mxfp8"])
