@@ -101,7 +101,7 @@ def _take_part_in_resolution(settings: config.ExtConfig) -> None:
             refuse_unsupported(view)
             # the engine has read it by now, and keeps it there
             if (model := getattr(server_args, "_model_config", None)) is not None:
-                refuse_model(model.hf_config.architectures[0], hybrid=model.is_hybrid_swa)
+                refuse_model(model.hf_config.architectures[0])
             install_in_front()
 
     def resolve(original: Any, server_args: "ServerArgs") -> None:

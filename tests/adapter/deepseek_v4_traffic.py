@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -45,7 +46,7 @@ from tests.adapter.deepseek_v4 import (
     draft_pool,
     set_options,
 )
-from tests.adapter.latent import latent_pool
+from tests.adapter.latent import full_attention_pool, latent_pool
 from tests.adapter.lost_planes import lose
 from tests.adapter.test_identity import write_model
 
@@ -133,9 +134,17 @@ class Served:
         rank.tell_engine()
         self.pool = model.pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
         self.drafts = model.drafts(WINDOW_PAGES * PAGE)
-        self.allocator = SWATokenToKVPoolAllocator(
-            PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
-        )
+        self.allocator: Any = (
+            SWATokenToKVPoolAllocator(
+                PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool,
+                need_sort=False,
+            )
+            if model.has_windows
+            else PagedTokenToKVPoolAllocator(
+                PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
+            )
+        )  # fmt: skip
+        self.has_windows = model.has_windows
         self.rows = ReqToTokenPool(2, LONGEST + PAGE, "cpu", enable_memory_saver=False)
         runner = SimpleNamespace(
             prefill_aware_swa=False,
@@ -151,13 +160,13 @@ class Served:
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=PAGE,
                 chunked_prefill_size=CHUNK,
-                sliding_window_size=WINDOW_TOKENS,
+                sliding_window_size=WINDOW_TOKENS if model.has_windows else None,
                 tp_cache_group=rank.group,
                 is_eagle=algorithm.is_eagle(),
                 mtp_draft_device_pools=self.drafts,
             ),
-            full_tokens_per_layer=PAGES * PAGE,
-            is_hybrid_swa=True,
+            full_tokens_per_layer=PAGES * PAGE if model.has_windows else None,
+            is_hybrid_swa=model.has_windows,
             is_hybrid_ssm=False,
             enable_hierarchical_cache=True,
             tp_worker=SimpleNamespace(
@@ -202,6 +211,11 @@ class Served:
         """A server ends."""
         self.settle()
         self.tree.sanity_check()
+        if not self.has_windows:
+            left = self.allocator.available_size() + self.tree.evictable_size()
+            assert left == PAGES * PAGE, "slots are lost"
+            self.tree.release_host_resources()
+            return
         full = self.allocator.full_available_size() + self.tree.full_evictable_size()
         window = self.allocator.swa_available_size() + self.tree.swa_evictable_size()
         assert (full, window) == (PAGES * PAGE, WINDOW_PAGES * PAGE), "slots are lost"
@@ -214,7 +228,7 @@ class Places:
 
     Attributes:
         row: their full-attention slots.
-        peers: window slots of all full-attention slots.
+        peers: window slots of all full-attention slots, if there are any.
         tags: of each token, its whole prefix; of the token behind the last one too, if it is known.
         start: first token whose full attention counts.
         window: first whose window does.
@@ -257,6 +271,19 @@ def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
                 places = states.translate_from_swa_loc_to_state_loc(of_ring.clone())
                 buffer = states.kv_score_buffer.kv_score
                 yield f"{where}{name} state", buffer, places, 1, at.tags[ring]
+
+
+def planes_of_keys_and_values(pool: Any, at: Places) -> Iterator[Plane]:
+    """What each layer reads of tokens."""
+    for layer in range(pool.layer_num):
+        for name, buffer in zip(("K", "V"), pool.get_kv_buffer(layer), strict=True):
+            yield (
+                f"layer {layer}: {name}",
+                buffer,
+                at.row[at.start :],
+                1,
+                at.tags[at.start : len(at.row)],
+            )
 
 
 def planes_of_latent(pool: Any, at: Places) -> Iterator[Plane]:
@@ -320,8 +347,10 @@ class WrittenPrefixes:
         tags = torch.from_numpy(np.cumsum(products, dtype=np.int64))
         served = self._served
         row = served.rows.req_to_token[req.kv.req_pool_idx][:count].long()
-        peers = served.allocator.full_to_swa_index_mapping
-        assert (peers[row[first[1] :]] > 0).all(), "the window is not there"
+        peers = row
+        if served.has_windows:
+            peers = served.allocator.full_to_swa_index_mapping
+            assert (peers[row[first[1] :]] > 0).all(), "the window is not there"
         at = Places(row, peers, tags, *first)
         planes = [self._model.planes(served.pool, at)]
         planes += [planes_of_drafts(pool, at, self._model.overlap) for pool in served.drafts]
@@ -394,6 +423,7 @@ class Model:
     drafts: Callable[[int], tuple[Any, ...]] = lambda _: ()
     algorithm: str | None = None
     overlap: int = 0
+    has_windows: bool = True
 
 
 def mtp_layers(window_tokens: int) -> tuple[Any, ...]:
@@ -412,6 +442,7 @@ MODELS = {
     "deepseek-v4-mtp": dataclasses.replace(_V4, drafts=mtp_layers, algorithm="EAGLE", overlap=1),
     "deepseek-v4-dspark": dataclasses.replace(_V4, drafts=dspark_layers, algorithm="DSPARK"),
     "latent": Model(latent_pool, planes_of_latent),
+    "full-attention": Model(full_attention_pool, planes_of_keys_and_values, has_windows=False),
 }
 
 

@@ -165,7 +165,7 @@ def context(pool: Any, page: int = 256) -> Any:
 
 
 def test_pages_of_windows_are_served(pool: Any) -> None:
-    assert factory._hybrid_pool(context(pool)) is pool
+    assert factory._served_pool(context(pool)) is pool
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_pages_of_windows_are_served(pool: Any) -> None:
 def test_other_forms_are_refused_by_name(pool: Any, field: str, value: Any, said: str) -> None:
     setattr(pool, field, value)
     with pytest.raises(StartupError, match=f"DeepSeek-V4 .*{said}.* is not supported; allowed: "):
-        factory._hybrid_pool(context(pool))
+        factory._served_pool(context(pool))
 
 
 def test_a_page_that_ends_inside_a_compressed_token_is_refused(pool: Any) -> None:
     with pytest.raises(StartupError, match="--page-size 64, no multiple of 128"):
-        factory._hybrid_pool(context(pool, page=64))
+        factory._served_pool(context(pool, page=64))
 
 
 def test_pools_of_other_machines_are_refused_by_their_class(pool: Any) -> None:
@@ -194,7 +194,7 @@ def test_pools_of_other_machines_are_refused_by_their_class(pool: Any) -> None:
 
     pool.__class__ = OtherPool
     with pytest.raises(StartupError, match="pools of type OtherPool is not supported"):
-        factory._hybrid_pool(context(pool))
+        factory._served_pool(context(pool))
 
 
 def test_a_denser_index_is_refused_by_its_option(pool: Any) -> None:
@@ -202,4 +202,4 @@ def test_a_denser_index_is_refused_by_its_option(pool: Any) -> None:
 
     pool.c4_kv_pool = HiSparseC4DevicePool.__new__(HiSparseC4DevicePool)
     with pytest.raises(StartupError, match="--enable-hisparse is not supported"):
-        factory._hybrid_pool(context(pool))
+        factory._served_pool(context(pool))

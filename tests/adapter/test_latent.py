@@ -71,7 +71,7 @@ def test_the_engine_keeps_windows_of_dots3_apart() -> None:
 def built(pool: Any, page: int = 64) -> Any:
     given = context(pool, page)
     given.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False))
-    return factory._hybrid_pool(given)
+    return factory._served_pool(given)
 
 
 def parameters(**drafts: Any) -> Any:
@@ -120,4 +120,4 @@ def test_one_component_alone_is_refused_by_its_pool() -> None:
     given = context(MHATokenToKVPool.__new__(MHATokenToKVPool))
     given.is_hybrid_swa = False
     with pytest.raises(StartupError, match=r"serves models with full and .*pool is MHATokenToKV"):
-        factory._hybrid_pool(given)
+        factory._served_pool(given)
