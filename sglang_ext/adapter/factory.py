@@ -375,7 +375,7 @@ def _served_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenTo
 
     pool: Any = ctx.params.token_to_kv_pool_allocator.get_kvcache()
     if deepseek_v4.is_pool(pool):
-        deepseek_v4.refuse_other_forms(pool, ctx.params.page_size)
+        deepseek_v4.refuse_other_forms(pool, ctx.params)
         _refuse_unlike_stages(ctx.params)
         return pool
     if full_alone.is_pool(pool) and not (ctx.is_hybrid_ssm or ctx.is_hybrid_swa):

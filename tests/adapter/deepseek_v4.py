@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.deepseek_v4_memory_pool import DeepSeekV4TokenToKVPool
+from sglang.srt.runtime_context import get_exec
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from sglang_ext.storage.port import FULL
@@ -83,6 +84,28 @@ def device_pool(
 def draft_pool(window_tokens: int = 8 * PAGE, layers: int = 1) -> DeepSeekV4TokenToKVPool:
     """Of MTP layers."""
     return device_pool(0, window_tokens, (0,) * layers, is_draft_worker=True)
+
+
+V41_RATIOS = (0, 1, 1, 2, 2, 1)
+V41_SOURCES = (1, 3)
+"""Layers that keep what those behind them read, too."""
+
+
+def paged_v41_pool(tokens: int, window_tokens: int) -> DeepSeekV4TokenToKVPool:
+    """V4.1, with windows in pages."""
+    return device_pool(tokens, window_tokens, V41_RATIOS, kv_source_layers=V41_SOURCES)
+
+
+def replayed_pool(tokens: int, window_tokens: int) -> DeepSeekV4TokenToKVPool:
+    """V4.1, with windows that are computed again."""
+    with get_exec().features.override(enable_encoder_swa_bounded_replay=True):
+        return paged_v41_pool(tokens, window_tokens)
+
+
+def draft_rings(window_tokens: int) -> tuple[DeepSeekV4TokenToKVPool, ...]:
+    """Of drafts of such a model."""
+    with get_exec().features.override(enable_encoder_swa_bounded_replay=True):
+        return (draft_pool(window_tokens, layers=3),)
 
 
 def parameters(pool: DeepSeekV4TokenToKVPool, tokens: int = 16 * PAGE, **more: Any) -> Any:

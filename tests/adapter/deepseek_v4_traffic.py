@@ -40,10 +40,12 @@ from sglang_ext.adapter.byte_pages import ByteHost
 from sglang_ext.storage.port import WINDOW
 from tests.adapter.deepseek_v4 import (
     PAGE,
-    RATIOS,
     WINDOW_TOKENS,
     device_pool,
     draft_pool,
+    draft_rings,
+    paged_v41_pool,
+    replayed_pool,
     set_options,
 )
 from tests.adapter.latent import full_attention_pool, latent_pool
@@ -254,18 +256,20 @@ def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
     ring = torch.arange(at.window, count)
     ring = ring[(ring % PAGE >= PAGE - RING) | (ring >= count - RING)]
     of_ring = at.peers[at.row[ring]]
-    for layer, ratio in enumerate(RATIOS):
+    for layer, ratio in enumerate(pool.compression_ratios):
         where = f"layer {layer}: "
-        tags = at.tags[at.window : count]
-        yield where + "window", pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags
+        if pool.request_window is None:
+            tags = at.tags[at.window : count]
+            yield where + "window", pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags
         if ratio:
             last = torch.arange(at.start, count)
             last = last[(last + 1) % ratio == 0]
             slots, of = at.row[last] // ratio, at.tags[last]
             yield f"{where}C{ratio}", pool.get_extra_key_buffer(layer), slots, PAGE // ratio, of
+            if ratio != 128:
+                index = pool.get_index_k_with_scale_buffer(layer)
+                yield where + "index", index, slots, pool.index_pools[ratio].page_size, of
         if ratio == 4:
-            index = pool.get_index_k_with_scale_buffer(layer)
-            yield where + "index", index, slots, PAGE // 4, of
             for name in ("attention", "indexer"):
                 states = getattr(pool, f"get_{name}_compress_states")(layer)
                 places = states.translate_from_swa_loc_to_state_loc(of_ring.clone())
@@ -347,13 +351,14 @@ class WrittenPrefixes:
         tags = torch.from_numpy(np.cumsum(products, dtype=np.int64))
         served = self._served
         row = served.rows.req_to_token[req.kv.req_pool_idx][:count].long()
-        peers = row
+        peers = torch.zeros((PAGES + 1) * PAGE, dtype=torch.int64)
         if served.has_windows:
             peers = served.allocator.full_to_swa_index_mapping
             assert (peers[row[first[1] :]] > 0).all(), "the window is not there"
         at = Places(row, peers, tags, *first)
         planes = [self._model.planes(served.pool, at)]
-        planes += [planes_of_drafts(pool, at, self._model.overlap) for pool in served.drafts]
+        if served.has_windows:
+            planes += [planes_of_drafts(pool, at, self._model.overlap) for pool in served.drafts]
         for name, buffer, slots, per_row, of in itertools.chain(*planes):
             use(buffer, slots, per_row, of, f"request {req.rid}, {count} tokens, {name}")
 
@@ -441,6 +446,15 @@ MODELS = {
     "deepseek-v4": _V4,
     "deepseek-v4-mtp": dataclasses.replace(_V4, drafts=mtp_layers, algorithm="EAGLE", overlap=1),
     "deepseek-v4-dspark": dataclasses.replace(_V4, drafts=dspark_layers, algorithm="DSPARK"),
+    "deepseek-v4.1": Model(replayed_pool, planes_of_deepseek_v4, has_windows=False),
+    "deepseek-v4.1-dspark": Model(
+        replayed_pool,
+        planes_of_deepseek_v4,
+        drafts=draft_rings,
+        algorithm="DSPARK",
+        has_windows=False,
+    ),
+    "deepseek-v4.1-paged": Model(paged_v41_pool, planes_of_deepseek_v4),
     "latent": Model(latent_pool, planes_of_latent),
     "full-attention": Model(full_attention_pool, planes_of_keys_and_values, has_windows=False),
 }
