@@ -136,8 +136,8 @@ def rows(pool: DeepSeekV4TokenToKVPool, component: int, page: int) -> list[torch
             slots = range(first // ratio, stop // ratio)
             found += _slots(kv_pool.kv_buffer, slots, PAGE // ratio)
             if ratio in pool.index_pools:
-                buffers = pool.index_pools[ratio].contiguous_page_row_buffers()
-                found += _slots(buffers, slots, PAGE // ratio)
+                index = pool.index_pools[ratio]
+                found += _slots(index.contiguous_page_row_buffers(), slots, index.page_size)
         return found
     found += _slots(pool.swa_kv_pool.kv_buffer, range(first, stop), pool.swa_kv_pool.page_size)
     for states in (pool.compress_state_pools, pool.indexer_compress_state_pools):

@@ -36,8 +36,8 @@ from sglang_ext.core.moves.ledger import Ledger
 from sglang_ext.storage import page_files as files_of_pages
 from sglang_ext.storage.page_directories import page_files, rank_directories
 from sglang_ext.transfer.job import PageCopies
+from tests.adapter.byte_models import MODELS
 from tests.adapter.deepseek_v4_traffic import (
-    MODELS,
     Rank,
     Served,
     Server,

@@ -1,4 +1,4 @@
-"""A child process of test_deepseek_v4 and test_latent: conversations over the engine's pools.
+"""A child process of tests of byte planes: conversations over the engine's pools.
 
 The pools, the allocator, what reads them and the calls of the scheduler are the engine's; the cache
 is what our factory builds, with its threads that copy and its storage in files. In place of the
@@ -8,7 +8,7 @@ prefix, and a request compares what it reads, layer by layer, through the engine
 Prints one line of JSON for each of two servers, one after the other, on the same storage; then what
 was said when a row was of another prefix.
 
-    python -m tests.adapter.deepseek_v4_traffic DIRECTORY [BUG] [--model latent] [--requests N]
+    python -m tests.adapter.deepseek_v4_traffic DIRECTORY [BUG] [--model NAME] [--requests N]
 """
 
 import argparse
@@ -17,7 +17,7 @@ import itertools
 import json
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,24 +38,13 @@ from launch.bench.trace_requests import Scheduler
 from sglang_ext.adapter import drafts, factory
 from sglang_ext.adapter.byte_pages import ByteHost
 from sglang_ext.storage.port import WINDOW
-from tests.adapter.deepseek_v4 import (
-    PAGE,
-    WINDOW_TOKENS,
-    device_pool,
-    draft_pool,
-    draft_rings,
-    paged_v41_pool,
-    replayed_pool,
-    set_options,
-)
-from tests.adapter.latent import full_attention_pool, latent_pool
+from tests.adapter.byte_models import MODELS, Model, Places, planes_of_drafts
+from tests.adapter.deepseek_v4 import PAGE, WINDOW_TOKENS, set_options
 from tests.adapter.lost_planes import lose
 from tests.adapter.test_identity import write_model
 
 PAGES, WINDOW_PAGES, LONGEST = 24, 12, 20 * PAGE
 TALKS, TURNS, CHUNK = 8, 7, 4 * PAGE
-RING = 8
-"""States of C4 of a page."""
 _SEED = 20
 _MOST_SECONDS = 120.0
 """Whatever is waited for longer than that never comes."""
@@ -108,7 +97,7 @@ class Served:
     def __init__(
         self,
         storage: Path,
-        model: "Model",
+        model: Model,
         rank: Rank | None = None,
         **options: Any,
     ) -> None:
@@ -224,101 +213,13 @@ class Served:
         self.tree.release_host_resources()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Places:
-    """Where the first tokens of a request lie.
-
-    Attributes:
-        row: their full-attention slots.
-        peers: window slots of all full-attention slots, if there are any.
-        tags: of each token, its whole prefix; of the token behind the last one too, if it is known.
-        start: first token whose full attention counts.
-        window: first whose window does.
-    """
-
-    row: torch.Tensor
-    peers: torch.Tensor
-    tags: torch.Tensor
-    start: int
-    window: int
-
-
-Plane = tuple[str, torch.Tensor, torch.Tensor, int, torch.Tensor]
-"""For a reader; buffer of a layer, slots in it, slots of a row of it, tag of each slot."""
-Planes = Callable[[Any, Places], Iterator[Plane]]
-
-
-def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
-    """What each layer reads of tokens."""
-    count = len(at.row)
-    swa = at.peers[at.row[at.window :]]
-    # a page has a state for each place of its ring: of its last tokens
-    ring = torch.arange(at.window, count)
-    ring = ring[(ring % PAGE >= PAGE - RING) | (ring >= count - RING)]
-    of_ring = at.peers[at.row[ring]]
-    for layer, ratio in enumerate(pool.compression_ratios):
-        where = f"layer {layer}: "
-        if pool.request_window is None:
-            tags = at.tags[at.window : count]
-            yield where + "window", pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags
-        if ratio:
-            last = torch.arange(at.start, count)
-            last = last[(last + 1) % ratio == 0]
-            slots, of = at.row[last] // ratio, at.tags[last]
-            yield f"{where}C{ratio}", pool.get_extra_key_buffer(layer), slots, PAGE // ratio, of
-            if ratio != 128:
-                index = pool.get_index_k_with_scale_buffer(layer)
-                yield where + "index", index, slots, pool.index_pools[ratio].page_size, of
-        if ratio == 4:
-            for name in ("attention", "indexer"):
-                states = getattr(pool, f"get_{name}_compress_states")(layer)
-                places = states.translate_from_swa_loc_to_state_loc(of_ring.clone())
-                buffer = states.kv_score_buffer.kv_score
-                yield f"{where}{name} state", buffer, places, 1, at.tags[ring]
-
-
-def planes_of_keys_and_values(pool: Any, at: Places) -> Iterator[Plane]:
-    """What each layer reads of tokens."""
-    for layer in range(pool.layer_num):
-        for name, buffer in zip(("K", "V"), pool.get_kv_buffer(layer), strict=True):
-            yield (
-                f"layer {layer}: {name}",
-                buffer,
-                at.row[at.start :],
-                1,
-                at.tags[at.start : len(at.row)],
-            )
-
-
-def planes_of_latent(pool: Any, at: Places) -> Iterator[Plane]:
-    """What each layer reads of tokens."""
-    for layer, (_, is_window) in sorted(pool.layers_mapping.items()):
-        first = at.window if is_window else at.start
-        slots = at.peers[at.row[first:]] if is_window else at.row[first:]
-        name = f"layer {layer}: {'window' if is_window else 'full attention'}"
-        yield name, pool.get_key_buffer(layer), slots, 1, at.tags[first : len(at.row)]
-
-
-def planes_of_drafts(pool: Any, at: Places, overlap: int) -> Iterator[Plane]:
-    """What each layer of a draft reads of tokens.
-
-    Args:
-        overlap: 1 where its KV at a position is of the next token as well. What is not known yet
-            is not there.
-    """
-    tags = at.tags[at.window + overlap :][: len(at.row) - at.window]
-    slots = at.peers[at.row[at.window :]][: len(tags)]
-    for layer in range(len(pool.compression_ratios)):
-        yield f"draft {layer}", pool.get_swa_key_buffer_radix(layer), slots, PAGE, tags
-
-
 class WrittenPrefixes:
     """WrittenKv: the row of each token names all tokens up to it, in every plane.
 
     Ranks that share a prompt have other rows of it.
     """
 
-    def __init__(self, served: Served, model: "Model") -> None:
+    def __init__(self, served: Served, model: Model) -> None:
         self._served = served
         self._model = model
         seed = _SEED + served.rank.number
@@ -412,54 +313,6 @@ def _turns(rng: np.random.Generator, system: np.ndarray) -> Requests:
     return found
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Model:
-    """Pools, and what is read there.
-
-    Attributes:
-        pools: makes those of the engine, by tokens with full-attention and with window KV.
-        drafts: the same for those of its drafts, by tokens with window KV.
-        algorithm: of the drafts, by the engine's name.
-        overlap: see ``planes_of_drafts``.
-    """
-
-    pools: Callable[[int, int], Any]
-    planes: Planes
-    drafts: Callable[[int], tuple[Any, ...]] = lambda _: ()
-    algorithm: str | None = None
-    overlap: int = 0
-    has_windows: bool = True
-
-
-def mtp_layers(window_tokens: int) -> tuple[Any, ...]:
-    """Two drafts, each a model for the engine."""
-    return draft_pool(window_tokens), draft_pool(window_tokens)
-
-
-def dspark_layers(window_tokens: int) -> tuple[Any, ...]:
-    """One draft with layers of its own."""
-    return (draft_pool(window_tokens, layers=3),)
-
-
-_V4 = Model(device_pool, planes_of_deepseek_v4)
-MODELS = {
-    "deepseek-v4": _V4,
-    "deepseek-v4-mtp": dataclasses.replace(_V4, drafts=mtp_layers, algorithm="EAGLE", overlap=1),
-    "deepseek-v4-dspark": dataclasses.replace(_V4, drafts=dspark_layers, algorithm="DSPARK"),
-    "deepseek-v4.1": Model(replayed_pool, planes_of_deepseek_v4, has_windows=False),
-    "deepseek-v4.1-dspark": Model(
-        replayed_pool,
-        planes_of_deepseek_v4,
-        drafts=draft_rings,
-        algorithm="DSPARK",
-        has_windows=False,
-    ),
-    "deepseek-v4.1-paged": Model(paged_v41_pool, planes_of_deepseek_v4),
-    "latent": Model(latent_pool, planes_of_latent),
-    "full-attention": Model(full_attention_pool, planes_of_keys_and_values, has_windows=False),
-}
-
-
 class Server:
     """A server that serves one request at a time.
 
@@ -488,6 +341,13 @@ class Server:
                 scheduler.serve(prompt, answer)
                 assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
 
+    def found(self, prompt: np.ndarray, answer: np.ndarray) -> int:
+        """Tokens that a request does not compute."""
+        counted = self._scheduler.counted
+        before = counted.from_device + counted.from_host
+        self.serve([(prompt, answer)])
+        return counted.from_device + counted.from_host - before
+
     def counted(self) -> dict[str, Any]:
         """What has happened, JSON."""
         counted = self._scheduler.counted
@@ -507,6 +367,20 @@ def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
     server.serve(requests)
     served.close()
     return server.counted()
+
+
+def branches(storage: Path, model: Model, requests: Requests) -> list[int]:
+    """What a server finds of prompts that leave the longest one at each of its pages, the deepest
+    first."""
+    served: Any = Served(storage, model)
+    server = Server(served, model)
+    longest, answer = max(requests, key=lambda request: len(request[0]))
+    found = [
+        server.found(np.concatenate([longest[:stop], answer]), answer)
+        for stop in range(len(longest) // PAGE * PAGE, 0, -PAGE)
+    ]
+    served.close()
+    return found
 
 
 def states_are_not_copied() -> None:
@@ -549,6 +423,7 @@ def main() -> None:
     parser.add_argument("bugs", nargs="*")
     parser.add_argument("--model", choices=MODELS, default="deepseek-v4")
     parser.add_argument("--requests", type=int, default=1, help="at least")
+    parser.add_argument("--branches", action="store_true", help="a line more, see branches")
     parser.add_argument("--lose", nargs=3, metavar=("POOL", "PLANE", "WAY"), help="see lost_planes")
     args = parser.parse_args()
     base.host_memory_budget_bytes = lambda *_, **__: 1 << 40  # whatever else is running here
@@ -562,6 +437,8 @@ def main() -> None:
     try:
         print(json.dumps(serve(args.folder / "pages", model, requests)))
         print(json.dumps(serve(args.folder / "pages", model, requests[-TALKS:])))
+        if args.branches:
+            print(json.dumps(branches(args.folder / "pages", model, requests)))
     except AssertionError as error:
         print(json.dumps(str(error)))
 

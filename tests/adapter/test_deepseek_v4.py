@@ -23,7 +23,7 @@ BUGS = ("states_are_not_copied", "a_ratio_is_not_loaded", "planes_lie_on_each_ot
 
 def test_every_plane_of_every_page_goes_to_every_tier_and_back(zygote: Zygote) -> None:
     lines = zygote.lines("tests.adapter.deepseek_v4_views")
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.endswith("ok") for line in lines), lines
 
 
@@ -150,6 +150,7 @@ def pool() -> Any:
 
     made: Any = DeepSeekV4TokenToKVPool.__new__(DeepSeekV4TokenToKVPool)
     made.request_window = made.unified_kv_pool = None
+    made.needs_paged_swa_allocator = True
     made.swa_kv_pool, made.c4_kv_pool = object(), object()
     made.compression_ratios = [0, 4, 128]
     made.sources_by_ratio = {4: [1], 128: [2]}
@@ -159,7 +160,10 @@ def pool() -> Any:
 def context(pool: Any, page: int = 256) -> Any:
     allocator = SimpleNamespace(get_kvcache=lambda: pool, size_full=512, size_swa=512)
     params = SimpleNamespace(
-        token_to_kv_pool_allocator=allocator, pp_cache_group=None, page_size=page
+        token_to_kv_pool_allocator=allocator,
+        pp_cache_group=None,
+        page_size=page,
+        decoder_swa_bounded_replay=False,
     )
     return SimpleNamespace(params=params, is_hybrid_ssm=False, is_hybrid_swa=True)
 
@@ -171,9 +175,10 @@ def test_pages_of_windows_are_served(pool: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("request_window", object(), "request window, --enable-encoder-swa-bounded-replay"),
+        ("request_window", object(), "computed again beside drafts with windows in pages"),
         ("unified_kv_pool", object(), r"ring \(unified_kv\)"),
-        ("compression_ratios", [0, 1, 2, 4], r"compression ratio 1, 2 \(V4.1\)"),
+        ("swa_kv_pool", None, r"ring \(unified_kv\)"),
+        ("compression_ratios", [0, 8, 16, 128], "compression ratio 8, 16"),
         ("sources_by_ratio", {}, "without layers of compressed KV"),
     ],
 )
@@ -181,6 +186,18 @@ def test_other_forms_are_refused_by_name(pool: Any, field: str, value: Any, said
     setattr(pool, field, value)
     with pytest.raises(StartupError, match=f"DeepSeek-V4 .*{said}.* is not supported; allowed: "):
         factory._served_pool(context(pool))
+
+
+def test_v41_is_served_where_its_windows_are_whole_or_computed_again(pool: Any) -> None:
+    pool.compression_ratios, pool.sources_by_ratio = [0, 1, 2], {1: [1], 2: [2]}
+    given = context(pool)
+    assert factory._served_pool(given) is pool
+    given.params.decoder_swa_bounded_replay = True
+    with pytest.raises(StartupError, match="unset it with --no-enable-decoder-swa-bounded-replay"):
+        factory._served_pool(given)
+    pool.request_window, pool.swa_kv_pool = object(), None
+    pool.needs_paged_swa_allocator = False
+    assert factory._served_pool(given) is pool
 
 
 def test_a_page_that_ends_inside_a_compressed_token_is_refused(pool: Any) -> None:

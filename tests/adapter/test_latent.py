@@ -64,8 +64,8 @@ def test_the_engine_keeps_windows_of_dots3_apart() -> None:
 
     architecture = "Dots3NoteForCausalLM"
     assert architecture in ModelRegistry.get_supported_archs()
-    hybrid = is_hybrid_swa_model([architecture], Dots3Config())
-    refuse_model(architecture, hybrid=bool(hybrid))
+    assert is_hybrid_swa_model([architecture], Dots3Config())
+    refuse_model(architecture)
 
 
 def built(pool: Any, page: int = 64) -> Any:
@@ -112,12 +112,3 @@ def test_pages_that_are_parts_of_one_are_refused(pool: Any) -> None:
 def test_drafts_are_refused_with_what_to_use(pool: Any, field: str) -> None:
     with pytest.raises(StartupError, match="use --speculative-algorithm NGRAM"):
         LatentKv(parameters(**{field: (pool,)}), pool, Geometry(16, 511))
-
-
-def test_one_component_alone_is_refused_by_its_pool() -> None:
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-    given = context(MHATokenToKVPool.__new__(MHATokenToKVPool))
-    given.is_hybrid_swa = False
-    with pytest.raises(StartupError, match=r"serves models with full and .*pool is MHATokenToKV"):
-        factory._served_pool(given)
