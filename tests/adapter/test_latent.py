@@ -14,6 +14,7 @@ from sglang_ext.adapter.latent import LatentKv
 from sglang_ext.adapter.options import refuse_model
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.latent import LatentShape
 from tests.adapter.test_deepseek_v4 import context
 from tests.fixtures.zygote import Zygote
 
@@ -84,6 +85,8 @@ def test_plain_rows_are_served(pool: Any) -> None:
     assert built(pool) is pool
     kv = LatentKv(parameters(), pool, Geometry(16, 511))
     assert kv.page_bytes == (16 * 576 * 2, 2 * 16 * 320 * 2)
+    planned = LatentShape(1, 2, window=512, row=576, swa_row=320).page_planes(16)
+    assert kv.page_bytes == tuple(map(sum, planned)), "a plan says something else"
 
 
 def test_an_index_is_refused_since_nobody_waits_for_it(pool: Any) -> None:
