@@ -236,16 +236,22 @@ _WITHOUT_CHUNKS = {"Llama4ForCausalLM": "Llama4ForConditionalGeneration"}
 says of pools, and the one of the same model for which it does not."""
 
 
-def refuse_model(architecture: str) -> None:
+def refuse_model(architecture: str, beside: str | None = None) -> None:
     """Check the model, as far as its configuration says something.
 
     Args:
         architecture: as the model's configuration names it.
+        beside: what the engine keeps of a prefix beside KV, None for nothing.
 
     Raises:
-        StartupError: the engine does not compute with its windows; the message names the
-            architecture and what to use.
+        StartupError: there is such a thing, or the engine does not compute with its windows; the
+            message names the architecture and what to use.
     """
+    if beside is not None:
+        raise StartupError(
+            f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang keeps {beside} "
+            f"beside its KV; use {OWN_CACHE}"
+        )
     if served := _WITHOUT_CHUNKS.get(architecture):
         raise StartupError(
             f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang keeps no pool "

@@ -204,6 +204,15 @@ def test_models_are_what_they_are_named() -> None:
         refuse_model(architecture)
 
 
+def test_what_the_engine_keeps_beside_kv_is_refused_by_its_name() -> None:
+    from transformers import PretrainedConfig
+
+    config = PretrainedConfig(architectures=["DeepseekV32ForCausalLM"], index_topk=2048)
+    beside = setup.beside_kv(SimpleNamespace(hf_config=config))
+    with pytest.raises(StartupError, match=r"not serve DeepseekV32ForCausalLM: .* index \(DSA\)"):
+        refuse_model("DeepseekV32ForCausalLM", beside)
+
+
 def test_text_only_llama_4_is_refused_whatever_its_configuration_says() -> None:
     """A configuration can ask for a pool of windows (``is_hybrid_swa``); chunks it cannot ask
     for."""
