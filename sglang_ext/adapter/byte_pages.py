@@ -22,6 +22,8 @@ from sglang_ext.kernels.page_copy.plane import Plane
 from sglang_ext.storage.port import FULL, WINDOW
 from sglang_ext.transfer.job import PageCopies, Schedule
 
+_PLACEHOLDER = 256
+"""Bytes: what the beginnings of pages are multiples of where they can be."""
 LAYOUT = "page_first_direct"
 """The engine's name for such a host."""
 
@@ -77,11 +79,12 @@ def in_order(layers: Sequence[ByteLayers]) -> list[ByteLayers]:
 
 
 def sizes_of(layers: Sequence[ByteLayers]) -> tuple[int, int]:
-    """Bytes of a page of each component."""
+    """Bytes of a page of each component. One of no layer has some that nobody reads, so that it
+    has a place in the memory."""
     full, window = (
         sum(pool.page_bytes for pool in layers if pool.component == of) for of in (FULL, WINDOW)
     )
-    return full, window
+    return full, window or _PLACEHOLDER
 
 
 class ByteHost:

@@ -5,6 +5,11 @@ denser one, and KV of a window. A window is of no use without the states of the 
 have read a part of what they write next. So full attention is C4, its index with its scales, and
 C128; the window is its KV, and the states of C4 and of its index. C128 has no state at the end of a
 page, which is a multiple of 128 tokens.
+
+V4.1 has ratios 1 and 2, each with an index, kept by the first of the layers that read it. They have
+no state at the end of a page. With ``--enable-encoder-swa-bounded-replay`` a request has its window
+for itself, and the engine computes it again wherever the request resumes: then a page is compressed
+KV, and a request resumes at every one (``full_alone``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +19,7 @@ import torch
 
 from sglang_ext.adapter.byte_pages import ByteHost, ByteLayers, in_order, rows_by_page, sizes_of
 from sglang_ext.adapter.drafts import DraftLayers, settings_of_drafts
+from sglang_ext.adapter.full_alone import NO_WINDOWS
 from sglang_ext.adapter.host_kv import build_memory
 from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.config import BACKEND
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.deepseek_v4_memory_pool import DeepSeekV4TokenToKVPool
 
-_SERVED_RATIOS = {0, 4, 128}
+_SERVED_RATIOS = {0, 1, 2, 4, 128}
 """Of compression; 0 is a layer with a window alone."""
 
 
@@ -36,41 +42,52 @@ def is_pool(pool: Any) -> bool:
     return isinstance(pool, DeepSeekV4TokenToKVPool)
 
 
-def refuse_other_forms(pool: Any, page: int) -> None:
+_DRAFTS = "drafts"
+_ALLOWED = (
+    "pages of compressed KV, with windows in pages (DeepSeekV4TokenToKVPool) or computed again "
+    "(V4.1 with --enable-encoder-swa-bounded-replay)"
+)
+
+
+def refuse_other_forms(pool: Any, params: "CacheInitParams") -> None:
     """Check the form of a pool.
 
-    Args:
-        page: tokens.
-
     Raises:
-        StartupError: it is not the one with pages; the message names it.
+        StartupError: it is not one with pages; the message names it.
     """
-    for form, is_it in _other_forms(pool, page):
+    for form, is_it in _other_forms(pool, params):
         if is_it:
             raise StartupError(
-                f"{BACKEND}: DeepSeek-V4 {form} is not supported; allowed: pages of compressed KV "
-                f"and of windows (DeepSeekV4TokenToKVPool with a paged window); or use {OWN_CACHE}"
+                f"{BACKEND}: DeepSeek-V4 {form} is not supported; allowed: {_ALLOWED}; or use "
+                f"{OWN_CACHE}"
             )
 
 
-def _other_forms(pool: Any, page: int) -> Iterator[tuple[str, bool]]:
+def _other_forms(pool: Any, params: "CacheInitParams") -> Iterator[tuple[str, bool]]:
     from sglang.srt.mem_cache.deepseek_v4_memory_pool import (
         DeepSeekV4TokenToKVPool,
         HiSparseC4DevicePool,
     )
 
     yield f"with pools of type {type(pool).__name__}", type(pool) is not DeepSeekV4TokenToKVPool
+    page, replays = params.page_size, pool.request_window is not None
     yield (
-        "with the window of each request in a buffer of its own (request window, "
-        "--enable-encoder-swa-bounded-replay)",
-        pool.request_window is not None,
+        "with windows that are computed again beside drafts with windows in pages",
+        replays and pool.needs_paged_swa_allocator,
     )
     yield (
         "with the window of each request in a ring (unified_kv)",
-        pool.unified_kv_pool is not None or pool.swa_kv_pool is None,
+        pool.unified_kv_pool is not None or (pool.swa_kv_pool is None and not replays),
+    )
+    # the engine matches a window less than there is, and computes it again
+    yield (
+        "with windows in pages of which a prefill writes its end alone, "
+        "--enable-decoder-swa-bounded-replay, which V4.1 has by default (unset it with "
+        "--no-enable-decoder-swa-bounded-replay, or add --enable-encoder-swa-bounded-replay)",
+        params.decoder_swa_bounded_replay and not replays,
     )
     others = sorted(set(pool.compression_ratios) - _SERVED_RATIOS)
-    yield f"with layers of compression ratio {', '.join(map(str, others))} (V4.1)", bool(others)
+    yield f"with layers of compression ratio {', '.join(map(str, others))}", bool(others)
     yield "without layers of compressed KV", not pool.sources_by_ratio
     yield "with --enable-hisparse", isinstance(pool.c4_kv_pool, HiSparseC4DevicePool)
     widest = max(pool.compression_ratios)
@@ -120,24 +137,30 @@ class DeepSeekV4Kv:
         found: dict[str, Any] = {"kv": kv}
         if self._geometry.overlap:
             found["overlap"] = self._geometry.overlap
-        if self._params.mtp_draft_device_pools:
+        if any(layers.name == _DRAFTS for layers in self._layers):
             found["drafts"] = settings_of_drafts()
         return found
 
 
 def _stage_layers(pool: "DeepSeekV4TokenToKVPool") -> int:
-    return len(pool.swa_kv_pool.kv_buffer)
+    windows = pool.swa_kv_pool or pool.request_window.state
+    return len(windows.kv_buffer)
 
 
 def _of_model(pool: "DeepSeekV4TokenToKVPool") -> Iterator[ByteLayers]:
     """What a page has of the model's own layers, those of each component."""
     for ratio, layers in pool.sources_by_ratio.items():
         before = tuple(layer - pool.start_layer for layer in layers)
-        kv = [pool.kv_pools[ratio].kv_buffer]
+        planes = _planes([pool.kv_pools[ratio].kv_buffer])
         if (index := pool.index_pools.get(ratio)) is not None:
             rows = index.contiguous_page_row_buffers()
-            kv += [rows[at : at + len(layers)] for at in range(0, len(rows), len(layers))]
-        yield ByteLayers(FULL, f"C{ratio}", before, _planes(kv))
+            of_index = [rows[at : at + len(layers)] for at in range(0, len(rows), len(layers))]
+            # it may have shorter pages
+            planes += _planes(of_index, pool.page_size // ratio // index.page_size)
+        yield ByteLayers(FULL, f"C{ratio}", before, planes)
+    if pool.request_window is not None:
+        yield NO_WINDOWS
+        return
     everywhere = tuple(range(_stage_layers(pool)))
     yield ByteLayers(WINDOW, "SWA", everywhere, _planes([pool.swa_kv_pool.kv_buffer], _rows(pool)))
     by_kind = (pool.compress_state_pools, pool.indexer_compress_state_pools)
@@ -162,16 +185,18 @@ def _of_drafts(
     first of them come with its first layer, and all before its last."""
     last = _stage_layers(target) - 1
     for pool in (*params.mtp_draft_device_pools, *params.sidecar_draft_device_pools):
+        if is_pool(pool) and target.request_window is not None:
+            continue  # a ring of each request, which the engine begins anew where it resumes
         known = is_pool(pool) and pool.swa_size == target.swa_size and not pool.sources_by_ratio
         if not (known and pool.request_window is None and pool.unified_kv_pool is None):
             raise StartupError(
                 f"{BACKEND}: drafts with a KV pool of type {type(pool).__name__} of this form are "
                 "not supported with DeepSeek-V4; allowed: its own MTP layers "
-                "(--speculative-algorithm EAGLE), with paged windows"
+                "(--speculative-algorithm EAGLE) and its DSPARK drafts, with paged windows"
             )
         buffers = pool.swa_kv_pool.kv_buffer
         before = tuple(min(depth, last) for depth in range(len(buffers)))
-        yield ByteLayers(WINDOW, "drafts", before, _planes([buffers], _rows(pool)))
+        yield ByteLayers(WINDOW, _DRAFTS, before, _planes([buffers], _rows(pool)))
 
 
 def _rows(pool: "DeepSeekV4TokenToKVPool") -> int:

@@ -14,9 +14,13 @@ class DeviceKv:
 
     Args:
         windows_alone: the model has no full-attention KV: such pages are numbers without memory.
+        has_windows: it has KV of windows; otherwise those are.
     """
 
-    def __init__(self, index: "PrefixCache", *, windows_alone: bool = False) -> None:
+    def __init__(
+        self, index: "PrefixCache", *, windows_alone: bool = False, has_windows: bool = True
+    ) -> None:
+        self.has_windows = has_windows
         self._index = index
         self._page_tokens = index.geometry.page_tokens
         self._windows_alone = windows_alone

@@ -57,6 +57,14 @@ class SlotIndices:
         return first.reshape(len(first), -1, self._slots_per_page)
 
 
+def tokens_of(allocator: Any) -> tuple[int, int]:
+    """Tokens of each component that an allocator of the engine has; as many of windows as of the
+    rest where it knows none."""
+    if hasattr(allocator, "size_swa"):
+        return int(allocator.size_full), int(allocator.size_swa)
+    return int(allocator.size), int(allocator.size)
+
+
 class ForwardOrder:
     """Work on the device in the order of forward passes: behind the one that runs while the
     scheduler goes on, and before the next one.

@@ -21,8 +21,21 @@ if TYPE_CHECKING:
 
     from sglang_ext.adapter.stacks import Stack
 
-SERVED = ("EAGLE", "EAGLE3", "NEXTN", "FROZEN_KV_MTP", "STANDALONE", "NGRAM", "DFLASH")
-"""Algorithms by the engine's names."""
+SERVED = ("EAGLE", "EAGLE3", "NEXTN", "FROZEN_KV_MTP", "STANDALONE", "NGRAM", "DFLASH", "DSPARK")
+"""Algorithms by the engine's names; DSPARK with DeepSeek-V4 alone."""
+
+
+def refuse_elsewhere(algorithm: Any) -> None:
+    """Check the algorithm of a model that is not DeepSeek-V4.
+
+    Raises:
+        StartupError: its drafts are known there alone.
+    """
+    if algorithm.is_dspark():
+        raise StartupError(
+            f"--speculative-algorithm DSPARK is not supported by --radix-cache-backend {BACKEND} "
+            f"for this model; allowed: no value, {', '.join(SERVED[:-1])}; DSPARK with DeepSeek-V4"
+        )
 
 
 def overlap(algorithm: Any) -> int:

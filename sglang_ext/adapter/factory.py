@@ -1,18 +1,34 @@
 """Builds the cache from the engine's context."""
 
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from sglang_ext.adapter import block_hashes, checkpoint, deepseek_v4, drafts, latent, pipeline
+from sglang_ext.adapter import (
+    block_hashes,
+    checkpoint,
+    deepseek_v4,
+    drafts,
+    full_alone,
+    latent,
+    pipeline,
+)
 from sglang_ext.adapter.admission import Admission
 from sglang_ext.adapter.controller import HostTierController
 from sglang_ext.adapter.copy_trial import Bandwidth, try_copies
 from sglang_ext.adapter.device_kv import DeviceKv
-from sglang_ext.adapter.device_pool import EngineDevicePool, ForwardOrder, SlotIndices
+from sglang_ext.adapter.device_pool import (
+    EngineDevicePool,
+    ForwardOrder,
+    SlotIndices,
+    tokens_of,
+)
+from sglang_ext.adapter.full_alone import FullAloneDevicePool, FullAloneKv
 from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
 from sglang_ext.adapter.host_kv import HostKv
 from sglang_ext.adapter.host_pools import StackedKv
@@ -77,14 +93,14 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     from sglang.srt.runtime_context import get_schedule
 
     params = ctx.params
-    kv_pool = _hybrid_pool(ctx)
+    kv_pool = _served_pool(ctx)
     window_only = ctx.full_tokens_per_layer == 0
     geometry = _geometry(ctx, window_only=window_only)
-    kv = _model_kv(params, kv_pool, geometry)
-    allocator = params.token_to_kv_pool_allocator
+    kv = _model_kv(ctx, kv_pool, geometry)
     eviction = _eviction(params, window_only=window_only)
-    window_pages = allocator.size_swa // geometry.page_tokens
-    device_pages = allocator.size_full // geometry.page_tokens
+    device_tokens, window_tokens = tokens_of(params.token_to_kv_pool_allocator)
+    window_pages = window_tokens // geometry.page_tokens
+    device_pages = device_tokens // geometry.page_tokens
     spare = Spare.for_device(device_pages, window_pages)
     host_pages, tier, policy = 0, None, None
     if ctx.enable_hierarchical_cache:
@@ -114,7 +130,8 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         pinned_share=from_environment().pinned_share,
     )
     admission = Admission(
-        pool=allocator.size_swa,
+        # what has no windows is admitted whatever there is room for
+        pool=window_tokens if ctx.is_hybrid_swa else sys.maxsize,
         window=geometry.retained_tokens,
         page=params.page_size,
         chunk=params.chunked_prefill_size if (params.chunked_prefill_size or 0) > 0 else None,
@@ -125,7 +142,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         index,
         device_pool,
         admission,
-        kv=DeviceKv(index, windows_alone=window_only),
+        kv=DeviceKv(index, windows_alone=window_only, has_windows=ctx.is_hybrid_swa),
         inside=_inside(index, device_pool, admission.chunk),
         low_values_first=get_schedule().schedule_low_priority_values_first,
         session_refs=SessionRefs(lambda: index.sessions) if by_session else None,
@@ -149,10 +166,10 @@ def _geometry(ctx: "TreeCacheBuildContext", *, window_only: bool) -> Geometry:
     from sglang.srt.runtime_context import get_disagg
 
     params, algorithm = ctx.params, ctx.tp_worker.model_runner.spec_algorithm
-    assert params.swa_retain_window is not None
     return Geometry(
         device_page=params.page_size,
-        window=params.swa_retain_window,
+        # what has no windows resumes where any token is
+        window=params.swa_retain_window or 1,
         whole_pages=window_only
         # a prefill server sends what a request shares before the request has slots of its own
         # for the page inside which it resumed, and nothing holds that page from then on
@@ -255,9 +272,13 @@ def start_plan(
     )
 
 
-def _model_kv(params: "CacheInitParams", kv_pool: Any, geometry: Geometry) -> ModelKv:
+def _model_kv(ctx: "TreeCacheBuildContext", kv_pool: Any, geometry: Geometry) -> ModelKv:
+    params = ctx.params
     if deepseek_v4.is_pool(kv_pool):
         return deepseek_v4.DeepSeekV4Kv(params, kv_pool, geometry)
+    drafts.refuse_elsewhere(ctx.tp_worker.model_runner.spec_algorithm)
+    if full_alone.is_pool(kv_pool):
+        return FullAloneKv(params, kv_pool, geometry)
     if latent.is_pool(kv_pool):
         return latent.LatentKv(params, kv_pool, geometry)
     return StackedKv(params, kv_pool, drafts.layers(params), geometry)
@@ -265,8 +286,10 @@ def _model_kv(params: "CacheInitParams", kv_pool: Any, geometry: Geometry) -> Mo
 
 def _device_pool(
     ctx: "TreeCacheBuildContext", kv: ModelKv, geometry: Geometry, device_pages: int
-) -> EngineDevicePool | WindowOnlyDevicePool:
+) -> EngineDevicePool | WindowOnlyDevicePool | FullAloneDevicePool:
     allocator: Any = ctx.params.token_to_kv_pool_allocator
+    if not ctx.is_hybrid_swa:
+        return FullAloneDevicePool(allocator, geometry, device_pages)
     if ctx.full_tokens_per_layer == 0:
         return WindowOnlyDevicePool(allocator, geometry, device_pages)
     forward = ForwardOrder(ctx.tp_worker.model_runner.forward_stream)
@@ -274,9 +297,11 @@ def _device_pool(
 
 
 def _inside(
-    index: PrefixCache, device_pool: EngineDevicePool | WindowOnlyDevicePool, chunk: int | None
+    index: PrefixCache,
+    device_pool: EngineDevicePool | WindowOnlyDevicePool | FullAloneDevicePool,
+    chunk: int | None,
 ) -> InsidePages | None:
-    if not index.geometry.resumes_inside or isinstance(device_pool, WindowOnlyDevicePool):
+    if not (index.geometry.resumes_inside and isinstance(device_pool, EngineDevicePool)):
         return None
     return InsidePages(index, device_pool, chunk)
 
@@ -344,13 +369,19 @@ def _groups(ctx: "TreeCacheBuildContext") -> tuple[Any, ...]:
     return ctx.params.attn_cp_cache_group, ctx.params.tp_cache_group
 
 
-def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenToKVPool":
+def _served_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenToKVPool":
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
     pool: Any = ctx.params.token_to_kv_pool_allocator.get_kvcache()
     if deepseek_v4.is_pool(pool):
-        deepseek_v4.refuse_other_forms(pool, ctx.params.page_size)
+        deepseek_v4.refuse_other_forms(pool, ctx.params)
+        _refuse_unlike_stages(ctx.params)
+        return pool
+    if full_alone.is_pool(pool) and not (ctx.is_hybrid_ssm or ctx.is_hybrid_swa):
+        algorithm = ctx.tp_worker.model_runner.spec_algorithm
+        full_alone.refuse_other_forms(ctx.params, drafts_have_kv=drafts.have_kv(algorithm))
+        _refuse_scales_of_blocks((pool,))
         _refuse_unlike_stages(ctx.params)
         return pool
     if ctx.is_hybrid_ssm or not ctx.is_hybrid_swa:
@@ -371,7 +402,7 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenTo
     if type(pool) is SWAKVPool:
         kinds = [type(pool.full_kv_pool), type(pool.swa_kv_pool)]
         if all(issubclass(kind, MHATokenToKVPool) for kind in kinds):
-            _refuse_scales_of_blocks(pool)
+            _refuse_scales_of_blocks((pool.full_kv_pool, pool.swa_kv_pool))
             _refuse_unlike_stages(ctx.params)
             return pool
     names = ", ".join(kind.__name__ for kind in kinds)
@@ -382,14 +413,13 @@ def _hybrid_pool(ctx: "TreeCacheBuildContext") -> "SWAKVPool | DeepSeekV4TokenTo
 
 
 def _refuse_unlike_stages(params: "CacheInitParams") -> None:
-    allocator: Any = params.token_to_kv_pool_allocator
-    pipeline.refuse_unlike(params, (allocator.size_full, allocator.size_swa))
+    pipeline.refuse_unlike(params, tokens_of(params.token_to_kv_pool_allocator))
 
 
-def _refuse_scales_of_blocks(pool: "SWAKVPool") -> None:
+def _refuse_scales_of_blocks(components: Sequence[Any]) -> None:
     # a checkpoint can ask for them too, so the option does not say all; the pools may be of the
     # same class as any other
-    for component in (pool.full_kv_pool, pool.swa_kv_pool):
+    for component in components:
         if getattr(component, "k_scale_buffer", None) is not None:
             raise StartupError(
                 f"{BACKEND}: KV with scales for its blocks (FP4, MXFP8) is not supported; "
@@ -479,8 +509,8 @@ def _attach_metrics(
 def _device_sizes(ctx: "TreeCacheBuildContext", kv: ModelKv, geometry: Geometry) -> "DeviceSizes":
     from sglang_ext.adapter.metrics import DeviceSizes
 
-    allocator: Any = ctx.params.token_to_kv_pool_allocator
     # pages of a model without full-attention layers are numbers
     full, window = (0, *kv.page_bytes)[-2:]
-    pages = [size // geometry.page_tokens for size in (allocator.size_full, allocator.size_swa)]
+    tokens = tokens_of(ctx.params.token_to_kv_pool_allocator)
+    pages = [size // geometry.page_tokens for size in tokens]
     return DeviceSizes((full, window), (pages[0] * full, pages[1] * window))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
     from sglang_ext.adapter.device_pool import EngineDevicePool
+    from sglang_ext.adapter.full_alone import FullAloneDevicePool
     from sglang_ext.adapter.inside import InsidePages
     from sglang_ext.adapter.keys import Keys
     from sglang_ext.adapter.locks import Locks
@@ -55,7 +56,7 @@ class Handovers:
     def __init__(
         self,
         index: "PrefixCache",
-        device_pool: "EngineDevicePool | WindowOnlyDevicePool",
+        device_pool: "EngineDevicePool | WindowOnlyDevicePool | FullAloneDevicePool",
         rows: "ReqToTokenPool",
         keys: "Keys",
         locks: "Locks",

@@ -7,7 +7,7 @@ import torch
 
 from sglang_ext.adapter import pipeline
 from sglang_ext.adapter.controller import Pools
-from sglang_ext.adapter.device_pool import SlotIndices
+from sglang_ext.adapter.device_pool import SlotIndices, tokens_of
 from sglang_ext.adapter.host_arena import ArenaMemory
 from sglang_ext.adapter.options import OWN_CACHE
 from sglang_ext.config import BACKEND
@@ -123,8 +123,7 @@ def build_memory(
     """
     from sglang.srt.mem_cache.pool_host.base import host_memory_budget_bytes
 
-    allocator: Any = params.token_to_kv_pool_allocator
-    tokens = (allocator.size_full, allocator.size_swa)[-len(sizes) :]
+    tokens = tokens_of(params.token_to_kv_pool_allocator)[-len(sizes) :]
     pages = [count // geometry.page_tokens for count in tokens]
     budget, source = host_budget(sum(n * sum(size) for n, size in zip(pages, sizes, strict=True)))
     try:

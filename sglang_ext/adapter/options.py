@@ -236,25 +236,25 @@ _WITHOUT_CHUNKS = {"Llama4ForCausalLM": "Llama4ForConditionalGeneration"}
 says of pools, and the one of the same model for which it does not."""
 
 
-def refuse_model(architecture: str, *, hybrid: bool) -> None:
+def refuse_model(architecture: str, beside: str | None = None) -> None:
     """Check the model, as far as its configuration says something.
 
     Args:
         architecture: as the model's configuration names it.
-        hybrid: whether the engine keeps its sliding-window KV in a pool apart.
+        beside: what the engine keeps of a prefix beside KV, None for nothing.
 
     Raises:
-        StartupError: it does not, or does not compute with windows; the message names the
-            architecture and what to use.
+        StartupError: there is such a thing, or the engine does not compute with its windows; the
+            message names the architecture and what to use.
     """
-    refused = f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang"
+    if beside is not None:
+        raise StartupError(
+            f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang keeps {beside} "
+            f"beside its KV; use {OWN_CACHE}"
+        )
     if served := _WITHOUT_CHUNKS.get(architecture):
         raise StartupError(
-            f"{refused} keeps no pool of windows for it, and its attention reads beyond the "
-            f"chunks; use a checkpoint of {served}, or {OWN_CACHE}"
-        )
-    if not hybrid:
-        raise StartupError(
-            f"{refused} keeps no pool of sliding-window KV for this architecture, so there are no "
-            f"windows to keep apart; use {OWN_CACHE}"
+            f"--radix-cache-backend {BACKEND} does not serve {architecture}: SGLang keeps no pool "
+            "of windows for it, and its attention reads beyond the chunks; use a checkpoint of "
+            f"{served}, or {OWN_CACHE}"
         )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
     from sglang_ext.adapter.device_pool import EngineDevicePool
+    from sglang_ext.adapter.full_alone import FullAloneDevicePool
     from sglang_ext.adapter.host_arena import ArenaMemory, HostUsage
     from sglang_ext.adapter.host_kv import HostKv
     from sglang_ext.adapter.idle_calls import WaitingRelease
@@ -92,7 +93,7 @@ class SwaHiCache(BasePrefixCache):
         self,
         params: "CacheInitParams",
         index: PrefixCache,
-        device_pool: "EngineDevicePool | WindowOnlyDevicePool",
+        device_pool: "EngineDevicePool | WindowOnlyDevicePool | FullAloneDevicePool",
         admission: Admission,
         *,
         kv: DeviceKv | None = None,
@@ -154,8 +155,8 @@ class SwaHiCache(BasePrefixCache):
     # ---- capabilities --------------------------------------------------------
 
     def supports_swa(self) -> bool:
-        """Sliding-window slots are freed separately."""
-        return True
+        """Whether sliding-window slots are freed separately."""
+        return self._kv.has_windows
 
     def supports_prefix_sharing(self) -> bool:
         """Prefixes outlive their requests."""
@@ -191,7 +192,7 @@ class SwaHiCache(BasePrefixCache):
             last_host_node=best,
             best_match_node=best,
             host_hit_length=length - on_device_length,
-            swa_host_hit_length=to_pin * page,
+            swa_host_hit_length=to_pin * page if self._kv.has_windows else 0,
         )
 
     def _tell_found(
@@ -570,6 +571,8 @@ class SwaHiCache(BasePrefixCache):
     def available_and_evictable_str(self) -> str:
         """One line for out-of-memory messages."""
         allocator = self.token_to_kv_pool_allocator
+        if not self._kv.has_windows:
+            return f"{allocator.available_size()} available + {self.evictable_size()} evictable\n"
         return (
             f"full: {allocator.full_available_size()} available + "
             f"{self.full_evictable_size()} evictable, {self.full_protected_size()} protected; "

@@ -101,7 +101,7 @@ def _take_part_in_resolution(settings: config.ExtConfig) -> None:
             refuse_unsupported(view)
             # the engine has read it by now, and keeps it there
             if (model := getattr(server_args, "_model_config", None)) is not None:
-                refuse_model(model.hf_config.architectures[0], hybrid=model.is_hybrid_swa)
+                refuse_model(model.hf_config.architectures[0], beside_kv(model))
             install_in_front()
 
     def resolve(original: Any, server_args: "ServerArgs") -> None:
@@ -114,6 +114,20 @@ def _take_part_in_resolution(settings: config.ExtConfig) -> None:
         steps.append((before, after))
     else:
         HookRegistry.register(RESOLVE, resolve, HookType.AROUND)
+
+
+def beside_kv(model: Any) -> str | None:
+    """What the engine keeps of a prefix beside KV, None for nothing.
+
+    Args:
+        model: the engine's configuration of it.
+    """
+    from sglang.srt.configs.model_config import is_deepseek_dsa
+    from sglang.srt.mem_cache.kv_cache_builder import uses_ssm_state
+
+    if is_deepseek_dsa(model.hf_config):
+        return "an index (DSA)"
+    return "states of recurrent layers" if uses_ssm_state(model) else None
 
 
 def _keep_swa_memory() -> None:

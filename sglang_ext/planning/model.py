@@ -4,6 +4,7 @@ import dataclasses
 
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.planning.compressed import CompressedShape
+from sglang_ext.planning.latent import LatentShape
 from sglang_ext.planning.table import size
 
 _LEAST = {"full_layers": 1, "swa_layers": 1, "window": 2, "kv_heads": 1, "head_dim": 1}
@@ -101,7 +102,7 @@ class ModelShape:
         return f"{self.kv_heads} and {self.swa_kv_heads} heads of KV each"
 
 
-Shape = ModelShape | CompressedShape
+Shape = ModelShape | CompressedShape | LatentShape
 PRESETS: dict[str, ModelShape] = {
     # published configurations
     "gpt-oss-20b": ModelShape(12, 12, window=128, kv_heads=8, head_dim=64),
@@ -117,5 +118,8 @@ PRESETS: dict[str, ModelShape] = {
     "step-3.5-flash": ModelShape(12, 33, window=513, kv_heads=8, head_dim=128),
 }
 """All of a model, by its name."""
-COMPRESSED = {"deepseek-v4-flash": CompressedShape(21, 20, 2)}
+COMPRESSED = {
+    "deepseek-v4-flash": CompressedShape(21, 20, 2),
+    "deepseek-v4-pro": CompressedShape(30, 31, 0),
+}
 """The same of models whose shape has other fields."""

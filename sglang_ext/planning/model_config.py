@@ -7,10 +7,12 @@ from typing import Any
 
 from sglang_ext.planning.compressed import CompressedShape
 from sglang_ext.planning.draft import DraftShape
+from sglang_ext.planning.latent import LatentShape
 from sglang_ext.planning.launch_line import LaunchLine
 from sglang_ext.planning.model import ModelShape, Shape
 
-_READ_BEFORE = ("GptOssForCausalLM", "MellumForCausalLM", "Gemma4")
+_LATENT = "Dots3NoteForCausalLM"
+_READ_BEFORE = ("GptOssForCausalLM", "MellumForCausalLM", "Gemma4", _LATENT)
 """Architectures whose window counts the position itself; the engine takes the number of the others
 for positions before it."""
 _FP8 = ("fp8_e4m3", "fp8_e5m2")
@@ -79,6 +81,8 @@ def shape_of(config: Mapping[str, Any], dtype: str = "auto", kv_cache_dtype: str
     try:
         if architecture(config) == "DeepseekV4ForCausalLM":
             return _compressed(text)
+        if architecture(config) == _LATENT:
+            return _latent(text, _element_bytes(config, text, dtype, kv_cache_dtype))
         full, swa = _layers(architecture(config), text)
         heads = _gemma4_heads(text) if _is_gemma4(text) else _heads(text)
         return ModelShape(
@@ -127,7 +131,7 @@ def draft_of(line: LaunchLine) -> DraftShape | None:
 def _compressed(text: Mapping[str, Any]) -> CompressedShape:
     ratios = text["compress_ratios"][: int(text["num_hidden_layers"])]
     if others := set(ratios) - {0, 4, 128}:
-        raise ValueError(f"compress_ratios {sorted(others)}: V4.1 is not served")
+        raise ValueError(f"compress_ratios {sorted(others)}: V4.1 cannot be planned yet")
     return CompressedShape(
         c4_layers=ratios.count(4),
         c128_layers=ratios.count(128),
@@ -135,6 +139,20 @@ def _compressed(text: Mapping[str, Any]) -> CompressedShape:
         # the engine takes the number for positions before the one that reads
         window=int(text["sliding_window"]) + 1,
         index_dim=int(text.get("index_head_dim", 128)),
+    )
+
+
+def _latent(text: Mapping[str, Any], dtype_bytes: int) -> LatentShape:
+    if text.get("index_topk"):
+        raise ValueError("index_topk: an index of full attention (DSA) is not served")
+    full, swa = _layers(_LATENT, text)
+    return LatentShape(
+        full_layers=full,
+        swa_layers=swa,
+        window=_window(_LATENT, text),
+        row=int(text["kv_lora_rank"]) + int(text["qk_rope_head_dim"]),
+        swa_row=int(text["swa_kv_lora_rank"]) + int(text["swa_qk_rope_head_dim"]),
+        dtype_bytes=dtype_bytes,
     )
 
 

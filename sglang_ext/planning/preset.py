@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sglang_ext.planning.launch_line import LaunchLine, parse, take_apart
-from sglang_ext.planning.model import PRESETS, ModelShape
+from sglang_ext.planning.model import COMPRESSED, PRESETS, Shape
 from sglang_ext.planning.model_config import element_bytes_of
 
 _FOLDER = Path(__file__).parent / "presets"
@@ -35,7 +35,7 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A launch line.
 
     Attributes:
-        shape: name of the model's shape in ``model.PRESETS``.
+        shape: name of the model's shape in ``model.PRESETS`` or ``model.COMPRESSED``.
         source: who starts this line.
         part: its parts, variables first.
         note: what to know before it is started.
@@ -71,8 +71,10 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _, options = take_apart(self.words())
         return parse([*options, *more], "sglang-ext plan")
 
-    def model(self, line: LaunchLine) -> ModelShape:
-        """The model's shape, with the elements of KV that a line asks for."""
+    def model(self, line: LaunchLine) -> Shape:
+        """The model's shape, with the elements of KV that a line asks for, if all are alike."""
+        if (compressed := COMPRESSED.get(self.shape)) is not None:
+            return compressed
         whole = PRESETS[self.shape]
         size = element_bytes_of(line.kv_cache_dtype) or whole.dtype_bytes
         return dataclasses.replace(whole, dtype_bytes=size)

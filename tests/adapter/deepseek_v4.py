@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.deepseek_v4_memory_pool import DeepSeekV4TokenToKVPool
+from sglang.srt.runtime_context import get_exec
 from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
 from sglang_ext.storage.port import FULL
@@ -85,6 +86,28 @@ def draft_pool(window_tokens: int = 8 * PAGE, layers: int = 1) -> DeepSeekV4Toke
     return device_pool(0, window_tokens, (0,) * layers, is_draft_worker=True)
 
 
+V41_RATIOS = (0, 1, 1, 2, 2, 1)
+V41_SOURCES = (1, 3)
+"""Layers that keep what those behind them read, too."""
+
+
+def paged_v41_pool(tokens: int, window_tokens: int) -> DeepSeekV4TokenToKVPool:
+    """V4.1, with windows in pages."""
+    return device_pool(tokens, window_tokens, V41_RATIOS, kv_source_layers=V41_SOURCES)
+
+
+def replayed_pool(tokens: int, window_tokens: int) -> DeepSeekV4TokenToKVPool:
+    """V4.1, with windows that are computed again."""
+    with get_exec().features.override(enable_encoder_swa_bounded_replay=True):
+        return paged_v41_pool(tokens, window_tokens)
+
+
+def draft_rings(window_tokens: int) -> tuple[DeepSeekV4TokenToKVPool, ...]:
+    """Of drafts of such a model."""
+    with get_exec().features.override(enable_encoder_swa_bounded_replay=True):
+        return (draft_pool(window_tokens, layers=3),)
+
+
 def parameters(pool: DeepSeekV4TokenToKVPool, tokens: int = 16 * PAGE, **more: Any) -> Any:
     """What the engine passes to a cache, with an allocator of its own."""
     allocator = SWATokenToKVPoolAllocator(
@@ -113,8 +136,8 @@ def rows(pool: DeepSeekV4TokenToKVPool, component: int, page: int) -> list[torch
             slots = range(first // ratio, stop // ratio)
             found += _slots(kv_pool.kv_buffer, slots, PAGE // ratio)
             if ratio in pool.index_pools:
-                buffers = pool.index_pools[ratio].contiguous_page_row_buffers()
-                found += _slots(buffers, slots, PAGE // ratio)
+                index = pool.index_pools[ratio]
+                found += _slots(index.contiguous_page_row_buffers(), slots, index.page_size)
         return found
     found += _slots(pool.swa_kv_pool.kv_buffer, range(first, stop), pool.swa_kv_pool.page_size)
     for states in (pool.compress_state_pools, pool.indexer_compress_state_pools):

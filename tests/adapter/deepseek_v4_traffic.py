@@ -1,4 +1,4 @@
-"""A child process of test_deepseek_v4 and test_latent: conversations over the engine's pools.
+"""A child process of tests of byte planes: conversations over the engine's pools.
 
 The pools, the allocator, what reads them and the calls of the scheduler are the engine's; the cache
 is what our factory builds, with its threads that copy and its storage in files. In place of the
@@ -8,14 +8,16 @@ prefix, and a request compares what it reads, layer by layer, through the engine
 Prints one line of JSON for each of two servers, one after the other, on the same storage; then what
 was said when a row was of another prefix.
 
-    python -m tests.adapter.deepseek_v4_traffic DIRECTORY [BUG] [--model latent] [--requests N]
+    python -m tests.adapter.deepseek_v4_traffic DIRECTORY [BUG] [--model NAME] [--requests N]
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
+import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -32,56 +35,113 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from launch.bench.call_times import CallTimes
 from launch.bench.trace_requests import Scheduler
-from sglang_ext.adapter import factory
+from sglang_ext.adapter import drafts, factory
 from sglang_ext.adapter.byte_pages import ByteHost
 from sglang_ext.storage.port import WINDOW
-from tests.adapter.deepseek_v4 import PAGE, RATIOS, WINDOW_TOKENS, device_pool, set_options
-from tests.adapter.latent import latent_pool
+from tests.adapter.byte_models import MODELS, Model, Places, planes_of_drafts
+from tests.adapter.deepseek_v4 import PAGE, WINDOW_TOKENS, set_options
+from tests.adapter.lost_planes import lose
 from tests.adapter.test_identity import write_model
 
 PAGES, WINDOW_PAGES, LONGEST = 24, 12, 20 * PAGE
 TALKS, TURNS, CHUNK = 8, 7, 4 * PAGE
-RING = 8
-"""States of C4 of a page."""
 _SEED = 20
-_ALONE = {
-    **dict.fromkeys(("attn_tp_rank", "attn_dp_rank", "pp_rank"), 0),
-    **dict.fromkeys(("attn_tp_size", "pp_size"), 1),
-}
-"""A server of one rank."""
+_MOST_SECONDS = 120.0
+"""Whatever is waited for longer than that never comes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rank:
+    """A rank of a server.
+
+    Attributes:
+        number, count: among those that share a prompt.
+        group: of these, None where there is one alone.
+        dp_number, dp_count: among those with requests of their own.
+    """
+
+    number: int = 0
+    count: int = 1
+    group: Any = None
+    dp_number: int = 0
+    dp_count: int = 1
+
+    def tell_engine(self) -> None:
+        """As the engine does at start."""
+        get_parallel().override_permanently(
+            pp_rank=0,
+            pp_size=1,
+            tp_rank=self.dp_number * self.count + self.number,
+            tp_size=self.dp_count * self.count,
+            attn_tp_rank=self.number,
+            attn_tp_size=self.count,
+            attn_dp_rank=self.dp_number,
+            attn_dp_size=self.dp_count,
+            moe_tp_size=self.dp_count * self.count,
+            num_dp_ranks=self.dp_count,
+        )
 
 
 class Served:
     """The cache of a scheduler: what ``launch.bench.trace_requests`` needs of one.
 
     Args:
-        pools: makes those of the engine, by tokens with full-attention and with window KV.
+        storage: folder of pages; that of the model is beside it.
+        model: whose pools.
+        rank: whose cache it is.
+        options: of the server, beside those that are here.
     """
 
     has_host = True
 
-    def __init__(self, storage: Path, pools: Callable[[int, int], Any]) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        model: Model,
+        rank: Rank | None = None,
+        **options: Any,
+    ) -> None:
         self.sizes = SimpleNamespace(page=PAGE, chunk=CHUNK)
         self.times = CallTimes()
+        self.rank = rank = rank or Rank()
         set_options(
-            hicache_size=0.03,
-            chunked_prefill_size=CHUNK,
-            hicache_storage_backend="file",
-            hicache_storage_backend_extra_config=json.dumps({"file_storage_path": str(storage)}),
-            hicache_storage_prefetch_policy="wait_complete",
+            **{
+                "hicache_size": 0.03,
+                "chunked_prefill_size": CHUNK,
+                "hicache_storage_backend": "file",
+                "hicache_storage_backend_extra_config": json.dumps(
+                    {"file_storage_path": str(storage)}
+                ),
+                "hicache_storage_prefetch_policy": "wait_complete",
+                **options,
+            }
         )
-        get_context().override("test", model_path=str(storage.parent / "model"))
-        get_parallel().override_permanently(**_ALONE)
-        self.pool = pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
-        self.allocator = SWATokenToKVPoolAllocator(
-            PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
+        algorithm = SpeculativeAlgorithm.from_string(model.algorithm)
+        get_context().override(
+            "test",
+            model_path=str(storage.parent / "model"),
+            speculative_algorithm=model.algorithm,
         )
+        rank.tell_engine()
+        self.pool = model.pools(PAGES * PAGE, WINDOW_PAGES * PAGE)
+        self.drafts = model.drafts(WINDOW_PAGES * PAGE)
+        self.allocator: Any = (
+            SWATokenToKVPoolAllocator(
+                PAGES * PAGE, WINDOW_PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool,
+                need_sort=False,
+            )
+            if model.has_windows
+            else PagedTokenToKVPoolAllocator(
+                PAGES * PAGE, PAGE, torch.uint8, "cpu", self.pool, need_sort=False
+            )
+        )  # fmt: skip
+        self.has_windows = model.has_windows
         self.rows = ReqToTokenPool(2, LONGEST + PAGE, "cpu", enable_memory_saver=False)
         runner = SimpleNamespace(
             prefill_aware_swa=False,
             forward_stream=None,
             lora_manager=None,
-            spec_algorithm=SpeculativeAlgorithm.NONE,
+            spec_algorithm=algorithm,
         )
         context: Any = SimpleNamespace(
             disable_radix_cache=False,
@@ -91,17 +151,20 @@ class Served:
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=PAGE,
                 chunked_prefill_size=CHUNK,
-                sliding_window_size=WINDOW_TOKENS,
+                sliding_window_size=WINDOW_TOKENS if model.has_windows else None,
+                tp_cache_group=rank.group,
+                is_eagle=algorithm.is_eagle(),
+                mtp_draft_device_pools=self.drafts,
             ),
-            full_tokens_per_layer=PAGES * PAGE,
-            is_hybrid_swa=True,
+            full_tokens_per_layer=PAGES * PAGE if model.has_windows else None,
+            is_hybrid_swa=model.has_windows,
             is_hybrid_ssm=False,
             enable_hierarchical_cache=True,
             tp_worker=SimpleNamespace(
                 model_runner=runner, register_hicache_layer_transfer_counter=lambda _: None
             ),
-            tp_size=1,
-            tp_rank=0,
+            tp_size=rank.count,
+            tp_rank=rank.number,
         )
         self.tree: Any = factory.build_tree_cache(context)
         # as a worker does before its forward pass
@@ -122,120 +185,83 @@ class Served:
             name, tree.root_node_handle(), prompt.tolist(),
             matched_prefix_tokens=[], extra_key=None, cache_salt=None,
         )  # fmt: skip
-        while not tree.check_prefetch_progress(name):
-            tree.check_hicache_events()
+        self._step_until(lambda: tree.check_prefetch_progress(name))
 
     def settle(self) -> None:
         """Until nothing is in flight or on its way to storage."""
-        while self.tree.in_flight or self.tree.ongoing_backup:
+        tree = self.tree
+        self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup))
+
+    def _step_until(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + _MOST_SECONDS
+        while not done():
+            assert time.monotonic() < end, "it hangs"
             self.tree.check_hicache_events()
 
     def close(self) -> None:
         """A server ends."""
         self.settle()
         self.tree.sanity_check()
+        if not self.has_windows:
+            left = self.allocator.available_size() + self.tree.evictable_size()
+            assert left == PAGES * PAGE, "slots are lost"
+            self.tree.release_host_resources()
+            return
         full = self.allocator.full_available_size() + self.tree.full_evictable_size()
         window = self.allocator.swa_available_size() + self.tree.swa_evictable_size()
         assert (full, window) == (PAGES * PAGE, WINDOW_PAGES * PAGE), "slots are lost"
         self.tree.release_host_resources()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Places:
-    """Where the first tokens of a request lie.
-
-    Attributes:
-        row: their full-attention slots.
-        peers: window slots of all full-attention slots.
-        tags: of each token, its whole prefix.
-        start: first token whose full attention counts.
-        window: first whose window does.
-    """
-
-    row: torch.Tensor
-    peers: torch.Tensor
-    tags: torch.Tensor
-    start: int
-    window: int
-
-
-Plane = tuple[str, torch.Tensor, torch.Tensor, int, torch.Tensor]
-"""For a reader; buffer of a layer, slots in it, slots of a row of it, tag of each slot."""
-
-
-def planes_of_deepseek_v4(pool: Any, at: Places) -> Iterator[Plane]:
-    """What each layer reads of tokens."""
-    count = len(at.row)
-    swa = at.peers[at.row[at.window :]]
-    # a page has a state for each place of its ring: of its last tokens
-    ring = torch.arange(at.window, count)
-    ring = ring[(ring % PAGE >= PAGE - RING) | (ring >= count - RING)]
-    of_ring = at.peers[at.row[ring]]
-    for layer, ratio in enumerate(RATIOS):
-        where = f"layer {layer}: "
-        tags = at.tags[at.window :]
-        yield where + "window", pool.get_swa_key_buffer_radix(layer), swa, PAGE, tags
-        if ratio:
-            last = torch.arange(at.start, count)
-            last = last[(last + 1) % ratio == 0]
-            slots, of = at.row[last] // ratio, at.tags[last]
-            yield f"{where}C{ratio}", pool.get_extra_key_buffer(layer), slots, PAGE // ratio, of
-        if ratio == 4:
-            index = pool.get_index_k_with_scale_buffer(layer)
-            yield where + "index", index, slots, PAGE // 4, of
-            for name in ("attention", "indexer"):
-                states = getattr(pool, f"get_{name}_compress_states")(layer)
-                places = states.translate_from_swa_loc_to_state_loc(of_ring.clone())
-                buffer = states.kv_score_buffer.kv_score
-                yield f"{where}{name} state", buffer, places, 1, at.tags[ring]
-
-
-def planes_of_latent(pool: Any, at: Places) -> Iterator[Plane]:
-    """What each layer reads of tokens."""
-    for layer, (_, is_window) in sorted(pool.layers_mapping.items()):
-        first = at.window if is_window else at.start
-        slots = at.peers[at.row[first:]] if is_window else at.row[first:]
-        name = f"layer {layer}: {'window' if is_window else 'full attention'}"
-        yield name, pool.get_key_buffer(layer), slots, 1, at.tags[first:]
-
-
 class WrittenPrefixes:
     """WrittenKv: the row of each token names all tokens up to it, in every plane.
 
-    Args:
-        planes: of the pool.
+    Ranks that share a prompt have other rows of it.
     """
 
-    def __init__(self, served: Served, planes: Callable[[Any, Places], Iterator[Plane]]) -> None:
+    def __init__(self, served: Served, model: Model) -> None:
         self._served = served
-        self._planes = planes
-        self._weights = np.random.default_rng(_SEED).integers(1, 1 << 62, LONGEST + PAGE)
+        self._model = model
+        seed = _SEED + served.rank.number
+        self._weights = np.random.default_rng(seed).integers(1, 1 << 62, LONGEST + PAGE)
 
     def write(self, req: Req, start: int, tokens: "array[int]") -> None:
         """See WrittenKv."""
         known = np.asarray(req.origin_input_ids)
         if start >= len(known):
             known = np.concatenate([known, tokens])
-        self._each(req, known[: start + len(tokens)], start, start, self._put)
+            # drafts have waited for the first token of the answer
+            start -= self._model.overlap
+        self._each(req, known, start + len(tokens), (start, start), self._put)
 
     def compare(self, req: Req) -> None:
         """See WrittenKv."""
         found = req.prefix_len
         first = max(0, found - WINDOW_TOKENS)
-        self._each(req, np.asarray(req.origin_input_ids)[:found], 0, first, self._compare)
+        self._each(req, np.asarray(req.origin_input_ids), found, (0, first), self._compare)
 
-    def _each(self, req: Req, tokens: np.ndarray, start: int, window: int, use: Any) -> None:
-        """What is written or read for tokens; see ``Places``."""
-        if not len(tokens):
+    def _each(
+        self, req: Req, known: np.ndarray, count: int, first: tuple[int, int], use: Any
+    ) -> None:
+        """What is written or read for the first ``count`` of known tokens, from ``first`` on of
+        each component; see ``Places``."""
+        if not count:
             return
-        products = (tokens + 1) * self._weights[: len(tokens)]
+        known = known[: count + 1]
+        products = (known + 1) * self._weights[: len(known)]
         tags = torch.from_numpy(np.cumsum(products, dtype=np.int64))
-        row = self._served.rows.req_to_token[req.kv.req_pool_idx][: len(tokens)].long()
-        peers = self._served.allocator.full_to_swa_index_mapping
-        assert (peers[row[window:]] > 0).all(), "the window is not there"
-        at = Places(row, peers, tags, start, window)
-        for name, buffer, slots, per_row, of in self._planes(self._served.pool, at):
-            use(buffer, slots, per_row, of, f"request {req.rid}, {len(tokens)} tokens, {name}")
+        served = self._served
+        row = served.rows.req_to_token[req.kv.req_pool_idx][:count].long()
+        peers = torch.zeros((PAGES + 1) * PAGE, dtype=torch.int64)
+        if served.has_windows:
+            peers = served.allocator.full_to_swa_index_mapping
+            assert (peers[row[first[1] :]] > 0).all(), "the window is not there"
+        at = Places(row, peers, tags, *first)
+        planes = [self._model.planes(served.pool, at)]
+        if served.has_windows:
+            planes += [planes_of_drafts(pool, at, self._model.overlap) for pool in served.drafts]
+        for name, buffer, slots, per_row, of in itertools.chain(*planes):
+            use(buffer, slots, per_row, of, f"request {req.rid}, {count} tokens, {name}")
 
     def _put(
         self, buffer: torch.Tensor, slots: torch.Tensor, per_row: int, tags: torch.Tensor, _: str
@@ -262,10 +288,10 @@ Requests = list[tuple[np.ndarray, np.ndarray]]
 """(prompt, answer) of each."""
 
 
-def conversations(least: int) -> Requests:
-    """At least so many requests. All talk in turns, and some begin as another one does; when they
-    have ended, others do."""
-    rng = np.random.default_rng(_SEED)
+def conversations(least: int, seed: int = _SEED) -> Requests:
+    """At least so many requests. All talk in turns, and some begin as another one does, up to a
+    place inside a page or to its end; when they have ended, others do."""
+    rng = np.random.default_rng(seed)
     system = rng.integers(1, 1 << 20, 3 * PAGE + 40)
     found: Requests = []
     while len(found) < least:
@@ -274,7 +300,8 @@ def conversations(least: int) -> Requests:
 
 
 def _turns(rng: np.random.Generator, system: np.ndarray) -> Requests:
-    talks = [[system if talk % 2 else rng.integers(1, 1 << 20, 2 * PAGE)] for talk in range(TALKS)]
+    begin = {1: system, 2: system[: 2 * PAGE], 3: system}
+    talks = [[begin.get(talk % 4, rng.integers(1, 1 << 20, 2 * PAGE))] for talk in range(TALKS)]
     found = []
     for _ in range(TURNS):
         for talk in talks:
@@ -286,49 +313,74 @@ def _turns(rng: np.random.Generator, system: np.ndarray) -> Requests:
     return found
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Model:
-    """Pools, and what is read there."""
+class Server:
+    """A server that serves one request at a time.
 
-    pools: Callable[[int, int], Any]
-    planes: Callable[[Any, Places], Iterator[Plane]]
+    Args:
+        served: its cache.
+    """
 
+    def __init__(self, served: Any, model: Model) -> None:
+        self._served = served
+        self._scheduler = Scheduler(served, WrittenPrefixes(served, model))
+        self._arrived = 0
+        self._prompts = 0
 
-MODELS = {
-    "deepseek-v4": Model(device_pool, planes_of_deepseek_v4),
-    "latent": Model(latent_pool, planes_of_latent),
-}
+    def serve(self, requests: Requests) -> None:
+        """One after the other."""
+        scheduler = self._scheduler
+        for prompt, answer in requests:
+            self._served.wait_for_storage(str(self._arrived), prompt)
+            self._arrived += 1
+            self._prompts += len(prompt)
+            rejected = scheduler.counted.rejected
+            scheduler.serve(prompt, answer)
+            if scheduler.counted.rejected > rejected:
+                # pages are held while they are copied; an engine tries again in its next step
+                self._served.settle()
+                scheduler.serve(prompt, answer)
+                assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
+
+    def found(self, prompt: np.ndarray, answer: np.ndarray) -> int:
+        """Tokens that a request does not compute."""
+        counted = self._scheduler.counted
+        before = counted.from_device + counted.from_host
+        self.serve([(prompt, answer)])
+        return counted.from_device + counted.from_host - before
+
+    def counted(self) -> dict[str, Any]:
+        """What has happened, JSON."""
+        counted = self._scheduler.counted
+        return {
+            "from_device": counted.from_device,
+            "from_host": counted.from_host,
+            "verified": counted.verified,
+            "prompt": self._prompts,
+            "counters": self._served.tree.index.counters.as_dict(),
+        }
 
 
 def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
     """A server from its start to its end."""
-    served: Any = Served(storage, model.pools)
-    scheduler = Scheduler(served, WrittenPrefixes(served, model.planes))
-    for number, (prompt, answer) in enumerate(requests):
-        served.wait_for_storage(str(number), prompt)
-        rejected = scheduler.counted.rejected
-        scheduler.serve(prompt, answer)
-        if scheduler.counted.rejected > rejected:
-            # pages are held while they are copied; an engine tries again in its next step
-            served.settle()
-            scheduler.serve(prompt, answer)
-            assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
-    counters = served.tree.index.counters
+    served: Any = Served(storage, model)
+    server = Server(served, model)
+    server.serve(requests)
     served.close()
-    counted = scheduler.counted
-    return {
-        "from_device": counted.from_device,
-        "from_host": counted.from_host,
-        "verified": counted.verified,
-        "prompt": sum(len(prompt) for prompt, _ in requests),
-        "persisted_pages": counters.persisted_pages,
-        "persisted_window_pages": counters.persisted_window_pages,
-        "counters": {
-            name: value
-            for name, value in dataclasses.asdict(counters).items()
-            if isinstance(value, int)
-        },
-    }
+    return server.counted()
+
+
+def branches(storage: Path, model: Model, requests: Requests) -> list[int]:
+    """What a server finds of prompts that leave the longest one at each of its pages, the deepest
+    first."""
+    served: Any = Served(storage, model)
+    server = Server(served, model)
+    longest, answer = max(requests, key=lambda request: len(request[0]))
+    found = [
+        server.found(np.concatenate([longest[:stop], answer]), answer)
+        for stop in range(len(longest) // PAGE * PAGE, 0, -PAGE)
+    ]
+    served.close()
+    return found
 
 
 def states_are_not_copied() -> None:
@@ -356,6 +408,10 @@ def the_last_layer_is_not_loaded() -> None:
     _load(lambda gates: [*gates[:-1], []])
 
 
+def pages_are_named_by_their_own_tokens_alone() -> None:
+    drafts.overlap = lambda _: 0
+
+
 def windows_are_not_loaded() -> None:
     _load(lambda gates: [[layer for layer in gate if layer[0] != WINDOW] for gate in gates])
 
@@ -367,15 +423,22 @@ def main() -> None:
     parser.add_argument("bugs", nargs="*")
     parser.add_argument("--model", choices=MODELS, default="deepseek-v4")
     parser.add_argument("--requests", type=int, default=1, help="at least")
+    parser.add_argument("--branches", action="store_true", help="a line more, see branches")
+    parser.add_argument("--lose", nargs=3, metavar=("POOL", "PLANE", "WAY"), help="see lost_planes")
     args = parser.parse_args()
     base.host_memory_budget_bytes = lambda *_, **__: 1 << 40  # whatever else is running here
     for bug in args.bugs:
         globals()[bug]()
+    if args.lose:
+        pool, plane, way = args.lose
+        lose(int(pool), int(plane), way)
     write_model(args.folder / "model")
     model, requests = MODELS[args.model], conversations(args.requests)
     try:
         print(json.dumps(serve(args.folder / "pages", model, requests)))
         print(json.dumps(serve(args.folder / "pages", model, requests[-TALKS:])))
+        if args.branches:
+            print(json.dumps(branches(args.folder / "pages", model, requests)))
     except AssertionError as error:
         print(json.dumps(str(error)))
 

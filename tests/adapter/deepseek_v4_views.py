@@ -31,6 +31,7 @@ from tests.adapter.deepseek_v4 import (
     device_pool,
     draft_pool,
     holds,
+    paged_v41_pool,
     parameters,
     rows,
     set_options,
@@ -150,11 +151,21 @@ def of_layer(pool: Any, component: int, number: int) -> list[int]:
     stage = range(pool.start_layer, pool.end_layer)
     ratios = [pool.compression_ratios[layer] for layer in stage]
     mine, place = ratios[number], ratios[: number + 1].count(ratios[number]) - 1
-    fours = ratios.count(4)
     if component == WINDOW:
+        fours = ratios.count(4)
         states = [len(ratios) + place, len(ratios) + fours + place] if mine == 4 else []
         return [number, *states]
-    return {0: [], 4: [place, fours + place], 128: [2 * fours + place]}[mine]
+    if mine == 0:
+        return []
+    first = 0
+    for ratio, kv_pool in pool.kv_pools.items():
+        count = len(kv_pool.kv_buffer)
+        if ratio == mine:
+            # of the layer that keeps it
+            first += pool.layer_mapping[stage[number]].compress_layer_id
+            return [first, first + count] if ratio in pool.index_pools else [first]
+        first += count * (1 + (ratio in pool.index_pools))
+    raise AssertionError("a ratio has no pool")
 
 
 def states_are_not_copied() -> None:
@@ -257,6 +268,7 @@ CASES: dict[str, Any] = {
     "one ratio": lambda: (device_pool(ratios=(0, 4)), ()),
     "states of another type": lambda: (device_pool(c4_state_dtype=torch.bfloat16), ()),
     "short rows": lambda: (with_short_rows(), ()),
+    "V4.1": lambda: (paged_v41_pool(16 * PAGE, 8 * PAGE), ()),
 }
 AS_PLANNED = ("model", "stage", "one ratio", "short rows")
 """Those whose rows are as wide as they are by default."""

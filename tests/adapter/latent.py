@@ -3,12 +3,20 @@
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from tests.adapter.deepseek_v4 import PAGE
 
 FULL_LAYERS, WINDOW_LAYERS = [1, 3], [0, 2, 4]
+
+
+def full_attention_pool(tokens: int, window_tokens: int) -> Any:
+    """Of a model without windows; K and V."""
+    return MHATokenToKVPool(
+        tokens, PAGE, torch.bfloat16, head_num=2, head_dim=64, layer_num=3, device="cpu",
+        enable_memory_saver=False,
+    )  # fmt: skip
 
 
 def latent_pool(tokens: int, window_tokens: int) -> Any:

@@ -12,8 +12,10 @@ from sglang_ext.adapter import byte_pages, factory
 from sglang_ext.adapter.byte_pages import ByteLayers, in_order, rows_by_page
 from sglang_ext.errors import StartupError
 from sglang_ext.storage.port import FULL, WINDOW
+from tests.adapter.lost_planes import WAYS
 from tests.fixtures.zygote import Zygote
 
+TRAFFIC = "tests.adapter.deepseek_v4_traffic"
 BUGS = ("states_are_not_copied", "a_ratio_is_not_loaded", "planes_lie_on_each_other",
         "the_index_is_not_paid_for", "layers_come_one_gate_later",
         "states_are_those_of_the_next_page", "a_moved_page_is_torn")  # fmt: skip
@@ -21,7 +23,7 @@ BUGS = ("states_are_not_copied", "a_ratio_is_not_loaded", "planes_lie_on_each_ot
 
 def test_every_plane_of_every_page_goes_to_every_tier_and_back(zygote: Zygote) -> None:
     lines = zygote.lines("tests.adapter.deepseek_v4_views")
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.endswith("ok") for line in lines), lines
 
 
@@ -41,7 +43,7 @@ def test_a_seeded_bug_is_found(zygote: Zygote, bug: str) -> None:
 def test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart(
     zygote: Zygote, tmp_path: Path
 ) -> None:
-    printed = zygote.lines("tests.adapter.deepseek_v4_traffic", str(tmp_path))
+    printed = zygote.lines(TRAFFIC, str(tmp_path))
     first, second = map(json.loads, printed[-2:])
     for server in (first, second):
         assert server["verified"] >= server["from_device"] + server["from_host"]
@@ -57,11 +59,55 @@ def test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart(
     assert second["from_host"] > 0.8 * second["prompt"]
 
 
-def test_rows_that_were_left_behind_are_found(zygote: Zygote, tmp_path: Path) -> None:
-    printed = zygote.lines(
-        "tests.adapter.deepseek_v4_traffic", str(tmp_path), "states_are_not_copied"
-    )
-    assert printed[-1].endswith('attention state"'), printed
+PLANES = {"C4": (0, 0), "index": (0, 1), "window": (1, 0), "C128": (2, 0),
+          "attention state": (3, 0), "indexer state": (3, 1)}  # fmt: skip
+"""What is read: number of the pool, and of its plane."""
+FEW = (("index", "load"), ("C128", "backup"), ("window", "load"), ("indexer state", "backup"))
+"""One of each component both ways."""
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=[] if (name, way) in FEW else pytest.mark.full)
+        for name in PLANES
+        for way in WAYS
+    ],
+)
+def test_a_plane_that_was_left_behind_is_found_by_its_name(
+    zygote: Zygote, tmp_path: Path, name: str, way: str
+) -> None:
+    pool, plane = map(str, PLANES[name])
+    printed = zygote.lines(TRAFFIC, str(tmp_path), "--lose", pool, plane, way)
+    assert printed[-1].endswith(f': {name}"'), printed
+
+
+@pytest.mark.parametrize("kind", ["mtp", "dspark"])
+def test_drafts_read_what_they_wrote_in_every_tier_and_after_a_restart(
+    zygote: Zygote, tmp_path: Path, kind: str
+) -> None:
+    printed = zygote.lines(TRAFFIC, str(tmp_path), "--model", f"deepseek-v4-{kind}")
+    first, second = map(json.loads, printed[-2:])
+    for server in (first, second):
+        assert server["verified"] >= server["from_device"] + server["from_host"]
+    assert first["from_device"] > 0 < first["counters"]["loaded_window_pages"]
+    assert second["counters"]["prefetched_window_pages"] > 0
+    assert second["from_host"] > 0.8 * second["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bug", "found"),
+    [
+        ("mtp", ("pages_are_named_by_their_own_tokens_alone",), "draft 0"),
+        ("mtp", ("--lose", "5", "0", "load"), "draft 0"),
+        ("dspark", ("--lose", "4", "0", "backup"), "draft 0"),
+    ],
+)
+def test_rows_of_drafts_that_were_left_behind_are_found(
+    zygote: Zygote, tmp_path: Path, kind: str, bug: tuple[str, ...], found: str
+) -> None:
+    printed = zygote.lines(TRAFFIC, str(tmp_path), *bug, "--model", f"deepseek-v4-{kind}")
+    assert printed[-1].endswith(f', {found}"'), printed
 
 
 def test_what_is_behind_the_last_whole_page_of_a_buffer_belongs_to_none() -> None:
@@ -104,6 +150,7 @@ def pool() -> Any:
 
     made: Any = DeepSeekV4TokenToKVPool.__new__(DeepSeekV4TokenToKVPool)
     made.request_window = made.unified_kv_pool = None
+    made.needs_paged_swa_allocator = True
     made.swa_kv_pool, made.c4_kv_pool = object(), object()
     made.compression_ratios = [0, 4, 128]
     made.sources_by_ratio = {4: [1], 128: [2]}
@@ -113,33 +160,49 @@ def pool() -> Any:
 def context(pool: Any, page: int = 256) -> Any:
     allocator = SimpleNamespace(get_kvcache=lambda: pool, size_full=512, size_swa=512)
     params = SimpleNamespace(
-        token_to_kv_pool_allocator=allocator, pp_cache_group=None, page_size=page
+        token_to_kv_pool_allocator=allocator,
+        pp_cache_group=None,
+        page_size=page,
+        decoder_swa_bounded_replay=False,
     )
     return SimpleNamespace(params=params, is_hybrid_ssm=False, is_hybrid_swa=True)
 
 
 def test_pages_of_windows_are_served(pool: Any) -> None:
-    assert factory._hybrid_pool(context(pool)) is pool
+    assert factory._served_pool(context(pool)) is pool
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("request_window", object(), "request window, --enable-encoder-swa-bounded-replay"),
+        ("request_window", object(), "computed again beside drafts with windows in pages"),
         ("unified_kv_pool", object(), r"ring \(unified_kv\)"),
-        ("compression_ratios", [0, 1, 2, 4], r"compression ratio 1, 2 \(V4.1\)"),
+        ("swa_kv_pool", None, r"ring \(unified_kv\)"),
+        ("compression_ratios", [0, 8, 16, 128], "compression ratio 8, 16"),
         ("sources_by_ratio", {}, "without layers of compressed KV"),
     ],
 )
 def test_other_forms_are_refused_by_name(pool: Any, field: str, value: Any, said: str) -> None:
     setattr(pool, field, value)
     with pytest.raises(StartupError, match=f"DeepSeek-V4 .*{said}.* is not supported; allowed: "):
-        factory._hybrid_pool(context(pool))
+        factory._served_pool(context(pool))
+
+
+def test_v41_is_served_where_its_windows_are_whole_or_computed_again(pool: Any) -> None:
+    pool.compression_ratios, pool.sources_by_ratio = [0, 1, 2], {1: [1], 2: [2]}
+    given = context(pool)
+    assert factory._served_pool(given) is pool
+    given.params.decoder_swa_bounded_replay = True
+    with pytest.raises(StartupError, match="unset it with --no-enable-decoder-swa-bounded-replay"):
+        factory._served_pool(given)
+    pool.request_window, pool.swa_kv_pool = object(), None
+    pool.needs_paged_swa_allocator = False
+    assert factory._served_pool(given) is pool
 
 
 def test_a_page_that_ends_inside_a_compressed_token_is_refused(pool: Any) -> None:
     with pytest.raises(StartupError, match="--page-size 64, no multiple of 128"):
-        factory._hybrid_pool(context(pool, page=64))
+        factory._served_pool(context(pool, page=64))
 
 
 def test_pools_of_other_machines_are_refused_by_their_class(pool: Any) -> None:
@@ -148,7 +211,7 @@ def test_pools_of_other_machines_are_refused_by_their_class(pool: Any) -> None:
 
     pool.__class__ = OtherPool
     with pytest.raises(StartupError, match="pools of type OtherPool is not supported"):
-        factory._hybrid_pool(context(pool))
+        factory._served_pool(context(pool))
 
 
 def test_a_denser_index_is_refused_by_its_option(pool: Any) -> None:
@@ -156,4 +219,4 @@ def test_a_denser_index_is_refused_by_its_option(pool: Any) -> None:
 
     pool.c4_kv_pool = HiSparseC4DevicePool.__new__(HiSparseC4DevicePool)
     with pytest.raises(StartupError, match="--enable-hisparse is not supported"):
-        factory._hybrid_pool(context(pool))
+        factory._served_pool(context(pool))

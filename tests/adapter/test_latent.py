@@ -14,6 +14,7 @@ from sglang_ext.adapter.latent import LatentKv
 from sglang_ext.adapter.options import refuse_model
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.errors import StartupError
+from sglang_ext.planning.latent import LatentShape
 from tests.adapter.test_deepseek_v4 import context
 from tests.fixtures.zygote import Zygote
 
@@ -64,14 +65,14 @@ def test_the_engine_keeps_windows_of_dots3_apart() -> None:
 
     architecture = "Dots3NoteForCausalLM"
     assert architecture in ModelRegistry.get_supported_archs()
-    hybrid = is_hybrid_swa_model([architecture], Dots3Config())
-    refuse_model(architecture, hybrid=bool(hybrid))
+    assert is_hybrid_swa_model([architecture], Dots3Config())
+    refuse_model(architecture)
 
 
 def built(pool: Any, page: int = 64) -> Any:
     given = context(pool, page)
     given.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(prefill_aware_swa=False))
-    return factory._hybrid_pool(given)
+    return factory._served_pool(given)
 
 
 def parameters(**drafts: Any) -> Any:
@@ -84,6 +85,8 @@ def test_plain_rows_are_served(pool: Any) -> None:
     assert built(pool) is pool
     kv = LatentKv(parameters(), pool, Geometry(16, 511))
     assert kv.page_bytes == (16 * 576 * 2, 2 * 16 * 320 * 2)
+    planned = LatentShape(1, 2, window=512, row=576, swa_row=320).page_planes(16)
+    assert kv.page_bytes == tuple(map(sum, planned)), "a plan says something else"
 
 
 def test_an_index_is_refused_since_nobody_waits_for_it(pool: Any) -> None:
@@ -112,12 +115,3 @@ def test_pages_that_are_parts_of_one_are_refused(pool: Any) -> None:
 def test_drafts_are_refused_with_what_to_use(pool: Any, field: str) -> None:
     with pytest.raises(StartupError, match="use --speculative-algorithm NGRAM"):
         LatentKv(parameters(**{field: (pool,)}), pool, Geometry(16, 511))
-
-
-def test_one_component_alone_is_refused_by_its_pool() -> None:
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-    given = context(MHATokenToKVPool.__new__(MHATokenToKVPool))
-    given.is_hybrid_swa = False
-    with pytest.raises(StartupError, match=r"serves models with full and .*pool is MHATokenToKV"):
-        factory._hybrid_pool(given)

@@ -79,7 +79,7 @@ def test_drafts_whose_kv_has_a_place_are_served(algorithm: str) -> None:
         refuse_unsupported(SimpleNamespace(**{**GOOD, "speculative_algorithm": name}))
 
 
-@pytest.mark.parametrize("algorithm", ["DSPARK", "UNO", "MINE"])
+@pytest.mark.parametrize("algorithm", ["UNO", "MINE"])
 def test_drafts_that_nobody_has_looked_at_are_refused_with_what_to_use(algorithm: str) -> None:
     refused = rf"--speculative-algorithm {algorithm} .* allowed: no value, EAGLE, .*NGRAM, DFLASH"
     with pytest.raises(StartupError, match=refused):
@@ -89,7 +89,7 @@ def test_drafts_that_nobody_has_looked_at_are_refused_with_what_to_use(algorithm
 def test_every_algorithm_of_the_engine_is_known() -> None:
     """What a new one has KV of, and at which positions, has to be looked at first."""
     names = {algorithm.name for algorithm in SpeculativeAlgorithm}
-    assert names == {*drafts.SERVED, "NONE", "DSPARK", "UNO"} - {"NEXTN"}
+    assert names == {*drafts.SERVED, "NONE", "UNO"} - {"NEXTN"}
     assert SpeculativeAlgorithm.from_string("NEXTN") is SpeculativeAlgorithm.EAGLE
     found = {
         algorithm.name: (drafts.have_kv(algorithm), drafts.overlap(algorithm))
@@ -98,7 +98,13 @@ def test_every_algorithm_of_the_engine_is_known() -> None:
     expected = {"NONE": (False, 0), "NGRAM": (False, 0), "FROZEN_KV_MTP": (False, 1)}
     expected |= dict.fromkeys(("EAGLE", "EAGLE3", "STANDALONE"), (True, 1))
     assert {name: found[name] for name in expected} == expected
-    assert found["DFLASH"] == (True, 0)
+    assert found["DFLASH"] == found["DSPARK"] == (True, 0)
+
+
+def test_drafts_of_deepseek_v4_alone_are_refused_elsewhere() -> None:
+    drafts.refuse_elsewhere(SpeculativeAlgorithm.DFLASH)
+    with pytest.raises(StartupError, match=r"DSPARK is not supported .*; DSPARK with DeepSeek-V4"):
+        drafts.refuse_elsewhere(SpeculativeAlgorithm.DSPARK)
 
 
 @pytest.mark.parametrize("kind", ["nvfp4", "fp4_mx_block16", "mxfp8"])
@@ -180,25 +186,34 @@ SERVED = {
     "Mellum": ["MellumForCausalLM"],
     "Step-3.5": ["Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"],
 }
-REFUSED = ["Llama4ForCausalLM", "MiMoForCausalLM", "Qwen3ForCausalLM"]
+WITHOUT_WINDOWS = ["MiMoForCausalLM", "Qwen3ForCausalLM"]
 
 
-def test_models_that_are_named_are_served_and_others_refused_by_name() -> None:
+def test_models_are_what_they_are_named() -> None:
     from sglang.srt.configs.model_config import is_hybrid_swa_model
     from sglang.srt.models.registry import ModelRegistry
 
     known = ModelRegistry.get_supported_archs()
     for architecture in [name for names in SERVED.values() for name in names]:
         assert architecture in known
-        refuse_model(architecture, hybrid=is_hybrid_swa_model([architecture]))
-    for architecture in REFUSED:
+        assert is_hybrid_swa_model([architecture])
+        refuse_model(architecture)
+    for architecture in WITHOUT_WINDOWS:
         assert architecture in known
-        with pytest.raises(StartupError, match=f"does not serve {architecture}: SGLang keeps no"):
-            refuse_model(architecture, hybrid=bool(is_hybrid_swa_model([architecture])))
+        assert not is_hybrid_swa_model([architecture])
+        refuse_model(architecture)
 
 
-@pytest.mark.parametrize("hybrid", [False, True])
-def test_text_only_llama_4_is_refused_whatever_its_configuration_says(*, hybrid: bool) -> None:
+def test_what_the_engine_keeps_beside_kv_is_refused_by_its_name() -> None:
+    from transformers import PretrainedConfig
+
+    config = PretrainedConfig(architectures=["DeepseekV32ForCausalLM"], index_topk=2048)
+    beside = setup.beside_kv(SimpleNamespace(hf_config=config))
+    with pytest.raises(StartupError, match=r"not serve DeepseekV32ForCausalLM: .* index \(DSA\)"):
+        refuse_model("DeepseekV32ForCausalLM", beside)
+
+
+def test_text_only_llama_4_is_refused_whatever_its_configuration_says() -> None:
     """A configuration can ask for a pool of windows (``is_hybrid_swa``); chunks it cannot ask
     for."""
     from sglang.srt.configs.model_config import is_local_attention_model
@@ -206,7 +221,7 @@ def test_text_only_llama_4_is_refused_whatever_its_configuration_says(*, hybrid:
     assert is_local_attention_model(["Llama4ForConditionalGeneration"])
     assert not is_local_attention_model(["Llama4ForCausalLM"])
     with pytest.raises(StartupError, match="use a checkpoint of Llama4ForConditionalGeneration"):
-        refuse_model("Llama4ForCausalLM", hybrid=hybrid)
+        refuse_model("Llama4ForCausalLM")
 
 
 def test_the_checkpoint_interval_is_a_number_of_tokens() -> None:

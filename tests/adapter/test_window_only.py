@@ -94,4 +94,4 @@ def test_a_window_that_begins_behind_the_prompt_is_refused_by_name() -> None:
         tp_worker=SimpleNamespace(model_runner=runner),
     )
     with pytest.raises(StartupError, match=r"read their whole prompt .* not supported"):
-        factory._hybrid_pool(context)
+        factory._served_pool(context)

@@ -5,12 +5,13 @@ import pytest
 from launch import presets_page
 from sglang_ext.planning import preset
 from sglang_ext.planning.launch_line import take_apart
-from sglang_ext.planning.model import PRESETS
+from sglang_ext.planning.model import COMPRESSED, PRESETS
 from tests.conftest import ROOT
 from tests.fixtures.launch_lines import problems
 from tests.fixtures.zygote import Zygote
 
 MODELS = {
+    "deepseek-v4-flash",
     "gpt-oss-20b",
     "gpt-oss-120b",
     "gemma-4-31b",
@@ -27,7 +28,8 @@ def test_the_page_is_what_the_presets_say() -> None:
 def test_every_model_has_one_and_the_pull_request_two() -> None:
     others = {name for name in preset.names() if name not in MODELS}
     assert others == {"gpt-oss-120b-pull-23391", "gemma-4-31b-issue-24869"}
-    assert {preset.load(name).shape for name in MODELS} == MODELS <= PRESETS.keys()
+    assert {preset.load(name).shape for name in MODELS} == MODELS
+    assert {*PRESETS, *COMPRESSED} >= MODELS
 
 
 def test_the_engine_takes_every_word(zygote: Zygote) -> None:

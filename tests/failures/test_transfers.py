@@ -171,14 +171,14 @@ def test_pools_that_are_not_mha_are_refused_by_name(component: str) -> None:
     pool: Any = SWAKVPool.__new__(SWAKVPool)
     for name in ("full_kv_pool", "swa_kv_pool"):
         setattr(pool, name, memory_pool.MHATokenToKVPool.__new__(memory_pool.MHATokenToKVPool))
-    assert factory._hybrid_pool(_context(pool)) is pool
+    assert factory._served_pool(_context(pool)) is pool
     if component == "both":
         pool, name = SimpleNamespace(), "SimpleNamespace"
     else:
         name = "DSATokenToKVPool"
         setattr(pool, component, memory_pool.DSATokenToKVPool.__new__(memory_pool.DSATokenToKVPool))
     with pytest.raises(StartupError, match=f"{name}.* not supported"):
-        factory._hybrid_pool(_context(pool))
+        factory._served_pool(_context(pool))
 
 
 @pytest.mark.parametrize("component", ["full_kv_pool", "swa_kv_pool"])
@@ -191,10 +191,10 @@ def test_pools_with_scales_beside_their_kv_are_refused_by_name(component: str) -
     for name in ("full_kv_pool", "swa_kv_pool"):
         setattr(pool, name, MHATokenToKVPool.__new__(MHATokenToKVPool))
         getattr(pool, name).k_scale_buffer = None
-    assert factory._hybrid_pool(_context(pool)) is pool
+    assert factory._served_pool(_context(pool)) is pool
     getattr(pool, component).k_scale_buffer = [torch.zeros(1)]
     with pytest.raises(StartupError, match=r"scales .* not supported; use --kv-cache-dtype fp8"):
-        factory._hybrid_pool(_context(pool))
+        factory._served_pool(_context(pool))
 
 
 def test_slots_name_the_same_tokens_on_both_sides() -> None:

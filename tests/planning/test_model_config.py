@@ -8,6 +8,7 @@ import pytest
 
 from launch.models import gemma4, gpt_oss, llama4, mimo_v2, step
 from sglang_ext.planning.draft import DraftShape
+from sglang_ext.planning.latent import LatentShape
 from sglang_ext.planning.launch_line import parse
 from sglang_ext.planning.model import COMPRESSED, PRESETS, ModelShape
 from sglang_ext.planning.model_config import ModelConfigError, draft_of, find, load, shape_of
@@ -158,8 +159,40 @@ def test_deepseek_v4_has_layers_by_ratio() -> None:
     assert shape.swa_token_bytes * 256 == 43 * 149_760 + 21 * 8 * 4 * (512 + 128) * 4
 
 
+def test_deepseek_v4_pro_has_no_layer_of_windows_alone() -> None:
+    ratios = [128, 128, *([4, 128] * 29), 4, 0]
+    shape = shape_of({**V4_FLASH, "num_hidden_layers": 61, "compress_ratios": ratios})
+    assert shape == COMPRESSED["deepseek-v4-pro"]
+
+
+DOTS3: dict[str, Any] = {
+    "architectures": ["Dots3NoteForCausalLM"],
+    "num_hidden_layers": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    "sliding_window_size": 512,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "swa_kv_lora_rank": 256,
+    "swa_qk_rope_head_dim": 64,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_latent_rows_have_two_widths_and_no_heads() -> None:
+    shape = shape_of(DOTS3)
+    assert shape == LatentShape(2, 3, window=512, row=576, swa_row=320)
+    assert shape.on(8) == shape, "every rank has all of it"
+    assert shape_of(DOTS3, kv_cache_dtype="fp8_e4m3").full_token_bytes == 2 * 576
+    assert shape.geometry(64).window == 511
+    assert "2 full-attention layers of 1.15 kB and 3" in shape.said_of_layers()
+    with pytest.raises(ModelConfigError, match=r"index_topk: an index .* \(DSA\) is not served"):
+        shape_of({**DOTS3, "index_topk": 2048})
+    with pytest.raises(ValueError, match="swa_layers must be at least 1"):
+        LatentShape(2, 0, 512, 576, 320)
+
+
 def test_other_ratios_are_no_model_to_plan() -> None:
-    with pytest.raises(ModelConfigError, match=r"compress_ratios \[1, 2\]: V4.1 is not served"):
+    with pytest.raises(ModelConfigError, match=r"compress_ratios \[1, 2\]: V4.1 cannot be planned"):
         shape_of({**V4_FLASH, "compress_ratios": [1, 2] * 22})
 
 
