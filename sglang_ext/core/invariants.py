@@ -83,7 +83,7 @@ def _check_rows(table: PageTable) -> None:
     _require(not table.depth[first].any(), "depth of a first page")
     counted = np.bincount(parents, minlength=table.capacity)
     _require(bool((counted[used] == table.children[used]).all()), "children count")
-    _require(sum(table._root_rows.values()) == len(first), "rows of the namespaces")
+    _require(sum(table.namespaces.first_pages.values()) == len(first), "rows of the namespaces")
     _require(bool((table.age[inner] < table.age[parents]).all()), "a page is newer than its parent")
     tails = used[table.tokens[used, -1] == PAD]
     _require(not table.children[tails].any(), "a tail has a child")
