@@ -45,23 +45,37 @@ def inherited() -> dict[str, str]:
     }
 
 
+_FIRST_PORT = 10000
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port on 127.0.0.1 that nobody uses, see ``free_ports``."""
+    return free_ports(1)
 
 
 def free_ports(count: int) -> int:
     """The first of so many TCP ports in a row on 127.0.0.1 that nobody uses. They lie below those
     that the system hands out to connections, and so stay free until somebody listens."""
+    stop = _first_of_connections()
     while True:
-        first = random.randrange(10000, 32768 - count)
+        first = random.randrange(_FIRST_PORT, stop - count)
         with contextlib.ExitStack() as listeners, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 listener = listeners.enter_context(socket.socket())
                 listener.bind(("127.0.0.1", port))
             return first
+
+
+def _first_of_connections() -> int:
+    """The first port that the system hands out; where it hands out nearly all, or does not say,
+    that of most systems."""
+    usual = 32768
+    try:
+        first = int(_PORT_RANGE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return usual
+    return first if first >= 2 * _FIRST_PORT else usual
 
 
 def dp_attention(ranks: int) -> list[str]:
