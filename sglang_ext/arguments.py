@@ -65,6 +65,24 @@ def number(
     return parse
 
 
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)(%|" + "|".join(_UNITS) + ")")
+
+
+def share(text: str) -> tuple[int | None, float | None]:
+    """A part of something: (bytes, None) of "20GB", (None, percent) of "25%"."""
+    allowed = f"bytes like 20GB, in one of {', '.join(_UNITS)}, or percent like 25%"
+    found = _SHARE.fullmatch(text)
+    if found is None:
+        raise refusal(repr(text), allowed)
+    value, unit = float(found[1]), found[2]
+    if unit != "%":
+        return round(value * _UNITS[unit]), None
+    if value > 100:
+        raise refusal(repr(text), "at most 100%")
+    return None, value
+
+
 port = whole(1, 65535)
 """A TCP port."""
 

@@ -45,6 +45,7 @@ LONGEST_FIRST = (
     "tests/core/test_storage_bugs.py",
     "tests/core/test_simulation.py",
     "tests/core/test_expiry.py",
+    "tests/core/test_quotas.py",
     "tests/storage/test_page_files.py",
     "tests/core/test_retention.py",
     "tests/contract/test_selection.py",

@@ -189,6 +189,17 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Tokens of pinned prompts, and how many of them are on the device too.",
         ),
         Panel(
+            "Namespaces with a quota",
+            "bytes",
+            (
+                (
+                    "sum by (extra_key, cache_salt, state) (sglang_ext:namespace_bytes)",
+                    "{{extra_key}} {{cache_salt}} {{state}}",
+                ),
+            ),
+            "What each has of the host, and may have.",
+        ),
+        Panel(
             "Transfers that were not begun",
             "short",
             ((_by("reason", "sglang_ext:declined_total", _ONE), "{{reason}}"),),

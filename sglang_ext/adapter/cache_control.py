@@ -7,7 +7,7 @@ has to wait goes on in later steps. Each DP rank answers for itself; see ``cache
 """
 
 from collections.abc import Callable, Generator, Hashable
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,7 +28,13 @@ METHOD = "sglang_ext.cache"
 _MOST_TRIES = 1000
 """Steps in which a pin waits for other copies to end."""
 
-Answer = dict[str, int | None]
+_MOST_STEPS = 1000
+"""In which a call waits for what is beyond a new quota to go."""
+
+_MOST_OTHERS = 100
+"""Namespaces without a quota that a list has."""
+
+Answer = dict[str, Any]
 Steps = Generator[None, None, Answer]
 """A call: one piece for each step, then its answer."""
 
@@ -41,6 +47,19 @@ TokenIds = list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]]
 """Those of a prompt, in JSON."""
 
 
+class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked of the quota of a namespace.
+
+    Attributes:
+        action: whether it gets one, has one no longer, or all are listed.
+        bytes, percent: of the host memory of a rank; one of them if it gets one.
+    """
+
+    action: Literal["set", "clear", "list"]
+    bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)] | None = None
+    percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+
+
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a message.
 
@@ -48,12 +67,14 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         call: which one.
         input_ids: a prompt; None for all of a namespace, or for everything.
         extra_key, cache_salt: of its requests.
+        quota: of the call of this name.
     """
 
-    call: Literal["lookup", "pin", "unpin", "drop", "preload"]
+    call: Literal["lookup", "pin", "unpin", "drop", "preload", "quota"]
     input_ids: TokenIds | None
     extra_key: str | None
     cache_salt: str | None
+    quota: Quota | None = None
 
 
 class _Prompt(NamedTuple):
@@ -61,11 +82,13 @@ class _Prompt(NamedTuple):
 
     Attributes:
         tokens: (n,) int64; None for all of a namespace.
+        quota: None but for that call.
     """
 
     tokens: Page | None
     pages: Pages
     namespace: Hashable
+    quota: Quota | None
 
 
 class CacheControl:
@@ -79,6 +102,7 @@ class CacheControl:
             "unpin": self._unpin,
             "drop": self._drop,
             "preload": self._preload,
+            "quota": self._quota,
         }
         self._waiting: list[tuple[DumperControlReqInput, Steps]] = []
 
@@ -105,7 +129,7 @@ class CacheControl:
         given, namespace = message.input_ids, (message.extra_key, message.cache_salt)
         tokens = np.array([] if given is None else given, dtype=np.int64)
         pages = self._cache.keys.pages(tokens, len(tokens))
-        return _Prompt(None if given is None else tokens, pages, namespace)
+        return _Prompt(None if given is None else tokens, pages, namespace, message.quota)
 
     def _tokens(self, pages: int) -> int:
         return pages * self._cache.index.geometry.page_tokens
@@ -123,6 +147,8 @@ class CacheControl:
             "storage": storage,
             "found": self._tokens(len(index.match(prompt.pages, prompt.namespace).rows)),
             "pinned": 0 if end is None else self._tokens(int(table.depth[end]) + 1),
+            "namespace_bytes": index.own_room.used(prompt.namespace),
+            "quota_bytes": index.quotas.bounds.get(prompt.namespace),
         }
 
     def _in_storage(self, prompt: _Prompt) -> Generator[None, None, int | None]:
@@ -152,6 +178,13 @@ class CacheControl:
                 f"{self._tokens(len(path))} tokens are too many: pins have "
                 f"{self._tokens(len(pins.rows))} and may take {PINNED_SHARE}="
                 f"{index.pinned_share:g} of the host; unpin something"
+            )
+        if not pins.is_within_quota(path):
+            index.counters.decline(DeclineReason.QUOTA)
+            bound = index.quotas.bounds[prompt.namespace]
+            raise RefusedError(
+                f"{self._tokens(len(path))} tokens are too many: all that is pinned of their "
+                f"namespace may take its quota, {bound} bytes; raise it, or unpin something"
             )
         end, plan, tries = int(path[-1]), None, 0
         pins.add(path, len(prompt.pages))
@@ -198,6 +231,48 @@ class CacheControl:
             dropped = drops.prompt(prompt.pages, prompt.namespace, rest)
         return {"dropped": self._tokens(dropped.pages), "held": self._tokens(dropped.held)}
 
+    def _quota(self, prompt: _Prompt) -> Steps:
+        tier, asked = self._cache.index.host_tier, prompt.quota
+        if tier is None:
+            raise RefusedError(
+                "there is no host tier to share; start with --enable-hierarchical-cache"
+            )
+        if asked is None:
+            raise RefusedError("quota: it does not say what to do")
+        if asked.action == "list":
+            return self._quotas()
+        room, namespace = self._cache.index.own_room, prompt.namespace
+        if asked.action == "clear":
+            cleared = room.clear(namespace)
+            return {"cleared": int(cleared), "used": room.used(namespace)}
+        if (asked.bytes is None) == (asked.percent is None):
+            raise RefusedError("quota: it takes bytes or percent")
+        bound = asked.bytes
+        if asked.percent is not None:
+            bound = int(tier.size * asked.percent / 100)
+        assert bound is not None
+        room.set(namespace, bound)
+        for _ in range(_MOST_STEPS):
+            if self._cache.index.own_room.is_settled(namespace):
+                break
+            yield
+        return {"bound": bound, "used": self._cache.index.own_room.used(namespace)}
+
+    def _quotas(self) -> Answer:
+        """All quotas, and the namespaces without one that have most of the host."""
+        index = self._cache.index
+        assert index.host_tier is not None
+        bounds, used = index.quotas.bounds, index.own_room.used
+        others = {name: used(name) for name in index.table.namespaces.roots if name not in bounds}
+        others = {name: count for name, count in others.items() if count}
+        most = sorted(others, key=lambda name: -others[name])[:_MOST_OTHERS]
+        listed = [_listed(name, used(name), bounds.get(name)) for name in (*bounds, *most)]
+        return {
+            "host": index.host_tier.size,
+            "namespaces": listed,
+            "more": len(others) - len(most),
+        }
+
     def _preload(self, prompt: _Prompt) -> Steps:
         if (tier := self._cache.storage.tier) is None:
             raise RefusedError("there is no storage to preload from; attach one")
@@ -208,6 +283,12 @@ class CacheControl:
         read = 0 if asked is None or not asked.plan.published else asked.plan.end
         read -= 0 if asked is None or not read else asked.plan.resume
         return {"read": self._tokens(read), "found": self._tokens(len(match.rows))}
+
+
+def _listed(namespace: Hashable, used: int, bound: int | None) -> Answer:
+    assert isinstance(namespace, tuple)
+    extra_key, cache_salt = namespace
+    return {"extra_key": extra_key, "cache_salt": cache_salt, "used": used, "bound": bound}
 
 
 def _step(steps: Steps) -> "DumperControlReqOutput | None":

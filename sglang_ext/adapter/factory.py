@@ -55,7 +55,7 @@ from sglang_ext.config import BACKEND, COPIES, REPORT_DELAY, SLOWDOWN, from_envi
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.eviction_policy import EVERY, POLICIES, EvictionPolicy
-from sglang_ext.core.host.arena import Arena, ArenaPool
+from sglang_ext.core.host.arena import Arena
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.table.geometry import Geometry
@@ -114,7 +114,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     if ctx.enable_hierarchical_cache:
         policy = _backup_policy(params, geometry, memory.arena, (device_pages, window_pages))
         if window_only:
-            tier = HostTier(numbers(host_pages, geometry), ArenaPool(memory.arena, 0))
+            tier = HostTier.of_windows(numbers(host_pages, geometry), memory.arena)
         else:
             tier = HostTier.on(memory.arena, memory)
     device_pool = _device_pool(ctx, kv, geometry, device_pages)

@@ -171,6 +171,14 @@ METRICS = (
         where=Where.HOST,
     ),
     Definition(
+        "namespace_bytes",
+        Kind.GAUGE,
+        "Of each namespace that has a quota: what it has `used` of the host, and its `quota`. Both "
+        "are 0 when it has none any more.",
+        {"extra_key": (), "cache_salt": (), "state": ("used", "quota")},
+        where=Where.HOST,
+    ),
+    Definition(
         "transfer_bytes",
         Kind.HISTOGRAM,
         "Bytes of one job: `backup` device to host, `load` host to device, `write` host to "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,7 @@ class IndexMetrics:
                 self._transfers_ended,
                 self._files_changed,
                 self._state_changed,
+                self._quotas_changed,
                 self._retention_learned,
             )
         )
@@ -120,6 +121,8 @@ class IndexMetrics:
         self._gauges = [self._exported.child(*key) for key in self._state_keys()]
         self._shown: tuple[float | None, ...] = (None,) * len(self._gauges)
         self._seen: tuple[Any, ...] = ()
+        # (used, quota) of namespaces
+        self._quotas: dict[Hashable, tuple[int, int]] = {}
         self._estimate: Any = None
         for component, size in zip(COMPONENTS, sizes.pool, strict=True):
             self._exported.child("device_pool_bytes", component).set(size)
@@ -320,6 +323,22 @@ class IndexMetrics:
         for gauge, value, before in zip(self._gauges, state, shown, strict=True):
             if value != before:
                 yield partial(gauge.set, value)
+
+    def _quotas_changed(self) -> Iterator[Update]:
+        """As many gauges as there are quotas; namespaces without one are too many."""
+        index, shown = self._index, self._quotas
+        if not index.quotas.bounds and not shown:
+            return
+        used = index.own_room.used_at_last_look
+        self._quotas = {name: (used(name), most) for name, most in index.quotas.bounds.items()}
+        for name in {**shown, **self._quotas}:
+            now = self._quotas.get(name, (0, 0))
+            if now == shown.get(name):
+                continue
+            assert isinstance(name, tuple)
+            labels = [key or "" for key in name]
+            for state, value in zip(("used", "quota"), now, strict=True):
+                yield partial(self._exported.child("namespace_bytes", *labels, state).set, value)
 
     def _columns(self) -> tuple[SlotColumn, ...]:
         table = self._index.table

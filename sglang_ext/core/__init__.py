@@ -14,6 +14,8 @@ others call its methods. A flush replaces all of them but the two at the end.
 ``table.changes.Changes``         rows whose copies have changed, for KV events; only with them
 ``residency.Residency``           where pages are: every change of slots goes through it
 ``host.kept.KeptWindows``         the windows that the host keeps
+``host.quotas.Quotas``              what namespaces may have of the host; outlives a flush
+``host.own_room.OwnRoom``           keeps them to it: what gives way to a namespace of its own
 ``host.space.HostSpace``          host slots of one component; ``host.arena.Arena`` has the extents
 ``host.room.HostRoom``            what gives way on the host
 ``host.sampling.Sampling``        whether the host is read, or only a sample is copied
@@ -58,7 +60,8 @@ The engine calls ``adapter.prefix_cache.SwaHiCache``, in this order:
    one minimum over ranks, then ``Ledger.commit`` ends backups and loads (``Backups.commit``,
    ``Loads.commit``). ``StorageTier.commit`` ends and publishes what storage has done and begins
    persists (``Persists.begin``). ``queue_demotions`` begins backups ahead of eviction
-   (``Backups.demote_ahead``, which asks ``LookAhead.next``); ``submit_backups`` submits them.
+   (``Backups.demote_ahead``, which asks ``LookAhead.next``); ``submit_backups`` submits them. What
+   is beyond quotas goes before (``OwnRoom.step``).
 2. ``checkpoint`` of the request whose prompt is computed in chunks: see 5.
 3. For each waiting request: ``check_prefetch_progress``; ``match_prefix`` (``match_and_use``);
    ``init_load_back`` (``Loads.begin``) if the match needs a load; ``inc_lock_ref`` (``hold``).

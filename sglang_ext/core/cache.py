@@ -17,6 +17,8 @@ from sglang_ext.core.device.look_ahead import LookAhead
 from sglang_ext.core.device.victims import NO_SPARE, Spare
 from sglang_ext.core.eviction_policy import EvictionPolicy
 from sglang_ext.core.host.kept import KeptWindows
+from sglang_ext.core.host.own_room import OwnRoom
+from sglang_ext.core.host.quotas import Quotas
 from sglang_ext.core.host.room import HostRoom
 from sglang_ext.core.host.sampling import Sampling
 from sglang_ext.core.host.space import HostSpace
@@ -58,10 +60,11 @@ class PrefixCache:
         counters: what has happened.
         attachment: the storage tier.
         pinned_share: of the host that pins may take, from 0 to 1.
+        quotas: of namespaces.
         log: transfers in flight.
         expiry: when pages expire, if the eviction policy is learned.
         table, kept, host, host_window: see Residency.
-        residency, sampling, room, ahead, persists, backups, eviction, loads, inserts,
+        residency, sampling, room, own_room, ahead, persists, backups, eviction, loads, inserts,
             prefetches, sessions, pins, drops: the objects that decide; others after each flush.
 
     Args:
@@ -92,6 +95,7 @@ class PrefixCache:
             WritePolicy.WRITE_THROUGH, capacity, capacity, capacity, 0, 0
         )
         self.counters = Counters()
+        self.quotas = Quotas(host.page_bytes if host else (1, 1))
         self.attachment = Attachment()
         self.log = TransferLog()
         self._capacity = capacity
@@ -133,11 +137,14 @@ class PrefixCache:
         self.sampling = Sampling(table.host if self.host_tier else None, attachment)
         self.expiry.watch(residency, attachment)
         self.room = HostRoom(residency, self.sampling, self.expiry)
+        self.own_room = own_room = OwnRoom(residency, self.quotas)
         demotion = Demotion(table, residency.candidates)
-        self.ahead = LookAhead(residency, log, self.sampling, policy, demotion, self.expiry)
+        self.ahead = LookAhead(
+            residency, log, self.sampling, policy, demotion, self.expiry, own_room
+        )
         self.persists = Persists(residency, attachment)
         self.backups = Backups(
-            residency, self.room, self.ahead, log, attachment, self.persists, policy
+            residency, self.room, own_room, self.ahead, log, attachment, self.persists, policy
         )
         self.eviction = DeviceEviction(
             residency,
@@ -151,9 +158,9 @@ class PrefixCache:
         )
         self.loads = Loads(residency, self.eviction, self.ahead, log, self.sampling)
         self.inserts = Inserts(residency, self.eviction, self.ahead, policy.checkpoint_pages)
-        self.prefetches = Prefetches(residency, self.room, self.ahead, attachment)
+        self.prefetches = Prefetches(residency, self.room, own_room, self.ahead, attachment)
         self.sessions = Sessions(residency)
-        self.pins = Pins(residency, self.backups, self.pinned_share)
+        self.pins = Pins(residency, self.backups, self.quotas, self.pinned_share)
         self.drops = Drops(residency, self.backups, self.ahead, log, self.pins)
 
     # ---- what a request does -------------------------------------------------
@@ -225,7 +232,8 @@ class PrefixCache:
         return self.backups.begin_for_request(rows)
 
     def demote_ahead(self) -> list[Transfer]:
-        """See ``Backups.demote_ahead``; once a step."""
+        """See ``Backups.demote_ahead``; once a step. What is beyond quotas goes first."""
+        self.own_room.step()
         return self.backups.demote_ahead()
 
     def begin_load(self, rows: Rows) -> Transfer | Declined:
@@ -304,4 +312,5 @@ class PrefixCache:
             *(attachment.next_persist, attachment.next_prefetch, attachment.paused_until),
             *(self.prefetches.pages, self.persists.pages, self.persists.n_waiting),
             *self.expiry.private_state(),
+            *self.own_room.private_state(),
         ]

@@ -5,6 +5,7 @@ noted looked at first: which of the sets a page belongs to follows from its colu
 """
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ class Candidates:
                     "resume_if_room",
                     "stored",
                     "forks",
+                    "space",
                 )
             },
             **{name: column.present for name, column in columns.items()},
@@ -118,9 +120,14 @@ class Candidates:
             "counts": np.zeros(2, dtype=np.int64),
             "tail_ages": np.zeros(rows, dtype=np.int64),
             "tail_forks": np.zeros(rows, dtype=np.int32),
+            "held_at": np.zeros(rows, dtype=np.int32),
+            "window_held_at": np.zeros(rows, dtype=np.int32),
+            "held": np.zeros(rows, dtype=np.int64),
+            "windows_held": np.zeros(rows, dtype=np.int64),
         }
         self._addresses = loops.state_of(self.arrays, self._sets)
         self._state = int(self._addresses.ctypes.data)
+        self._looked: Callable[[Rows], None] | None = None
         self._noted: list[Rows] = []
         self._n_noted = 0
         # what cannot be evicted stays in its place until its turn comes, see ``compiled``
@@ -178,6 +185,13 @@ class Candidates:
             loops.settle_victims(self._state, rows)
         elif tails := loops.settle(self._state, rows):
             self.tails.look(self.arrays["found"][:tails], self.arrays["ends"], self.arrays["below"])
+        if self._looked is not None:
+            self._looked(rows)
+
+    def tell_looked(self, looked: Callable[[Rows], None] | None) -> None:
+        """Call somebody with the rows that were noted, as often as such are looked at; nobody for
+        None."""
+        self._looked = looked
 
     # ---- what there is -----------------------------------------------------------
 
@@ -236,6 +250,26 @@ class Candidates:
     def are_on_host_alone(self, rows: Rows) -> bool:
         """Whether pages have a copy on the host that nobody holds, and nothing else."""
         return bool(loops.are_on_host_alone(self._state, rows))
+
+    def held(self, number: int) -> tuple[int, int]:
+        """Pages that a namespace has on the host, and windows."""
+        self._look()
+        return self.held_at_last_look(number)
+
+    def held_at_last_look(self, number: int) -> tuple[int, int]:
+        """The same without a look, which may be some pages out of date; for metrics: ranks need
+        not ask together."""
+        return int(self.arrays["held"][number]), int(self.arrays["windows_held"][number])
+
+    def is_in(self, rows: Rows, kind: Kind) -> NDArray[np.bool_]:
+        """Which pages, that have been looked at, are of a kind other than victims."""
+        members: NDArray[np.bool_] = (self._sets["members"][rows] >> int(kind) & 1).astype(bool)
+        return members
+
+    def tail_is_held(self, end: int) -> bool:
+        """Whether a transfer uses the last kept window of a prefix, or goes on from what would be
+        lost with it."""
+        return bool(loops.tail_is_held(self._state, end, self._window_pages))
 
     def tail_stays(self, end: int) -> bool:
         """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on

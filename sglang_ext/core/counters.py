@@ -14,6 +14,7 @@ class Unfulfilled(enum.Enum):
     STALE = "stale"
     BACKLOG = "backlog"
     HOST_FULL = "host_full"
+    QUOTA = "quota"
     LATE = "late"
     UNREAD = "unread"
 

@@ -21,6 +21,7 @@ def check(index: PrefixCache) -> None:
     for name in ("device", "host", "swa_device", "swa_host"):
         _check_column(name, getattr(table, name))
     _check_rows(table)
+    _check_namespaces(index)
     _check_copies(table)
     _check_windows(index)
     _check_transfers(index)
@@ -83,11 +84,42 @@ def _check_rows(table: PageTable) -> None:
     _require(not table.depth[first].any(), "depth of a first page")
     counted = np.bincount(parents, minlength=table.capacity)
     _require(bool((counted[used] == table.children[used]).all()), "children count")
-    _require(sum(table._root_rows.values()) == len(first), "rows of the namespaces")
+    _require(sum(table.namespaces.first_pages.values()) == len(first), "rows of the namespaces")
     _require(bool((table.age[inner] < table.age[parents]).all()), "a page is newer than its parent")
     tails = used[table.tokens[used, -1] == PAD]
     _require(not table.children[tails].any(), "a tail has a child")
     _require(table.geometry.resumes_inside or len(tails) == 0, "a tail in a table of whole pages")
+
+
+def _check_namespaces(index: PrefixCache) -> None:
+    """What is counted, and listed for quotas, is what a look at every row would find."""
+    table, candidates = index.table, index.residency.candidates
+    namespaces, used = table.namespaces, np.flatnonzero(table.parent != FREE)
+    parents = table.parent[used]
+    inner, first = used[parents >= 0], used[parents < 0]
+    _require(bool((table.space[inner] == table.space[table.parent[inner]]).all()), "namespaces")
+    own = [namespaces.numbers[root] for root in table.parent[first].tolist()]
+    _require(table.space[first].tolist() == own, "namespaces of first pages")
+    _require(len(set(namespaces.numbers.values())) == len(namespaces.roots), "two have a number")
+    if index.host_tier is None:
+        return
+    quotas = index.own_room.listed()
+    for namespace, root in namespaces.roots.items():
+        number = namespaces.numbers[root]
+        rows = used[table.space[used] == number]
+        held = tuple(
+            int(np.count_nonzero(column.present[rows])) for column in (table.host, table.swa_host)
+        )
+        _require(candidates.held(number) == held, "{} has {} on the host", namespace, held)
+        if namespace in quotas:
+            tails = rows[index.kept.ends[rows] & (index.kept.below[rows] == 1)]
+            expected = {"tails": tails.tolist()}
+            for kind in (Kind.SUPERSEDED, Kind.USELESS):
+                expected[kind.name.lower()] = np.intersect1d(candidates.all(kind), rows).tolist()
+            listed = quotas.pop(namespace)
+            _require(listed == expected, "{} lists {}, not {}", namespace, listed, expected)
+    left = any(rows for listed in quotas.values() for rows in listed.values())
+    _require(not left, "pages are listed for a namespace that has none")
 
 
 def _check_copies(table: PageTable) -> None:

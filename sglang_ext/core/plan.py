@@ -16,6 +16,7 @@ class DeclineReason(enum.Enum):
     BACKLOG = "backlog"
     STALE = "stale"
     STORAGE_BACKLOG = "storage_backlog"
+    QUOTA = "quota"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from sglang_ext.core.control.drops import Dropped
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import pages_of
+from sglang_ext.testing import model_quota
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.watch import require
 
@@ -27,7 +28,7 @@ class _Pinned(NamedTuple):
 
 
 class SimControl:
-    """Pins, unpins and drops on one rank.
+    """Pins, unpins, drops and quotas on one rank.
 
     Attributes:
         seen: what happened.
@@ -38,6 +39,8 @@ class SimControl:
         self.seen = engine.seen
         # by the row with which it ends
         self._pinned: dict[int, _Pinned] = {}
+        # bytes that namespaces with quotas had when somebody looked last
+        self._used: dict[Hashable, int] = {}
 
     @property
     def pinned(self) -> list[tuple[Prompt, Hashable]]:
@@ -56,6 +59,9 @@ class SimControl:
             return
         if not index.pins.fits(path):
             self.seen.add("too much to pin")
+            return
+        if not index.pins.is_within_quota(path):
+            self.seen.add("pin beyond a quota")
             return
         end = int(path[-1])
         index.pins.add(path, len(pages))
@@ -146,12 +152,53 @@ class SimControl:
         for end in set(goes) & self._pinned.keys():
             del self._pinned[end]
 
+    def set_quota(self, namespace: Hashable, bound: int | None) -> None:
+        """Give a namespace a quota, or none."""
+        index = self._engine.index
+        if index.host_tier is None:
+            return
+        if bound is None:
+            self.seen.add("quota cleared" if index.own_room.clear(namespace) else "no quota")
+            self._used.pop(namespace, None)
+        else:
+            used = model_quota.used(index, namespace)
+            self.seen.add("quota below what is used" if bound < used else "quota")
+            index.own_room.set(namespace, bound)
+
+    def _check_quotas(self) -> None:
+        """A namespace never gets more while it has more than its quota."""
+        index = self._engine.index
+        for namespace, bound in index.quotas.bounds.items():
+            used = model_quota.used(index, namespace)
+            require(index.own_room.used(namespace) == used, "bytes of a namespace are others")
+            most = max(bound, self._used.get(namespace, used))
+            require(used <= most, f"{namespace} has {used} bytes, and may have {bound}")
+            self._used[namespace] = used
+
+    def check_settled(self) -> None:
+        """Some steps after all has ended, what is beyond a quota is what pins keep."""
+        index, table = self._engine.index, self._engine.index.table
+        for namespace, bound in index.quotas.bounds.items():
+            full, window = set[int](), set[int]()
+            for end in index.pins.ends:
+                path = table.path(end)
+                if table.namespace(path) == namespace:
+                    full |= set(path.tolist())
+                    window |= set(index.window_of(path).tolist())
+            pinned = index.quotas.bytes_of(len(full), len(window))
+            used = index.own_room.used(namespace)
+            require(used <= max(bound, pinned), f"{namespace} keeps {used} bytes of {bound}")
+            require(index.own_room.is_settled(namespace), "a quota is never settled")
+
     def flushed(self) -> None:
         """Nothing is pinned any more."""
         self._pinned.clear()
+        self._used.clear()
 
     def check(self) -> None:
-        """What is pinned, and was on the host once, is there; nothing else is pinned."""
+        """What is pinned, and was on the host once, is there; nothing else is pinned. Quotas
+        hold."""
+        self._check_quotas()
         index, table = self._engine.index, self._engine.index.table
         require(set(index.pins.ends) == self._pinned.keys(), "other prefixes are pinned")
         for pin in self._pinned.values():

@@ -1,6 +1,6 @@
 """What the core decides, by definition: plain Python that shares nothing with its loops."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,6 +202,14 @@ def inside(
         goes_up = tokens < wanted
         rows = [r for r in rows if r != top and (tokens < table.tokens[r].tolist()) == goes_up]
     return best, most
+
+
+def descendants(table: PageTable, row: int, levels: int) -> Iterator[int]:
+    """Rows below a row, so many levels of them."""
+    level = [row]
+    for _ in range(levels):
+        level = np.flatnonzero(np.isin(table.parent, level)).tolist()
+        yield from level
 
 
 def keep_windows_near_end(path: Sequence[ModelPage], geometry: Geometry) -> None:

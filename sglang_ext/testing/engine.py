@@ -81,7 +81,7 @@ class SimEngine:
         tier = None
         if host_rows:
             whole = SharedMemory(shared.arena, shared) if shared else None
-            tier = HostTier(self.host, self.host_window, whole)
+            tier = HostTier(self.host, self.host_window, whole, sizes.page_bytes(per_page))
         capacity = sizes.device_pages + host_rows
         self.index = index_type(
             geometry,

@@ -197,6 +197,14 @@ class IndexMachine(RuleBasedStateMachine):
             history = self.histories[base % len(self.histories)]
             getattr(self.control, call)(history[: int(len(history) * keep)], namespace)
 
+    @rule(
+        bound=st.sampled_from([None, 0, 2, 5, 12, 60]),
+        namespace=st.sampled_from([None, None, "lora"]),
+    )
+    def quota(self, bound: int | None, namespace: object) -> None:
+        """An operator bounds what a namespace may have of the host."""
+        self.control.set_quota(namespace, bound)
+
     @rule()
     def look(self) -> None:
         """Pins that came to nothing are given up."""
@@ -208,6 +216,9 @@ class IndexMachine(RuleBasedStateMachine):
         """All transfers end; nothing may be held."""
         self.engine.settle()
         self.control.look()
+        for _ in range(20):
+            self.engine.index.own_room.step()
+        self.control.check_settled()
         self.engine.check_idle()
 
     def turn(

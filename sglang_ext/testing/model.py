@@ -7,7 +7,7 @@ is compared with the definition, and every change must be one that the operation
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from sglang_ext.testing.model_page import (
     prefix_keys,
     window_order,
 )
+from sglang_ext.testing.model_quota import QuotaModel
 from sglang_ext.testing.watch import around, require
 
 
@@ -58,6 +59,7 @@ class ModelledIndex(PrefixCache):
         around(self.room, "make", model_room.watch, self.table, self.kept)
         for owner, name, marks in model_control.CALLS:
             around(getattr(self, owner), name, self._watch_control, marks)
+        self._quota = QuotaModel(self, self._states, self._accept, self._key, self._worth)
         self.pages: dict[Key, ModelPage] = {}
         self._clock = self._first_tick = 0
         self.table.when_renumbered.append(self._move_together)
@@ -388,6 +390,8 @@ class ModelledIndex(PrefixCache):
         table, kept, policy = self.table, self.kept.ends, self.policy
         found = look(free, free_windows, pins)
         worth = worth_keeping(policy.write, table.hits) & table.device.ready
+        if self.own_room.is_on:
+            worth &= ~self.own_room.passes_over(np.arange(table.capacity))
         if self.sampling.is_on:
             worth &= ~passed_over(table, np.arange(table.capacity))
         if isinstance(self.expiry, Expiry) and not self.attachment.is_there:
@@ -423,7 +427,7 @@ class ModelledIndex(PrefixCache):
         self, begin: Callable[..., Transfer | Declined | None], rows: Rows, **options: Any
     ) -> Transfer | Declined | None:
         """Sources are READY, windows whole, victims in order."""
-        before = self._states()
+        before, _ = self._states(), self._quota.take()
         path = {self._key(row) for row in rows.tolist()}
         copied = [self._key(row) for row in options.get("pages", rows).tolist()]
         missing = [self.pages[key] for key in copied if before[key][1] == ABSENT]
@@ -440,7 +444,8 @@ class ModelledIndex(PrefixCache):
         require(options["make_room"] or not taken, "an eager backup took something away")
         for key, worth in alone.items():
             require(key in after or worth < most, "a backup took a prefix that is worth more")
-        if any(not before[key][0] for key in taken):
+        own = self._quota.take()
+        if any(not before[key][0] for key in taken if key not in own):
             require(not duplicates - set(taken), "a page on the host alone went first")
         self._accept(after)
         if isinstance(plan, Transfer):
@@ -491,16 +496,10 @@ class ModelledIndex(PrefixCache):
         swa_host = self.table.swa_host
         for row in plan.window.rows.tolist():
             require(before[self._key(row)][2] == READY, "backup of a window that is not there")
-            ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
+            ends = [row, *definitions.descendants(self.table, row, self.geometry.window_pages - 1)]
             size = self.geometry.window_pages
             whole = [end for end in ends if swa_host.present[self.table.path(end)[-size:]].all()]
             require(bool(whole), "half a window was copied")
-
-    def _descendants(self, row: int, levels: int) -> Iterator[int]:
-        level = [row]
-        for _ in range(levels):
-            level = np.flatnonzero(np.isin(self.table.parent, level)).tolist()
-            yield from level
 
     def begin_load(self, rows: Rows) -> Transfer | Declined:
         """See PrefixCache; a declined load changes nothing but what it evicted."""
@@ -555,13 +554,13 @@ class ModelledIndex(PrefixCache):
     def _allow_half_windows_to_go(self, path: Rows, expected: States) -> None:
         """A window page that a transfer has used may go with it, if no window around it is
         whole on the host."""
-        after = self._states()
+        after, size = self._states(), self.geometry.window_pages - 1
         # of an abandoned backup the path may be gone
         for row in path[self.table.parent[path] != FREE].tolist():
             key = self._key(row)
             if expected[key][3] == READY and after[key][3] == ABSENT:
                 expected[key] = (*expected[key][:3], ABSENT)
-                ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
+                ends = [row, *definitions.descendants(self.table, row, size)]
                 kept = self.kept.ends[ends]
                 require(not kept.any(), "a page of a kept window went with a transfer")
 

@@ -8,11 +8,7 @@ import numpy as np
 from sglang_ext.core.host.arena import Arena, ArenaPool, ArenaShape
 from sglang_ext.core.table.columns import Slots
 from sglang_ext.testing.pools import LAYERS, STALE, Tags
-from sglang_ext.testing.sizes import Sizes
-
-_SLOT_BYTES = ((2, 2), (3, 0))
-"""Of each component, in each plane. Neither is a multiple of the other; a draft has KV with the
-pages of one of them alone."""
+from sglang_ext.testing.sizes import SLOT_BYTES, Sizes
 
 
 class SimSharedMemory:
@@ -38,12 +34,12 @@ class SimSharedMemory:
     @classmethod
     def of(cls, sizes: Sizes, per_page: int) -> "SimSharedMemory":
         """As much as separate pools of these sizes would have together, in the first plane."""
-        full, window = pages = [tuple(size * per_page for size in planes) for planes in _SLOT_BYTES]
+        full, window = pages = [tuple(size * per_page for size in planes) for planes in SLOT_BYTES]
         total = sizes.host_pages * full[0] + sizes.host_window_pages * window[0]
         extent_bytes = sizes.extent_pages * max(full[0], window[0]) + 1
         planes = (extent_bytes, extent_bytes * full[1] // full[0])
         shape = ArenaShape(total // extent_bytes, planes, tuple(pages), per_page)
-        return cls(Arena(shape), _SLOT_BYTES)
+        return cls(Arena(shape), SLOT_BYTES)
 
     def move(self, component: int, source: Slots, target: Slots) -> None:
         """See HostMemory. What is left behind is spoiled."""

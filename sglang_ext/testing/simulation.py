@@ -43,6 +43,7 @@ _DRAWN = ("lru", "lru", "lru", "lfu", "slru", "priority")
 would do something else, and what they are known to find would have to be looked for anew."""
 _CHECK_EVERY = 5
 _MOST_STEPS_TO_IDLE = 5000
+_STEPS_TO_SETTLE = 20
 _CHECK_SLOTS_EVERY = 25
 
 
@@ -55,10 +56,11 @@ class Simulation:
         eviction: name of an eviction policy; None for one that the seed draws.
         overlap: see ``Geometry``.
         operator: somebody pins and drops prefixes. What a seed does without is what it always did.
+        quotas: somebody gives namespaces quotas.
         loops: what ranks run, in turns: they agree only if what is compiled does the same.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         seed: int,
         ranks: int = 1,
@@ -68,6 +70,7 @@ class Simulation:
         eviction: str | None = None,
         overlap: int = 0,
         operator: bool = False,
+        quotas: bool = False,
         loops: Sequence[Loops] = (COMPILED, INTERPRETED),
     ) -> None:
         self.rng = rng = random.Random(seed)
@@ -138,9 +141,13 @@ class Simulation:
                 (0.7, self.restart),
                 (2, self.evict_all),
             ]
-        self.controls = [SimControl(engine) for engine in self.engines] if operator else []
+        self.controls = []
+        if operator or quotas:
+            self.controls = [SimControl(engine) for engine in self.engines]
         if operator:
             self.actions += [(3, self.pin), (1, self.unpin), (2, self.drop)]
+        if quotas:
+            self.actions += [(3, self.set_quota)]
 
     def run(self, steps: int) -> None:
         """Random steps, with the invariants checked on the way, then an idle check.
@@ -169,9 +176,21 @@ class Simulation:
         assert not any(engine.is_busy for engine in self.engines), "transfers never end"
         for arrival in self.engine.waiting:
             assert self.engine.is_ready(arrival), "a request waits for ever"
+        self._settle_quotas()
         for engine in self.engines:
             engine.check_every_slot()
             engine.check_idle()
+
+    def _settle_quotas(self) -> None:
+        """What namespaces have beyond their quotas goes."""
+        if not self.engine.index.quotas.bounds:
+            return
+        for _ in range(_STEPS_TO_SETTLE):
+            for engine in self.engines:
+                engine.index.own_room.step()
+        for control in self.controls:
+            control.check()
+            control.check_settled()
 
     def _check_ranks(self) -> None:
         if len(self.engines) > 1:
@@ -331,6 +350,14 @@ class Simulation:
             else:
                 control.drop(tokens, namespace)
 
+    def set_quota(self) -> None:
+        """A namespace may have a part of the host, or all again."""
+        index, namespace = self.engine.index, self.rng.choice([None, ("lora", None)])
+        most = index.quotas.bytes_of(index.host.free_pages + index.host.column.n_present, 4)
+        bound = self.rng.choice([None, 0, most // 8, most // 8, most // 4, most // 2])
+        for control in self.controls:
+            control.set_quota(namespace, bound)
+
 
 def _storage_faults(rng: random.Random) -> StorageFaults:
     return StorageFaults(
@@ -347,17 +374,23 @@ def _minimum(reports: list[list[int]]) -> list[int]:
 
 
 def _run_seed(
-    job: tuple[int, int, int, bool, str | None, int, bool],
+    job: tuple[int, int, int, bool, str | None, int, bool, bool],
 ) -> tuple[set[str], Counter[str]]:
-    seed, steps, ranks, storage, eviction, overlap, operator = job
+    seed, steps, ranks, storage, eviction, overlap, operator, quotas = job
     simulation = Simulation(
-        seed, ranks, storage=storage, eviction=eviction, overlap=overlap, operator=operator
+        seed,
+        ranks,
+        storage=storage,
+        eviction=eviction,
+        overlap=overlap,
+        operator=operator,
+        quotas=quotas,
     )
     try:
         simulation.run(steps)
     except Exception as error:
         option = " --storage" * storage + " --drafts" * overlap
-        option += " --operator" * operator
+        option += " --operator" * operator + " --quotas" * quotas
         option += f" --eviction {eviction}" if eviction else ""
         error.add_note(f"replay: --seed {seed} --steps {steps} --ranks {ranks}{option}")
         raise
@@ -377,6 +410,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--drafts", action="store_true", help="KV of a position is of the next token as well"
     )
     parser.add_argument("--operator", action="store_true", help="somebody pins and drops prefixes")
+    parser.add_argument("--quotas", action="store_true", help="somebody gives namespaces quotas")
     parser.add_argument("--eviction", choices=EVERY, help="policy; drawn by each seed as a rule")
     return parser.parse_args(argv)
 
@@ -385,7 +419,7 @@ def main() -> None:
     """Run one seed, or many."""
     args = parse_args()
     seeds = range(args.seed, args.seed + args.seeds)
-    how = args.storage, args.eviction, int(args.drafts), args.operator
+    how = args.storage, args.eviction, int(args.drafts), args.operator, args.quotas
     jobs = [(seed, args.steps, args.ranks, *how) for seed in seeds]
     seen: set[str] = set()
     counted: Counter[str] = Counter()

@@ -15,6 +15,9 @@ PRIORITIES = (
     (1000, 2000, (1 << 31) - 1, 1 << 31, 3_000_000_000, (1 << 63) - 1),
 )
 """Low, middle and high ones, of the ends of what a request may have and of narrower types."""
+SLOT_BYTES = ((2, 2), (3, 0))
+"""Of each component of a shared memory, in each plane. Neither is a multiple of the other; a draft
+has KV with the pages of one of them alone."""
 
 
 class InTurns(Retention):
@@ -67,6 +70,11 @@ class Sizes:
     low_pages: int | None = None
     low_window_pages: int | None = None
     as_on_a_server: bool = False
+
+    def page_bytes(self, per_page: int) -> tuple[int, int]:
+        """Of a page of each component on the host, of so many slots."""
+        full, window = SLOT_BYTES if self.extent_pages else ((1,), (1,))
+        return sum(full) * per_page, sum(window) * per_page
 
     def limits(self, rows: int) -> AgeLimits:
         """What ages of a table with so many rows have bits for."""

@@ -8,8 +8,11 @@ class ScrapeError(Exception):
     """The server tells nothing; why, in one line."""
 
 
+_RANKS = ("tp_rank", "pp_rank")
+
+
 class Metrics:
-    """What a server exports.
+    """What a server exports. A sample without the number of a rank is of the first one.
 
     Args:
         text: of ``/metrics``.
@@ -30,9 +33,7 @@ class Metrics:
 
     def total(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples that have these labels, over all ranks that export it."""
-        return sum(
-            value for found, value in self._samples.get(name, ()) if labels.items() <= found.items()
-        )
+        return sum(value for found, value in self._samples.get(name, ()) if _has(found, labels))
 
     def mean(self, name: str) -> float:
         """Of a gauge that each rank exports."""
@@ -43,13 +44,19 @@ class Metrics:
         """Sums as ``total`` gives them, by the values of one more label."""
         sums: dict[str, float] = {}
         for found, value in self._samples.get(name, ()):
-            if label in found and labels.items() <= found.items():
+            if label in found and _has(found, labels):
                 sums[found[label]] = sums.get(found[label], 0.0) + value
         return sums
 
     def event(self, name: str) -> float:
         """How often something has happened in the cache."""
         return self.total("sglang_ext:cache_events_total", event=name)
+
+
+def _has(found: dict[str, str], labels: dict[str, str]) -> bool:
+    return all(
+        found.get(name, "0" if name in _RANKS else None) == value for name, value in labels.items()
+    )
 
 
 def fetch(address: str, key: str | None, timeout_s: float) -> Metrics:

@@ -19,6 +19,9 @@ CALL = {"call": "lookup", "input_ids": [1, 2], "extra_key": None, "cache_salt": 
         {**CALL, "input_ids": [1 << 70]},
         {**CALL, "extra_key": ["tenant"]},
         {**CALL, "more": 1},
+        {**CALL, "call": "quota", "quota": {"action": "double"}},
+        {**CALL, "call": "quota", "quota": {"action": "set", "bytes": -1}},
+        {**CALL, "call": "quota", "quota": {"action": "set", "percent": 101}},
         {"call": "lookup"},
     ],
 )

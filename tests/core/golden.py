@@ -4,8 +4,8 @@
     python -m tests.core.golden --record
 
 For each seed a file beside this one has a digest of the fingerprints after every step; another one
-has those of the learned policy, which no seed draws. Whoever changes a decision on purpose records
-them anew, and says so in the commit.
+has those of the learned policy, which no seed draws, and another one those with quotas. Whoever
+changes a decision on purpose records them anew, and says so in the commit.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from pathlib import Path
 from sglang_ext.testing.simulation import Simulation
 
 STEPS = 600
-DRAWN, LEARNED = None, "learned"
-"""Eviction policies: the one that a seed draws, and one that all have."""
-SEEDS = {DRAWN: 300, LEARNED: 100}
+DRAWN, LEARNED, QUOTAS = None, "learned", "quotas"
+"""Eviction policies: the one that a seed draws, and one that all have; and an operator who pins,
+drops and gives namespaces quotas."""
+SEEDS = {DRAWN: 300, LEARNED: 100, QUOTAS: 60}
 RECORDS = {
     DRAWN: Path(__file__).with_suffix(".json"),
     LEARNED: Path(__file__).with_name("golden_learned.json"),
+    QUOTAS: Path(__file__).with_name("golden_quotas.json"),
 }
 
 
@@ -41,7 +43,16 @@ class Traced(Simulation):
 
 def digest_of(seed: int, eviction: str | None = DRAWN) -> str:
     """The digest of a seed: of one rank or two, every third one with storage."""
-    simulation = Traced(seed, ranks=1 + seed % 2, storage=seed % 3 == 0, eviction=eviction)
+    storage, operated = seed % 3 == 0, eviction == QUOTAS
+    policy = DRAWN if operated else eviction
+    simulation = Traced(
+        seed,
+        ranks=1 + seed % 2,
+        storage=storage,
+        eviction=policy,
+        operator=operated,
+        quotas=operated,
+    )
     simulation.run(STEPS)
     return simulation.digest.hexdigest()
 

@@ -231,8 +231,8 @@ def test_the_search_among_siblings_finds_most_in_common(
     known: dict[tuple[int, bytes], int] = {}
     for table in tables:
         for namespace in range(4):
-            table._root_of(namespace)
-            table._root_rows[table._roots[namespace]] += 1  # they stay
+            root = table.namespaces.root_of(namespace)
+            table.namespaces.note_first_page(root)  # they stay
     for namespace, tokens, remove in steps:
         page = np.full(PAGE, PAD)
         page[: len(tokens)] = tokens

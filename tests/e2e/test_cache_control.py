@@ -182,6 +182,62 @@ def test_storage_is_read_before_anybody_asks(
     assert where == {"device": 0, "host": 400, "storage": 0}
 
 
+def quota(server: Server, **fields: Any) -> dict[str, Any]:
+    """A call about quotas."""
+    said: dict[str, Any] = server.post(PATH + "quota", fields)
+    return said
+
+
+def used(server: Server) -> dict[str, int]:
+    """Bytes of the host that namespaces have, by their extra keys."""
+    return {one["extra_key"]: one["used"] for one in quota(server, list=True)["namespaces"]}
+
+
+def test_a_namespace_keeps_to_its_quota(
+    server: Server, expected: dict[int, list[int]], tmp_path: Path
+) -> None:
+    server.post("/hicache/storage-backend", {}, method="DELETE")  # it would bring all back
+    try:
+        for key in ("a", "b"):
+            for seed in (1, 2):
+                assert answer(server, seed, extra_key=key)[0] == expected[seed]
+        settled(server)
+        before = used(server)
+        assert before["a"] == before["b"] > 0
+        bound = before["a"] * 3 // 4
+        said = quota(server, extra_key="a", size=f"{bound}B")
+        assert said["bound"] == bound
+        assert 0 < said["used"] <= bound
+        assert used(server) == {"a": said["used"], "b": before["b"]}
+        for seed in (3, 4):
+            assert answer(server, seed, extra_key="a")[0] == expected[seed]
+            now = settled(server)
+            assert used(server)["b"] == before["b"]
+            assert used(server)["a"] <= bound
+        scrape = Scrape(now)
+        assert scrape.total("namespace_bytes", extra_key="a", state="quota") == bound
+        assert scrape.total("namespace_bytes", extra_key="a", state="used") == used(server)["a"]
+        assert scrape.total("namespace_bytes", extra_key="b") == 0
+        asked = call(server, "lookup", 1, extra_key="a")
+        assert (asked["namespace_bytes"], asked["quota_bytes"]) == (used(server)["a"], bound)
+        server.post("/flush_cache?timeout=30", {})
+        assert quota(server, list=True)["namespaces"] == [
+            {"extra_key": "a", "cache_salt": None, "used": 0, "bound": bound}
+        ]
+        quota(server, extra_key="a", size="0%")
+        for key in ("a", "b"):
+            for seed in ASKED:
+                assert answer(server, seed, extra_key=key)[0] == expected[seed]
+        settled(server)
+        assert used(server)["a"] == 0 < used(server)["b"]
+        said_no = refused(lambda: call(server, "pin", 4, extra_key="a"))
+        assert "its quota, 0 bytes" in said_no
+        assert quota(server, extra_key="a", clear=True)["cleared"] == 1
+        assert quota(server, extra_key="a", clear=True)["cleared"] == 0
+    finally:
+        attach(server, tmp_path)
+
+
 def test_who_may_call(server: Server) -> None:
     for key in (None, "public", "guess"):
         for name in cache._CALLS:
@@ -201,6 +257,7 @@ def test_who_may_call(server: Server) -> None:
         ("drop", {}, "/flush_cache drops everything"),
         ("unpin", {}, '"all": true'),
         ("pin", {"all": True}, 'does not take "all"'),
+        ("quota", {"size": "much"}, "use bytes like 20GB"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -229,9 +286,10 @@ def test_the_commands_of_the_document_run(
         here = [word.replace(URL, server.url).replace("prompt.json", str(ids)) for word in words]
         assert cache.main([*here, "--api-key", KEY]) == 0, capsys.readouterr().err
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(commands())
+    assert len(lines) > len(commands())  # a list has a line for each namespace, and one for all
     assert lines[0].startswith("410 tokens: a request finds 4")
-    assert lines[-1].endswith("are dropped, 0 stay with requests that run")
+    assert lines[5].endswith("are dropped, 0 stay with requests that run")
+    assert lines[-1].endswith("of the host, and may have all of it")
 
 
 def test_a_text_is_what_generate_takes(server: Server) -> None:
@@ -262,4 +320,16 @@ def test_ranks_agree(serve, expected: dict[int, list[int]], kind: str) -> None: 
         assert call(server, "lookup", KEPT)["host"] >= pinned[KEPT]["pinned"]
         for seed in ASKED:
             assert answer(server, seed)[0] == expected[seed]
+        bound = quota(server, extra_key="a", size="10%")["bound"]
+        for seed in ASKED:
+            for key in ("a", "b"):
+                assert answer(server, seed, extra_key=key)[0] == expected[seed]
+        settled(server)
+        listed = quota(server, list=True)
+        assert ("ranks" in listed) == (kind == "dp")
+        assert bound == listed["host"] // 10
+        assert 0 < used(server)["a"] <= bound
+        assert quota(server, extra_key="a", size="0%")["used"] == 0
+        for seed in ASKED:
+            assert answer(server, seed, extra_key="a")[0] == expected[seed]
         assert_idle_and_alive(server)

@@ -93,6 +93,7 @@ def test_the_next_round_after_a_restart_comes_from_storage(
     with serve(128, *options, tokens=8192) as server:
         after = conversations.hold(server, 1)
         assert_idle_and_alive(server)
+        server.post("/sglang_ext/cache/quota", {"extra_key": "nobody", "size": "1GB"})
         metrics = settled(server)
         assert_measured(metrics, "prefetch", "prefetched_tokens_total")
         hits = metric(metrics, "sglang:storage_prefetch_hit_tokens_total")

@@ -65,6 +65,7 @@ def test_queries_name_what_is_defined(monkeypatch: pytest.MonkeyPatch) -> None:
     exported = Exported({"tp_rank": "0"}, set(definitions.Where))
     for name in ("retention_stay_requests", "retention_returns_ratio"):
         exported.child(name, "turn 2").set(1)
+    exported.child("namespace_bytes", "tenant-7", "", "used").set(1)
     scrape = Scrape(prometheus_client.generate_latest(registry).decode())
     ours = [(query, legend) for query, legend in queries() if "sglang:" not in query]
     assert len(ours) > 30

@@ -21,6 +21,8 @@ def text(
 {_HITS}"device"}} {device}
 {_HITS}"host"}} {host}
 {_HITS.replace('"0"', '"1"')}"host"}} {host}
+{_HITS.replace('tp_rank="0"', 'pp_rank="1",tp_rank="0"')}"host"}} {host}
+{_COMPUTED.replace('tp_rank="0"', 'pp_rank="1",tp_rank="0"')}"new"}} {new}
 {_COMPUTED}"new"}} {new}
 {_COMPUTED}"window_lost"}} 7
 sglang_ext:transfer_bytes_sum{{direction="backup",tp_rank="0"}} {backup}

@@ -12,6 +12,7 @@ from sglang_ext.tools import cache
 
 Answer = Callable[[str, Any], tuple[int, bytes]]
 FOUND = {"tokens": 40, "found": 32, "device": 16, "host": 32, "storage": None, "pinned": 0}
+FOUND |= {"namespace_bytes": 2_000_000, "quota_bytes": None}
 
 
 def test_a_call_sends_what_it_is_about(
@@ -44,7 +45,7 @@ def test_a_call_sends_what_it_is_about(
     assert {path for path, _ in asked} == {"/sglang_ext/cache/lookup"}
     assert capsys.readouterr().out.splitlines()[0] == (
         "40 tokens: a request finds 32; 16 are on the device, 32 on the host, none in storage; "
-        "0 are pinned"
+        "0 are pinned; their namespace has 2.00 MB of the host"
     )
 
 
@@ -52,6 +53,60 @@ def test_the_whole_answer(tell: Callable[..., str], capsys: pytest.CaptureFixtur
     address = tell(json.dumps({"unpinned": 48, "ranks": []}))
     assert cache.main(["unpin", "--url", address, "--all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"unpinned": 48, "ranks": []}
+
+
+def test_a_quota(serve: Callable[[Answer], str], capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+    key = {"extra_key": "a", "cache_salt": None}
+    answers: list[dict[str, Any]] = [
+        {"bound": 20_000_000_000, "used": 5_000_000},
+        {"bound": 0, "used": 0},
+        {"cleared": 1, "used": 5_000_000},
+        {"cleared": 0, "used": 0},
+        {
+            "host": 40_000_000_000,
+            "more": 3,
+            "namespaces": [
+                {**key, "used": 5_000_000, "bound": 20_000_000_000},
+                {"extra_key": None, "cache_salt": "b", "used": 1_000_000, "bound": None},
+            ],
+        },
+    ]
+
+    def answer(path: str, body: Any) -> tuple[int, bytes]:
+        asked.append(body)
+        return 200, json.dumps(answers[len(asked) - 1]).encode()
+
+    address = serve(answer)
+    words = [["--set", "a=b=20GB"], ["--set", "=0%"], ["--clear", "a"], ["--clear", ""], ["--list"]]
+    done = [cache.main(["quota", "--url", address, *more]) for more in words]
+    assert done == [0, 0, 0, 1, 0]
+    assert asked == [
+        {"extra_key": "a=b", "size": "20GB"},
+        {"size": "0%"},
+        {"extra_key": "a", "clear": True},
+        {"clear": True},
+        {"list": True},
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "it has 5.00 MB of the host, and may have 20.00 GB",
+        "it has 0.00 kB of the host, and may have 0.00 kB",
+        "it has 5.00 MB of the host, and may have all of it",
+        "it has 0.00 kB of the host, and may have all of it",
+        "a                               5.00 MB, may have 20.00 GB",
+        "requests without a key, salt b  1.00 MB",
+        "all                             40.00 GB",
+        "                                3 more namespaces without a quota have some of it",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["--set", "a"], ["--set", "a=20"], ["--set", "a=1%", "--list"], []]
+)
+def test_a_bad_quota_ends_it(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cache.main(["quota", "--url", "http://127.0.0.1:9", *words])
+    assert ended.value.code == 2
 
 
 def test_nothing_to_pin_is_no_success(tell: Callable[..., str]) -> None:

@@ -28,6 +28,7 @@ FIELDS = {
     "digest": DIGESTS,
     "tokens": PAGES,
     "children": INTS,
+    "space": INTS,
     "generation": INTS,
     "age": LONGS,
     "swa_age": LONGS,

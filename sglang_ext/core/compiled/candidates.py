@@ -56,6 +56,7 @@ FIELDS = {
     "swa_device_locks": _INTS,
     "swa_host": _FLAGS,
     "swa_host_locks": _INTS,
+    "space": _INTS,
     # of the windows that the host keeps
     "ends": _FLAGS,
     "below": _INTS,
@@ -71,6 +72,10 @@ FIELDS = {
     "counts": _LONGS,  # pages, and windows, on both tiers
     "tail_ages": _LONGS,  # of tails, as they were found last
     "tail_forks": _INTS,
+    "held_at": _INTS,  # 1 + the namespace for which a page on the host is counted, 0: none
+    "window_held_at": _INTS,  # the same for a window
+    "held": _LONGS,  # pages on the host, by namespace
+    "windows_held": _LONGS,
 }
 Fields = namedtuple("Fields", FIELDS)
 FIELDS_TYPE = NamedTuple(tuple(FIELDS.values()), Fields)
@@ -120,19 +125,24 @@ def fields(state):
         carray(pointer(at[15]), rows, np.int32),
         carray(pointer(at[16]), rows, np.bool_),
         carray(pointer(at[17]), rows, np.int32),
-        carray(pointer(at[18]), rows, np.bool_),
-        carray(pointer(at[19]), rows, np.int32),
-        carray(pointer(at[20]), rows, np.uint8),
-        carray(pointer(at[21]), rows, np.int32),
+        carray(pointer(at[18]), rows, np.int32),
+        carray(pointer(at[19]), rows, np.bool_),
+        carray(pointer(at[20]), rows, np.int32),
+        carray(pointer(at[21]), rows, np.uint8),
         carray(pointer(at[22]), rows, np.int32),
         carray(pointer(at[23]), rows, np.int32),
         carray(pointer(at[24]), rows, np.int32),
         carray(pointer(at[25]), rows, np.int32),
         carray(pointer(at[26]), rows, np.int32),
-        carray(pointer(at[27]), rows, np.int64),
-        carray(pointer(at[28]), 2, np.int64),
-        carray(pointer(at[29]), rows, np.int64),
-        carray(pointer(at[30]), rows, np.int32),
+        carray(pointer(at[27]), rows, np.int32),
+        carray(pointer(at[28]), rows, np.int64),
+        carray(pointer(at[29]), 2, np.int64),
+        carray(pointer(at[30]), rows, np.int64),
+        carray(pointer(at[31]), rows, np.int32),
+        carray(pointer(at[32]), rows, np.int32),
+        carray(pointer(at[33]), rows, np.int32),
+        carray(pointer(at[34]), rows, np.int64),
+        carray(pointer(at[35]), rows, np.int64),
     )
 
 
@@ -320,6 +330,18 @@ def _classify(c, sets, row):
     _count_both(c, row, 1, _WINDOW_BOTH, c.swa_device[row] and c.swa_host[row])
 
 
+@compiled(int64(_LONGS, int64, int64, int64), inline=True)
+def _count_held(held, at, before, space):
+    """Count a copy on the host for a namespace, and no longer for the one before; 1 + which."""
+    now = space + 1 if at else int64(0)
+    if now != before:
+        if before:
+            held[before - 1] -= 1
+        if now:
+            held[now - 1] += 1
+    return now
+
+
 @compiled(void(STATE, _LONGS))
 def settle_victims(state, noted):
     """Look at rows that may have changed, where there is no host: as victims alone."""
@@ -372,6 +394,11 @@ def settle(state, noted):
         c.bits[row] &= ~uint8(_WAITS)
         waiting = _count_off(c, row, waiting)
         _classify(c, sets, row)
+        space = int64(c.space[row])
+        c.held_at[row] = _count_held(c.held, c.host[row], c.held_at[row], space)
+        c.window_held_at[row] = _count_held(
+            c.windows_held, c.swa_host[row], c.window_held_at[row], space
+        )
         is_tail, was_tail = c.ends[row] and c.below[row] == 1, (c.bits[row] & uint8(_IS_TAIL)) != 0
         is_other = c.tail_ages[row] != c.age[row] or c.tail_forks[row] != c.forks[row]
         if is_tail != was_tail or (is_tail and is_other):
@@ -459,22 +486,33 @@ def first_of(state, number, out):
 
 
 @compiled(boolean(STATE, int64, int64))
-def tail_stays(state, end, window):
-    """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on from
-    what would be lost with it, or it is on the device too."""
+def tail_is_held(state, end, window):
+    """Whether a transfer uses the last kept window of a prefix, or goes on from what would be lost
+    with it."""
     c = fields(state)
-    row, place, whole = end, int64(0), True
+    row, place = end, int64(0)
     # the further up a page is, the more windows it leads to
     while row >= 0 and (place < window or c.below[row] == 1):
-        if place < window:
-            whole &= c.swa_device_ready[row]
-            if c.swa_host_locks[row] > 0:
-                return True
+        if place < window and c.swa_host_locks[row] > 0:
+            return True
         if c.below[row] == 1 and not c.device[row] and c.host_locks[row] > 0:
             return True
         place += 1
         row = int64(c.parent[row])
-    return whole
+    return False
+
+
+@compiled(boolean(STATE, int64, int64))
+def tail_stays(state, end, window):
+    """Whether the last kept window of a prefix cannot go now: it is held, see ``tail_is_held``, or
+    it is on the device too."""
+    c = fields(state)
+    row, place, whole = end, int64(0), True
+    while row >= 0 and place < window:
+        whole &= c.swa_device_ready[row]
+        place += 1
+        row = int64(c.parent[row])
+    return whole or tail_is_held(state, end, window)
 
 
 @compiled(UniTuple(int64, 2)(STATE, int64, _LONGS))

@@ -322,8 +322,8 @@ def digest_ahead(c, pages, digest, depth, out):
         prefetch(c.buckets.ctypes.data + home * c.buckets.itemsize)
 
 
-@compiled(Tuple((int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, LONGS))
-def append(table, pages, parent, digest, depth, tick, cursor, out):
+@compiled(Tuple((int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, int64, LONGS))
+def append(table, pages, parent, digest, depth, tick, space, cursor, out):
     """See ``PageTable.add_rows``; writes the rows to ``out`` and returns how many they are and
     where the next search for a free one begins."""
     c = columns(table)
@@ -359,6 +359,7 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         row = out[i]
         c.depth[row] = depth + i
         c.children[row] = i + 1 < count
+        c.space[row] = space
         c.swa_age[row] = UNUSED_BAND + age_of(c, row, tick)
         c.hits[row] = 0
         c.forks[row] = 0

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sglang_ext.core.host.quotas import Quotas
 from sglang_ext.core.host.room import NEEDED_NOW
 from sglang_ext.core.moves.backups import Backups
 from sglang_ext.core.plan import Declined, Transfer
@@ -42,11 +43,14 @@ class Pins:
         rows: pinned pages, each once, rising.
     """
 
-    def __init__(self, residency: Residency, backups: Backups, share: float) -> None:
+    def __init__(
+        self, residency: Residency, backups: Backups, quotas: Quotas, share: float
+    ) -> None:
         table = residency.table
         self._residency = residency
         self._table = table
         self._backups = backups
+        self._quotas = quotas
         self._share = share
         # nothing is on the host yet
         self._whole = residency.host.free_pages, residency.host_window.free_pages
@@ -66,6 +70,21 @@ class Pins:
         windows = len(np.union1d(self._windows, self._residency.window_of(path)))
         # both components may share a memory: what one takes is not the other's
         return taken / self._whole[0] + windows / self._whole[1] <= self._share
+
+    def is_within_quota(self, path: Rows) -> bool:
+        """Whether what is pinned of the namespace of a path would be within its quota with it."""
+        bound = self._quotas.bounds.get(self._table.namespace(path))
+        if bound is None:
+            return True
+        space = self._table.space
+        taken, windows = (
+            len(np.union1d(pinned[space[pinned] == space[path[0]]], added))
+            for pinned, added in (
+                (self.rows, path),
+                (self._windows, self._residency.window_of(path)),
+            )
+        )
+        return self._quotas.bytes_of(taken, windows) <= bound
 
     def add(self, path: Rows, asked: int) -> None:
         """Pin a path that ends where a request can resume; again is no harm.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sglang_ext.core.candidates import Kind
 from sglang_ext.core.device.demotion import Ahead, Demotion, worth_a_copy
+from sglang_ext.core.host.own_room import OwnRoom
 from sglang_ext.core.host.room import Freed
 from sglang_ext.core.host.sampling import Sampling, passed_over
 from sglang_ext.core.moves.log import TransferLog
@@ -59,6 +60,7 @@ class LookAhead:
         policy: BackupPolicy,
         demotion: Demotion,
         expiry: Expiry | NoExpiry,
+        own_room: OwnRoom,
     ) -> None:
         self._residency = residency
         self._log = log
@@ -66,6 +68,7 @@ class LookAhead:
         self._policy = policy
         self._demotion = demotion
         self._expiry = expiry
+        self._own_room = own_room
         self.looks = 0
         # room before the next look, as of the last one, and what has happened to it since
         self._is_due = True
@@ -146,6 +149,8 @@ class LookAhead:
             free, free_windows: pages free on the device.
             pins: (table rows,) locks that pending backups have on each page.
         """
+        if self._own_room.take_dropped():
+            self.invalidate()
         if not self.is_due(free, free_windows):
             return None
         if self._pause > 0:
@@ -210,6 +215,8 @@ class LookAhead:
         worth = worth_a_copy(table, self._policy.write, rows)
         if self._sampling.is_on:
             worth &= ~passed_over(table, rows)
+        if self._own_room.is_on:
+            worth &= ~self._own_room.passes_over(rows)
         return worth & self._expiry.admits(rows)
 
     def _copying(self, pins: NDArray[np.int16]) -> tuple[int, int]:

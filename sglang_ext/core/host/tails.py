@@ -23,13 +23,13 @@ class Tails:
     in which the order stays; of all classes, the first ones are compared.
 
     Attributes:
-        pinned: rows that are never taken, tails or not.
+        pinned: rows that are never taken, tails or not; those of others if they are given.
     """
 
-    def __init__(self, table: PageTable) -> None:
+    def __init__(self, table: PageTable, pinned: set[int] | None = None) -> None:
         self._table = table
         self.places: dict[int, Place] = {}
-        self.pinned: set[int] = set()
+        self.pinned: set[int] = set() if pinned is None else pinned
         # by rank and uses, heaps of (last use, row); what is not in ``places`` is out of date
         self._classes: dict[int, dict[int, list[tuple[int, int]]]] = {}
         self._entries = 0

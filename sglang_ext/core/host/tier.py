@@ -13,16 +13,31 @@ class HostTier:
     Attributes:
         full, window: a pool for each component.
         shared: the memory that they share, None if each has its own.
+        page_bytes: of a page of each.
+        size: of all of it, in bytes.
     """
 
     full: HostPool
     window: HostPool
     shared: "SharedMemory | None" = None
+    page_bytes: tuple[int, int] = (1, 1)
+    size: int = 0
 
     @classmethod
     def on(cls, arena: Arena, memory: HostMemory) -> "HostTier":
         """Both components in one memory."""
-        return cls(ArenaPool(arena, 0), ArenaPool(arena, 1), SharedMemory(arena, memory))
+        shape = arena.shape
+        full, window = (sum(planes) for planes in shape.page_bytes)
+        pools = ArenaPool(arena, 0), ArenaPool(arena, 1)
+        size = shape.extents * sum(shape.extent_bytes)
+        return cls(*pools, SharedMemory(arena, memory), (full, window), size)
+
+    @classmethod
+    def of_windows(cls, numbers: HostPool, arena: Arena) -> "HostTier":
+        """Windows in all of a memory; pages of full attention are numbers."""
+        shape = arena.shape
+        size = shape.extents * sum(shape.extent_bytes)
+        return cls(numbers, ArenaPool(arena, 0), None, (0, sum(shape.page_bytes[0])), size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sglang_ext.core.device.demotion import worth_a_copy
 from sglang_ext.core.device.look_ahead import STEPS_AFTER_A_FAILURE, LookAhead
+from sglang_ext.core.host.own_room import OwnRoom
 from sglang_ext.core.host.room import NEEDED_NOW, Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
 from sglang_ext.core.moves.log import TransferLog
@@ -47,6 +48,7 @@ class Backups:
         self,
         residency: Residency,
         room: HostRoom,
+        own_room: OwnRoom,
         ahead: LookAhead,
         log: TransferLog,
         attachment: Attachment,
@@ -59,6 +61,7 @@ class Backups:
         self._kept = residency.kept
         self._counters = residency.counters
         self._room = room
+        self._own_room = own_room
         self._ahead = ahead
         self._log = log
         self._attachment = attachment
@@ -278,7 +281,7 @@ class Backups:
         usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
         complete = complete_windows(usable, size)
         worth = table.resume[rows] & complete
-        if len(extra := self._ends_with_room(rows[complete])):
+        if len(extra := self._ends_with_room(rows, rows[complete])):
             worth |= np.isin(rows, extra)
         if (best := deepest_resume(usable, size)) > self._reach(rows):
             worth[best - 1] = True
@@ -288,12 +291,15 @@ class Backups:
         worth &= ~self._kept.ends[rows]
         return tuple((np.flatnonzero(worth)[::-1] + 1).tolist())
 
-    def _ends_with_room(self, ends: Rows) -> Rows:
+    def _ends_with_room(self, path: Rows, ends: Rows) -> Rows:
         """Those of ``ends`` whose windows are worth a copy where there is room for them, as many
         as there is room for; the last ones of a path, if ``ends`` are in its order."""
         table = self._table
         ends = ends[table.resume_if_room[ends] & ~self._kept.ends[ends]]
-        most = self._host_window.free_for_copies(needed_now=False) // self._window_pages
+        most = self._host_window.free_for_copies(needed_now=False)
+        if self._own_room.is_on and len(ends):
+            most = self._own_room.windows_left(self._table.namespace(path), most)
+        most //= self._window_pages
         return ends[max(0, len(ends) - most) :]
 
     def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> Iterator[Rows]:
@@ -315,14 +321,15 @@ class Backups:
         needed = self._residency.in_windows(rows, stops)
         guard = self._guard(rows, needed, claim)
         reserved = _Reserved(full[:0], full[:0], (), True)
-        self._make_room(self._host, len(full), claim)
-        if len(full) > (free := self._host.free_for_copies(needed_now=claim is not None)):
+        first = next(self._missing_windows(rows, stops), _NO_ROWS)
+        free, why = self._room_for(0, len(full), rows, claim, windows=len(first))
+        if len(full) > free:
             # the beginning of it, up to where a request can resume
-            self._counters.declined[DeclineReason.HOST_FULL] += 1
+            self._counters.declined[why] += 1
             if free == 0:
                 guard.release()
                 self._residency.drop_unneeded(needed)
-                return DeclineReason.HOST_FULL
+                return why
             stops = self._stops(rows[: int(table.depth[full[free]])])
             full = self._leading_somewhere(rows, full[:free], stops)
             guard.release()
@@ -333,9 +340,9 @@ class Backups:
             pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
             if reserved.stops and pinned > self._policy.pinned_window_pages:
                 break
-            self._make_room(self._host_window, len(missing), claim)
-            if len(missing) > self._host_window.free_for_copies(needed_now=claim is not None):
-                self._counters.declined[DeclineReason.HOST_WINDOW_FULL] += 1
+            free, why = self._room_for(1, len(missing), rows, claim)
+            if len(missing) > free:
+                self._counters.declined[why] += 1
                 break
             done = self._reserve(self._host_window, missing)
             reserved.add_window(missing, stops[len(reserved.stops)], done=done)
@@ -346,8 +353,33 @@ class Backups:
         guard.release()
         self._residency.drop_unneeded(needed)
         if len(reserved.full) == 0 and len(reserved.window) == 0:
+            if why is DeclineReason.QUOTA:
+                return why
             return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
         return reserved
+
+    def _room_for(
+        self, number: int, pages: int, path: Rows, claim: Claim | None, *, windows: int = 0
+    ) -> tuple[int, DeclineReason]:
+        """Pages of a component that a backup may take, of as many as it needs, when others have
+        given way to it; and what it lacks if these are fewer.
+
+        Args:
+            number: of the component; 0 for full attention.
+            windows: that its namespace is to have room for beside them.
+        """
+        space, left = (self._host, self._host_window)[number], pages
+        if self._own_room.is_on:
+            namespace, limit = self._table.namespace(path), claim.worth if claim else None
+            left = self._own_room.left(namespace, number, pages, limit, windows=windows)
+            if left < pages and claim is not None and claim is not NEEDED_NOW:
+                self._own_room.refuse(namespace)
+        if left == pages or left > 0:
+            self._make_room(space, left, claim)
+        free = space.free_for_copies(needed_now=claim is not None)
+        if left < pages and left <= free:
+            return left, DeclineReason.QUOTA
+        return free, (DeclineReason.HOST_FULL, DeclineReason.HOST_WINDOW_FULL)[number]
 
     def _make_room(self, space: HostSpace, pages: int, claim: Claim | None) -> None:
         """Free host pages for a backup; without a claim nothing is lost for it."""
@@ -359,12 +391,15 @@ class Backups:
     def _reserve_spare(self, rows: Rows, reserved: "_Reserved") -> None:
         """Add windows inside a prompt that are kept as long as nothing else needs the room; not
         when more is taken than free, for then something else will need it soon."""
+        table, size = self._table, self._window_pages
         both = (self._host, self._host_window)
         if self._policy.dense_pages == 0 or not _have_more_room_than_is_taken(both):
             return
+        own = self._own_room
+        if own.is_on and not own.has_more_than_is_taken(table.namespace(rows)):
+            return
         if len(self._kept.beyond) >= _MOST_SPARE:
             self._room.drop_spare()
-        table, size = self._table, self._window_pages
         usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
         kept = self._kept.ends[rows]
         kept[np.array(reserved.stops, dtype=np.int64) - 1] = True
@@ -376,6 +411,8 @@ class Backups:
             if pinned > self._policy.pinned_window_pages or len(missing) > room:
                 break
             if not _have_more_room_than_is_taken(both):
+                break
+            if own.is_on and own.windows_left(table.namespace(rows), len(missing)) < len(missing):
                 break
             done = self._reserve(self._host_window, missing)
             reserved.add_window(missing, stop, done=done, spare=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.device.look_ahead import LookAhead
+from sglang_ext.core.host.own_room import OwnRoom
 from sglang_ext.core.host.room import NEEDED_NOW, HostRoom
 from sglang_ext.core.plan import Declined, DeclineReason, Hold
 from sglang_ext.core.residency import Residency
@@ -38,7 +39,12 @@ class Prefetches:
     """
 
     def __init__(
-        self, residency: Residency, room: HostRoom, ahead: LookAhead, attachment: Attachment
+        self,
+        residency: Residency,
+        room: HostRoom,
+        own_room: OwnRoom,
+        ahead: LookAhead,
+        attachment: Attachment,
     ) -> None:
         self._residency = residency
         self._table = residency.table
@@ -47,6 +53,7 @@ class Prefetches:
         self._counters = residency.counters
         self._geometry = residency.table.geometry
         self._room = room
+        self._own_room = own_room
         self._ahead = ahead
         self._attachment = attachment
         self.lookups: dict[int, Prefetch] = {}
@@ -162,8 +169,12 @@ class Prefetches:
             self._counters.decline(DeclineReason.STORAGE_BACKLOG)
             self._counters.unfulfilled[Unfulfilled.BACKLOG] += found
             stops = ()
-        elif stops and not self._reserve_for(prefetch, rows, stops):
-            self._counters.unfulfilled[Unfulfilled.HOST_FULL] += found
+        elif stops and (why := self._reserve_for(prefetch, rows, stops)) is not None:
+            self._counters.decline(why)
+            quota = why is DeclineReason.QUOTA
+            self._counters.unfulfilled[Unfulfilled.QUOTA if quota else Unfulfilled.HOST_FULL] += (
+                found
+            )
             stops = ()
         if not stops:
             prefetch.cancel()
@@ -171,7 +182,10 @@ class Prefetches:
         self.reading[op] = prefetch
         return prefetch
 
-    def _reserve_for(self, prefetch: Prefetch, rows: Rows, stops: tuple[int, ...]) -> bool:
+    def _reserve_for(
+        self, prefetch: Prefetch, rows: Rows, stops: tuple[int, ...]
+    ) -> DeclineReason | None:
+        """Reserve host slots for what is read; why not, if that is not possible."""
         size, known = self._geometry.window_pages, len(rows)
         spans = []  # of each stage: full pages [low, stop), window pages [begin, stop)
         low, window = known, 0
@@ -183,6 +197,10 @@ class Prefetches:
         table = self._table
         # what the prefetch continues must not give way to it
         guard = Hold((table.host, rows), (table.swa_host, rows))
+        if not self._own_room.admits(prefetch.namespace, pages, window_pages):
+            guard.release()
+            self._residency.drop_unneeded(rows)
+            return DeclineReason.QUOTA
         self._ahead.note_room(self._room.make(self._host, pages, NEEDED_NOW))
         enough = pages <= self._host.free_pages
         full = self._host.take(pages) if enough else None
@@ -195,14 +213,14 @@ class Prefetches:
         if not enough:
             if full is not None:
                 self._host.give_back(full[0])
-            self._counters.decline(DeclineReason.HOST_FULL)
-            return False
+            return DeclineReason.HOST_FULL
         assert full is not None
         windows = self._host_window.take(window_pages)
         stages = self._stages(prefetch, spans, full[0], windows[0])
         prefetch.reserve(stops, known, stages, done=full[1] and windows[1])
+        self._own_room.expect(prefetch.namespace, pages, window_pages)
         self._pages += pages + window_pages
-        return True
+        return None
 
     def _stages(
         self,
@@ -258,6 +276,7 @@ class Prefetches:
         for stage in prefetch.stages[prefetch.published :]:
             self._host.give_back(stage.full.slots)
             self._host_window.give_back(stage.window.slots)
+            self._own_room.expect(prefetch.namespace, -len(stage.full), -len(stage.window))
             self._counters.lost_prefetched_pages += len(stage.full)
             self._counters.lost_prefetched_window_pages += len(stage.window)
         self._pages -= sum(len(s.full) + len(s.window) for s in prefetch.stages)
@@ -282,6 +301,7 @@ class Prefetches:
                 return False
         path = np.concatenate((rows, added)) if len(added) else rows
         table.advance()
+        self._own_room.expect(prefetch.namespace, -len(stage.full), -len(stage.window))
         self._host.attach(len(stage.full))
         if len(added):
             new = stage.full.slots[len(stage.full) - len(added) :]

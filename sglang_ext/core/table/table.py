@@ -31,15 +31,14 @@ from sglang_ext.core.eviction_policy import EvictionPolicy
 from sglang_ext.core.plan import PrefixMatch
 from sglang_ext.core.storage.keys import Key, as_array, chain, namespace_seed
 from sglang_ext.core.table.columns import Rows, SlotColumn
-from sglang_ext.core.table.digest import Pages, namespace_digest, page_weights
+from sglang_ext.core.table.digest import Pages, page_weights
 from sglang_ext.core.table.geometry import Geometry
+from sglang_ext.core.table.namespaces import Namespaces
 from sglang_ext.core.table.paths import Page
 from sglang_ext.core.table.priority_ranks import PriorityRanks
 from sglang_ext.core.table.prospects import PastUses, Prospects
 from sglang_ext.core.table.row_memory import RowMemory
 
-_FIRST_ROOT = -2
-"""Parent of a first page is ``_FIRST_ROOT - namespace id``."""
 STORING, STORED = 1, 2
 _ALL = slice(None)
 _BUCKETS_PER_ROW = 2
@@ -91,6 +90,7 @@ class PageTable:
         tokens: (rows, name_tokens) int64, what pages are named by, see ``Geometry``; multimodal
             placeholders do not fit int32.
         children: (rows,) int32, rows whose parent this is.
+        space: (rows,) int32, number of the namespace, see ``Namespaces``.
         age: (rows,) int64, orders full-attention eviction: smaller goes first.
             Later access is larger, if the policy does not rank it lower, and on one
             path deeper is smaller, so a selection by age is leaf-first. With the learned
@@ -111,6 +111,7 @@ class PageTable:
         stored, window_stored: (rows,) int8, whether storage has the page: 0, STORING, STORED.
         keys: (rows, slots_per_page, 32) uint8, keys in storage, where ``keyed``.
         seed: what the keys of a namespace begin with.
+        namespaces: those that have pages.
         device, host: the columns of full-attention copies.
         swa_device, swa_host: the columns of sliding-window copies.
         tick: logical clock; goes on for ever, ages count from a later start now and then.
@@ -143,6 +144,7 @@ class PageTable:
         self.digest = zeros("digest", capacity, np.uint64)
         self.tokens: Pages = zeros("tokens", (capacity, geometry.name_tokens), np.int64)
         self.children = zeros("children", capacity, np.int32)
+        self.space = zeros("space", capacity, np.int32)
         self.generation = zeros("generation", capacity, np.int32)
         self.age = zeros("age", capacity, np.int64)
         self.swa_age = zeros("swa_age", capacity, np.int64)
@@ -165,7 +167,7 @@ class PageTable:
         self.host = SlotColumn(capacity, slots, loops)
         self.swa_device = SlotColumn(capacity, slots, loops)
         self.swa_host = SlotColumn(capacity, slots, loops)
-        self.n_rows = self._next_root = self._cursor = self.tick = self._first_tick = 0
+        self.n_rows = self._cursor = self.tick = self._first_tick = 0
         self.when_renumbered: list[Callable[[], None]] = []
         self._stored_changed: Callable[[Rows], None] | None = None
         self._by_priority = policy is EvictionPolicy.PRIORITY
@@ -175,10 +177,8 @@ class PageTable:
         self._limits = limits
         self._most_ticks = limits.ticks - self.longest_stay
         self._priorities = PriorityRanks(limits.ranks)
-        self._roots: dict[Hashable, int] = {}
-        self._namespaces: dict[int, Hashable] = {}
-        self._seeds: dict[int, int] = {}
-        self._root_rows: dict[int, int] = {}
+        self.namespaces = Namespaces()
+        self._roots, self._seeds = self.namespaces.roots, self.namespaces.seeds
         # what loops get as a table; nobody replaces one of these arrays
         self._columns = self._all_columns()
         memory.begin()
@@ -331,7 +331,7 @@ class PageTable:
 
     def namespace(self, path: Rows) -> Hashable:
         """Namespace of a path that is not empty."""
-        return self._namespaces[int(self.parent[path[0]])]
+        return self.namespaces.names[int(self.parent[path[0]])]
 
     def name_namespaces(self, seed: Callable[[Hashable], Key]) -> None:
         """Let the keys of a namespace begin with something else; before there are any."""
@@ -392,22 +392,31 @@ class PageTable:
         longer than ages can order. New rows have no copy yet; the caller must
         give each one.
         """
-        root = self._root_of(namespace)
+        namespaces = self.namespaces
+        root = namespaces.root_of(namespace)
         depth = len(above)
         pages = pages[: self._limits.pages - depth]
         parent, digest = self._end_of(above, root)
         rows = np.empty(len(pages), dtype=np.int64)
         first = self._cursor
         count, self._cursor = self._paths.append(
-            self._arrays, pages, parent, digest, depth, self.now, self._cursor, rows
+            self._arrays,
+            pages,
+            parent,
+            digest,
+            depth,
+            self.now,
+            namespaces.numbers[root],
+            self._cursor,
+            rows,
         )
         if count:
             self._memory.note(first, self._cursor, self.capacity)
         self.n_rows += int(count)
         if count == 0:
-            self._drop_empty_root(namespace)
+            namespaces.close_if_empty(root)
         elif depth == 0:
-            self._root_rows[root] += 1
+            namespaces.note_first_page(root)
         return rows[:count]
 
     def remove_rows(self, rows: Rows) -> None:
@@ -420,36 +429,7 @@ class PageTable:
         assert first >= 0, "removed a row that still has children"
         self.n_rows -= len(rows)
         for root in roots[:first].tolist():
-            self._leave_root(root)
-
-    # ---- namespaces ----------------------------------------------------------
-
-    def _root_of(self, namespace: Hashable) -> int:
-        root = self._roots.get(namespace)
-        if root is None:
-            root = _FIRST_ROOT - self._next_root
-            self._next_root += 1
-            self._roots[namespace] = root
-            self._namespaces[root] = namespace
-            self._seeds[root] = namespace_digest(root)
-            self._root_rows[root] = 0
-        return root
-
-    def _drop_empty_root(self, namespace: Hashable) -> None:
-        root = self._roots[namespace]
-        if self._root_rows[root] == 0:
-            self._forget_root(root)
-
-    def _leave_root(self, root: int) -> None:
-        """A first page of the namespace is gone."""
-        self._root_rows[root] -= 1
-        if self._root_rows[root] == 0:
-            self._forget_root(root)
-
-    def _forget_root(self, root: int) -> None:
-        # a namespace lives as long as it has pages: salts must not pile up
-        del self._roots[self._namespaces.pop(root)]
-        del self._root_rows[root], self._seeds[root]
+            self.namespaces.leave(root)
 
     # ---- recency -------------------------------------------------------------
 

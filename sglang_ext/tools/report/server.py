@@ -24,8 +24,9 @@ DIRECTIONS = {
     "write": ("host to storage", "c3"),
     "read": ("storage to host", "c4"),
 }
-_ONE = {"tp_rank": "0"}
-"""Ranks of a request hold the same pages: tokens are those of one of them, bytes are of all."""
+_ONE = {"tp_rank": "0", "pp_rank": "0"}
+"""Ranks of a request hold the same pages, and so do the stages of a pipeline: tokens are those of
+one of them, bytes are of all."""
 _P = "sglang_ext:"
 _TIME = Axis("time since the first look", units.seconds)
 _SINCE_START, _NOW = "since the server's start", "in this time"
@@ -70,7 +71,7 @@ def server_page(seen: Observed, address: str, when: str) -> str:
             Section("Transfers", [*_moved(seen), *_refused(seen)]),
         ],
         "Written by sglang-ext report from the server's /metrics. Tokens are those of one tensor "
-        "parallel rank, bytes are of all ranks.",
+        "parallel rank and of the first stage of a pipeline, bytes are of all ranks.",
     )
 
 
