@@ -11,23 +11,29 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-THERE = ("torch", "triton", "transformers", "numba", "aiohttp", "httpx", "uvloop")
-"""What the machine has, as the head of ``launch/requirements/gpu.txt`` says: these and what they
-need."""
+LIST = ROOT / "launch" / "requirements" / "gpu.txt"
+THERE = "# there: "
+"""Begins a line of the list that names what the machine has."""
 OWN = ("sglang-ext", "sglang-ext-cpu")
 """Whose entry points come along; their code is that of the repository."""
 
 
 def carried() -> list[str]:
     """Distributions that are brought."""
-    lines = (ROOT / "launch" / "requirements" / "gpu.txt").read_text().splitlines()
+    lines = LIST.read_text().splitlines()
     return [line.partition("==")[0] for line in lines if line and not line.startswith("#")]
 
 
 def there() -> set[str]:
-    """Distributions that the machine has."""
+    """Distributions that the machine has: those that the list names, and what these need."""
     found: set[str] = set()
-    names = list(THERE)
+    lines = LIST.read_text().splitlines()
+    names = [
+        name
+        for line in lines
+        if line.startswith(THERE)
+        for name in line.removeprefix(THERE).split()
+    ]
     while names:
         name = _canonical(names.pop())
         if name in found:
