@@ -126,16 +126,16 @@ def table(report: Mapping[str, Any]) -> list[str]:
     alone = found.get("step_alone_s", {"p50": float("nan"), "p99": float("nan")})
     lines = [
         f"a step alone: {1e3 * alone['p50']:.3f} ms, p99 {1e3 * alone['p99']:.3f}",
-        "copy                          programs  way        GB/s: alone  beside  step: p50 ms"
+        "copy                                programs  way        GB/s: alone  beside  step: p50 ms"
         "   p99 ms  ratio  of p99",
     ]
     for row in found.get("rows", []):
         if "failed" in row:
-            lines.append(f"{row['copy']:30} FAILED {row['failed']:.80}")
+            lines.append(f"{row['copy']:36} FAILED {row['failed']:.80}")
             continue
         step, wrong = row["step_s"], row["wrong_rows"]
         lines.append(
-            f"{row['copy']:30}{row['programs'] or '':>8}  {row['way']:10}"
+            f"{row['copy']:36}{row['programs'] or '':>8}  {row['way']:10}"
             f"{row['alone_gb_per_s']:>12.1f}{row['beside_gb_per_s']:>8.1f}"
             f"{1e3 * step['p50']:>14.3f}{1e3 * step['p99']:>9.3f}{row['step_ratio']:>7.2f}"
             f"{row['step_p99_ratio']:>8.2f}{f'  {wrong} ROWS WRONG' if wrong else ''}"
