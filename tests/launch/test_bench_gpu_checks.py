@@ -20,6 +20,7 @@ from launch.bench.gpu.record import Record
 from launch.bench.gpu.setting import Setting
 from launch.bench.pairs import OURS_HOST, STOCK, STOCK_HOST
 from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
+from tests.launch import failing_parts
 
 CPU = torch.device("cpu")
 
@@ -270,24 +271,6 @@ def test_a_part_reports_what_it_has(
     assert ("fell off the bus" in found.get("failed", "")) == stand_in._fails
 
 
-def measures_and_dies(name: str, setting: Setting) -> None:
-    """A part whose process ends in the middle; it leaves a server behind."""
-    _measured(setting)
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def measures_and_hangs(name: str, setting: Setting) -> None:
-    """A part that waits for an answer that does not come."""
-    _measured(setting)
-    signal.pause()
-
-
-def _measured(setting: Setting) -> None:
-    Record(setting.report).put({"verdict": "equal"}, "cells", "one")
-    server = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    setting.processes.write_text(f"{server.pid}\n")
-
-
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a stand-in for a part as the bench does: what is reported of it."""
@@ -309,10 +292,11 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 def test_a_part_that_dies_leaves_what_it_had_measured(ran: Callable[..., Any]) -> None:
-    found = ran(measures_and_dies)
+    found = ran(failing_parts.measures_and_dies)
     assert not found["ok"]
     assert found["failed"] == f"its process ended with status {-signal.SIGSEGV}"
-    assert found["cells"] == {"one": {"verdict": "equal"}}
+    assert found["cells"] == {"one": {"verdict": "equal", "different": 0}}
+    assert [row["verdict"] for row in found["checks"]] == ["held"]
 
 
 def test_a_part_that_hangs_is_ended(
@@ -322,10 +306,10 @@ def test_a_part_that_hangs_is_ended(
         return -1.0 if setting.processes.exists() else 60.0
 
     monkeypatch.setattr(Setting, "left_s", left_s)
-    found = ran(measures_and_hangs)
+    found = ran(failing_parts.measures_and_hangs)
     assert not found["ok"]
     assert found["failed"].startswith("ended after ")
-    assert found["cells"] == {"one": {"verdict": "equal"}}
+    assert found["cells"] == {"one": {"verdict": "equal", "different": 0}}
 
 
 def test_the_exit_status_is_that_of_the_worst_part(

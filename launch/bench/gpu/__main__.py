@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.gpu import part
+from launch.bench.gpu.checks import judged, lines
 from launch.bench.gpu.setting import ROOT, Setting, end_servers, facts, sgl_kernel_state
 from sglang_ext.arguments import Parser, number, output_file, output_folder
 
@@ -90,6 +91,8 @@ def run_part(name: str, setting: Setting, report: Report) -> dict[str, Any]:
     if more:
         # of a part that has ended by itself there are none
         end_servers(setting)
+        more["checks"] = judged(part.PARTS[name].checks(report.take(name, setting)), setting.device)
+        print("\n".join(lines(more["checks"])))
     return report.take(name, setting, seconds=time.monotonic() - began, **more)
 
 

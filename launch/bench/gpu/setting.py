@@ -16,8 +16,8 @@ from launch.bench import machine
 from launch.server import CPU, Server, ServerError, start, wait_until_healthy
 
 ROOT = Path(__file__).resolve().parents[3]
-START_S = 150.0
-"""A server that does not answer by then is given up; on a CPU kernels are interpreted."""
+START_S = {"cuda": 120.0, "cpu": 400.0}
+"""Servers that do not answer by then are given up."""
 UNKNOWN = "unknown"
 
 
@@ -76,7 +76,7 @@ class Setting:
                 file.write(f"{started[name].process.pid}\n")
             # nothing of it is needed any more when a part ends
             stack.callback(started[name].kill)
-        failed, until = {}, time.monotonic() + min(START_S, self.left_s())
+        failed, until = {}, time.monotonic() + min(START_S[self.device], self.left_s())
         for name, server in started.items():
             try:
                 wait_until_healthy(server, max(1.0, until - time.monotonic()))
