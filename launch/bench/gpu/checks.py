@@ -61,6 +61,6 @@ def lines(found: Sequence[dict[str, Any]]) -> list[str]:
     """The checks for a reader."""
     return [
         f"{row['verdict']:13}{'-' if row['value'] is None else format(row['value'], '.3g'):>9}"
-        f"  {row['bound']:8}{row['what']}"
+        f"  {row['bound']:10}{row['what']}"
         for row in found
     ]
