@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from launch.bench.gpu import __main__ as bench
-from launch.bench.gpu import checks, copies, exact, part, served, steps
+from launch.bench.gpu import checks, copies, exact, part, served, setting, steps
 from launch.bench.gpu.checks import Check
 from launch.bench.gpu.record import Record
 from launch.bench.gpu.setting import Setting
 from launch.bench.pairs import OURS_HOST, STOCK, STOCK_HOST
 from sglang_ext.kernels.page_copy.cpu import CpuPageCopier
+from tests.conftest import ROOT
 from tests.launch import failing_parts
 
 CPU = torch.device("cpu")
@@ -318,9 +319,12 @@ def test_the_exit_status_is_that_of_the_worst_part(
     outcome = {"exact": False, "served": True, "copies": True}
 
     def run_part(name: str, setting: Setting, report: bench.Report) -> dict[str, Any]:
+        # before any part, or all servers of it would do it at once
+        assert report.data["compiling_s"] == 7.0
         return report.take(name, setting, seconds=1.0, ok=outcome[name])
 
     monkeypatch.setattr(bench, "run_part", run_part)
+    monkeypatch.setattr(bench, "compile_loops", lambda: 7.0)
     options = ["--device", "cpu", "--logs", str(tmp_path), "--out", str(tmp_path / "x.json")]
     assert bench.main(options) == 1
     written = json.loads((tmp_path / "x.json").read_text())
@@ -329,6 +333,27 @@ def test_the_exit_status_is_that_of_the_worst_part(
     assert {"sglang", "torch", "triton", "cuda"} <= written["versions"].keys()
     assert bench.main([*options, "--only", "served", "copies"]) == 0
     assert "== exact: NOT OK" in capsys.readouterr().out
+
+
+def test_what_is_compiled_first_is_what_servers_would_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The modules that ask for it, wherever they are."""
+    ran: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(setting.subprocess, "run", lambda command, **_: ran.append(command[-1]))
+        assert setting.compile_loops() >= 0
+    code = f"{ran[0]}; import sys; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    package = ROOT / "sglang_ext"
+    asks = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in package.rglob("*.py")
+        if "@compiled(" in file.read_text()
+    }
+    assert len(asks) > 10
+    assert asks <= loaded
 
 
 def test_without_a_gpu_it_says_so_and_runs_nothing(tmp_path: Path) -> None:

@@ -24,7 +24,14 @@ from typing import Any
 
 from launch.bench.gpu import part
 from launch.bench.gpu.checks import judged, lines
-from launch.bench.gpu.setting import ROOT, Setting, end_servers, facts, sgl_kernel_state
+from launch.bench.gpu.setting import (
+    ROOT,
+    Setting,
+    compile_loops,
+    end_servers,
+    facts,
+    sgl_kernel_state,
+)
 from sglang_ext.arguments import Parser, number, output_file, output_folder
 
 GRACE_S = 20.0
@@ -37,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=part.PARTS, default=list(part.PARTS))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="sizes for a CPU; implied there")
-    parser.add_argument("--limit", type=number(above=0), default=220.0, help="seconds of a part")
+    parser.add_argument("--limit", type=number(above=0), default=180.0, help="seconds of a part")
     parser.add_argument("--commit", help="of the code, where git does not know it")
     parser.add_argument("--logs", type=output_folder, default=ROOT / "out" / "gpu")
     parser.add_argument("--out", type=output_file, default=ROOT / "out" / "gpu_bench.json")
@@ -106,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     compiled = sgl_kernel_state(args.device)
     common = {**facts(args.device, args.commit), "sgl_kernel": compiled, "small": args.small}
-    report = Report(args.out, common)
+    report = Report(args.out, {**common, "compiling_s": compile_loops()})
+    print(f"loops are compiled, {report.data['compiling_s']:.0f} s", flush=True)
     for name in args.only:
         logs: Path = args.logs / name
         setting = Setting(args.device, small=args.small, logs=logs, limit_s=args.limit)

@@ -110,6 +110,16 @@ def waking(server: Server) -> Any:
         os.killpg(server.process.pid, signal.SIGSTOP)
 
 
+def compile_loops() -> float:
+    """Have the loops of the cache's core compiled and kept on disk before there are servers: each
+    would do it at once, for minutes. The seconds it took."""
+    began = time.monotonic()
+    loops = "import sglang_ext.core.cache, sglang_ext.core.retention.retention"
+    loops += ", sglang_ext.core.compiled.scans, sglang_ext.kernels.page_copy.cpu"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", loops], cwd=ROOT, check=True)
+    return time.monotonic() - began
+
+
 def facts(device: str, commit: str | None) -> dict[str, Any]:
     """What the figures of a report are of: versions, machine, card, commit."""
     import torch
