@@ -149,10 +149,10 @@ def _verdicts(part: Mapping[str, Any]) -> dict[str, str]:
 @pytest.mark.full
 def test_answers_of_the_engines_triton_attention_are_exact(tmp_path: Path) -> None:
     part = _bench(tmp_path, ["exact"])["parts"]["exact"]
-    assert part["deterministic"]
     assert part["cells"].keys() == exact.SMALL.keys()
     for name, found in part["cells"].items():
         assert found["verdict"] == "equal", name
+        assert found["deterministic"]
         # what another order of the same sum makes in float32, and no key more or less
         assert found["logprob_largest"] < 1e-4
     assert any(found["retractions"] > 0 for found in part["cells"].values())

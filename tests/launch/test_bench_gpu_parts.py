@@ -90,7 +90,8 @@ def test_equal_answers_pass(ran: Ran) -> None:
     assert {name: found["verdict"] for name, found in report["cells"].items()} == dict.fromkeys(
         exact.SMALL, "equal"
     )
-    assert report["deterministic"] and report["left_out"] == []
+    assert all(found["deterministic"] for found in report["cells"].values())
+    assert report["left_out"] == []
     answers = exact.SMALL_TRAFFIC.conversations * exact.SMALL_TRAFFIC.rounds
     assert {found["answers"] for found in report["cells"].values()} == {answers}
 
@@ -125,8 +126,31 @@ def test_a_server_that_does_not_start_or_dies_is_a_cell_that_is_not_measured(
 def test_without_both_servers_that_have_no_cache_nothing_is_shown(ran: Ran, missing: int) -> None:
     report = ran("exact", {exact._pair("float32")[missing]: None})
     assert not report["ok"]
-    assert report["failed"] == "RuntimeError('no server without a cache starts')"
+    assert {found["verdict"] for found in report["cells"].values()} == {"failed"}
     assert {row["verdict"] for row in report["checks"]} == {"NOT MEASURED"}
+
+
+def test_a_server_without_a_cache_that_dies_fails_its_cells(ran: Ran) -> None:
+    report = ran("exact", {exact._pair("float32")[0]: {"dies": 3}})
+    assert not report["ok"]
+    for found in report["cells"].values():
+        assert found["failed"].startswith("no cache: ConnectionError")
+
+
+def test_what_does_not_start_in_deterministic_mode_is_tried_without(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = exact._wanted
+
+    def refuses(cells: Any, setting: Setting, more: Any) -> Any:
+        found = wanted(cells, setting, more)
+        return {n: w for n, w in found.items() if n != THIRD or exact.DETERMINISTIC[0] not in more}
+
+    monkeypatch.setattr(exact, "_wanted", refuses)
+    report = ran("exact", {})
+    assert report["ok"]
+    modes = {name: found["deterministic"] for name, found in report["cells"].items()}
+    assert modes == {FIRST: True, SECOND: True, THIRD: False}
 
 
 def test_rounds_without_time_are_left_out(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ CHUNKS = ("--chunked-prefill-size", "256")
 OF_NOISE = 2.0
 """A difference that is so many times that of two servers without a cache is no rounding. A page
 of another prefix makes one that is larger by orders."""
+AGAIN_S = 50.0
+"""Servers that did not start are tried in another mode if so much of the part's time is left."""
 GOOD = ("equal", "rounding")
 
 
@@ -312,67 +314,70 @@ class Mode:
         return one if self.graphs else (*one, "--disable-cuda-graph")
 
 
-def _servers(
-    setting: Setting, mode: Mode, stack: contextlib.ExitStack
-) -> tuple[dict[str, Cell], dict[str, Server], dict[str, str]]:
-    """All cells, the servers that are up, and why others are not."""
-    cells = SMALL if setting.small else {**CELLS, **(COMPILED if setting.has_sgl_kernel else {})}
-    servers, failed = setting.up(stack, _wanted(cells, setting, mode.options()), COMMON)
-    return cells, servers, failed
+def _compare(
+    setting: Setting, mode: Mode, cells: Mapping[str, Cell], record: Record
+) -> dict[str, Cell]:
+    """Cells in one mode, into the record; those that no server ran for, which may in another."""
+    numbers = sorted({cell.numbers for cell in cells.values()})
+    with contextlib.ExitStack() as stack:
+        wanted = _wanted(cells, setting, mode.options())
+        servers, failed = setting.up(stack, wanted, COMMON)
+        for name, cell in cells.items():
+            needed = (name, *_pair(cell.numbers))
+            why = next((failed[each] for each in needed if each in failed), None)
+            if why is not None:
+                record.put({"verdict": "failed", "failed": why}, "cells", name)
+        used = [name for name in numbers if servers.keys() >= {*_pair(name)}]
+        ready = {n: c for n, c in cells.items() if c.numbers in used and n in servers}
+
+        def all_of(numbers: str) -> None:
+            mine = {name: cell for name, cell in ready.items() if cell.numbers == numbers}
+            try:
+                _follow_all(setting, mode, mine, numbers, servers, record)
+            except Exception as error:  # noqa: BLE001 - other numbers have other servers
+                for name in mine:
+                    found = {"verdict": "failed", "failed": f"no cache: {error!r}"[:300]}
+                    record.put(found, "cells", name)
+
+        with ThreadPoolExecutor(max(1, len(used))) as pool:
+            list(pool.map(all_of, used))
+    return {name: cell for name, cell in cells.items() if name not in ready}
 
 
-def _compare(setting: Setting, mode: Mode, record: Record) -> bool:
-    """All cells, into the record; False if no server without a cache starts."""
+def _follow_all(
+    setting: Setting,
+    mode: Mode,
+    cells: Mapping[str, Cell],
+    numbers: str,
+    servers: Mapping[str, Server],
+    record: Record,
+) -> None:
+    """Cells of the same numbers: a script, and all their servers by it."""
     traffic = SMALL_TRAFFIC if setting.small else TRAFFIC
 
     def goes_on() -> bool:
         return setting.left_s() > 0
 
-    with contextlib.ExitStack() as stack:
-        cells, servers, failed = _servers(setting, mode, stack)
-        for name in sorted({cell.numbers for cell in cells.values()}):
-            lost = next(filter(None, map(failed.get, _pair(name))), None)
-            for cell_name, cell in cells.items():
-                why = failed.get(cell_name) or lost
-                if cell.numbers == name and why:
-                    record.put({"verdict": "failed", "failed": why}, "cells", cell_name)
-        used = sorted({cell.numbers for cell in cells.values()})
-        used = [name for name in used if servers.keys() >= {*_pair(name)}]
-        if not used:
-            return False
-        for key, value in dataclasses.asdict(mode).items():
-            record.put(value, key)
-
-        def all_of(name: str) -> None:
-            """The cells that have these numbers."""
-            without, again = (servers[each] for each in _pair(name))
-            script = write_script(without, traffic, goes_on)
-            mine = {n: servers[n] for n, c in cells.items() if c.numbers == name and n in servers}
-            with ThreadPoolExecutor(len(mine) + 1) as pool:
-                noise = pool.submit(_followed, again, script, 1, goes_on)
-                runs = {
-                    pool.submit(_followed, server, script, traffic.parallel, goes_on): n
-                    for n, server in mine.items()
-                }
-                record.put(noise.result(), "noise", _pair(name)[1])
-                for run in as_completed(runs):
-                    _put(record, runs[run], cells[runs[run]], run.result(), noise.result(), mode)
-                    missing = traffic.rounds - run.result().get("rounds", traffic.rounds)
-                    if missing:
-                        record.leave_out(f"{runs[run]}: {missing} of {traffic.rounds} rounds")
-
-        with ThreadPoolExecutor(len(used)) as pool:
-            list(pool.map(all_of, used))
-    return True
+    without, again = (servers[name] for name in _pair(numbers))
+    script = write_script(without, traffic, goes_on)
+    with ThreadPoolExecutor(len(cells) + 1) as pool:
+        other = pool.submit(_followed, again, script, 1, goes_on)
+        runs = {
+            pool.submit(_followed, servers[name], script, traffic.parallel, goes_on): name
+            for name in cells
+        }
+        noise = other.result()
+        record.put(noise, "noise", _pair(numbers)[1])
+        for run in as_completed(runs):
+            name, found = runs[run], run.result()
+            _put(record, name, cells[name], {**found, **dataclasses.asdict(mode)}, noise)
+            missing = traffic.rounds - found.get("rounds", traffic.rounds)
+            if missing:
+                record.leave_out(f"{name}: {missing} of {traffic.rounds} rounds")
 
 
 def _put(
-    record: Record,
-    name: str,
-    cell: Cell,
-    found: dict[str, Any],
-    noise: Mapping[str, Any],
-    mode: Mode,
+    record: Record, name: str, cell: Cell, found: dict[str, Any], noise: Mapping[str, Any]
 ) -> None:
     """A cell into the record, with its verdict."""
     found["verdict"] = "failed"
@@ -381,19 +386,26 @@ def _put(
     if "failed" not in found:
         retracts = cell.environment.items() >= RETRACTED.items()
         found["verdict"] = verdict(
-            found, noise, deterministic=mode.deterministic, retracts=retracts
+            found, noise, deterministic=found["deterministic"], retracts=retracts
         )
     record.put(found, "cells", name)
 
 
 def run(setting: Setting, record: Record) -> None:
-    """The part, into its record."""
-    with_graphs = [Mode(True, True)] if setting.device == "cuda" else []
-    for mode in (*with_graphs, Mode(True, False), Mode(False, False)):
-        if _compare(setting, mode, record):
-            return
-        print(f"no server without a cache starts: {mode}", flush=True)
-    raise RuntimeError("no server without a cache starts")
+    """The part, into its record. What does not start in one mode is tried in the next."""
+    modes = [Mode(True, False), Mode(False, False)]
+    if setting.device == "cuda":
+        modes.insert(0, Mode(True, True))
+    cells = SMALL if setting.small else {**CELLS, **(COMPILED if setting.has_sgl_kernel else {})}
+    left: Mapping[str, Cell] = cells
+    for number, mode in enumerate(modes):
+        if number and setting.left_s() < AGAIN_S:
+            record.leave_out(f"{', '.join(left)}: not tried as {mode}")
+            break
+        left = _compare(setting, mode, left, record)
+        if not left:
+            break
+        print(f"not started as {mode}: {', '.join(left)}", flush=True)
 
 
 def checks(report: Mapping[str, Any]) -> list[Check]:
@@ -412,8 +424,7 @@ def checks(report: Mapping[str, Any]) -> list[Check]:
 
 def table(report: Mapping[str, Any]) -> list[str]:
     """The report for a reader."""
-    mode = "deterministic mode" if report.get("deterministic") else "beside rounding"
-    lines = [f"{mode:38} answers  other  from host  logprob: mean   largest"]
+    lines = [f"{'':38} answers  other  from host  logprob: mean   largest"]
     for name, found in {**report.get("noise", {}), **report.get("cells", {})}.items():
         if "failed" in found:
             lines.append(f"{name:38} FAILED {found['failed'].splitlines()[-1]:.60}")
@@ -423,5 +434,6 @@ def table(report: Mapping[str, Any]) -> list[str]:
             f"{name:38} {found['answers']:>7} {found['different']:>6} {share:>10.2f} "
             f"{found['logprob_mean']:>14.2e} {found['logprob_largest']:>9.2e}  "
             f"{found.get('verdict', '')}"
+            f"{'' if found.get('deterministic', True) else ', not in deterministic mode'}"
         )
     return lines
