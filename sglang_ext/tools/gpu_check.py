@@ -4,19 +4,23 @@ Every layout, data type and row size is compared with the reference, and transfe
 beside a forward pass that is late; then the bandwidth of both directions is printed beside that of
 a plain copy of as many bytes between the GPU and pinned memory, and beside the peak of the link:
 the rate of its PCIe generation and width, the highest that the driver names for this card in this
-machine. Packets have headers, so no copy reaches it. The last line is the verdict.
+machine. Packets have headers, so no copy reaches it. The last line is the verdict. All of it ends
+within a minute: what there is no time for is left out, and the verdict says so.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext.arguments import Parser, output_file, whole
@@ -36,6 +40,8 @@ _LANES = {1: 2.0, 2: 4.0, 3: 8 * 128 / 130, 4: 16 * 128 / 130, 5: 32 * 128 / 130
 """Gigabits a second of one lane, by PCIe generation: transfers less the coding of the line."""
 _FAST = 0.8
 """Of a plain copy, the least bandwidth of any layout that is no cause for a look."""
+_SHAPES_S, _LIMIT_S = 35.0, 50.0
+"""On a GPU no shape is begun after the first, and no layout is timed after the second."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -57,8 +63,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when all bytes are equal, 1 when some are not, 2 without a GPU."""
+    """Exit status: 0 when all bytes are equal, 1 when some are not or the check fails, 2 without
+    a GPU."""
     args = parse_args(argv)
+    began = time.perf_counter()
     if args.interpret:
         # read when the kernel is imported
         os.environ["TRITON_INTERPRET"] = "1"
@@ -68,49 +76,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.interpret and not torch.cuda.is_available():
         print("no GPU here: nothing was checked (--interpret checks without one)", file=sys.stderr)
         return 2
-    began = time.perf_counter()
-    device = torch.device("cpu" if args.interpret else "cuda")
-    wrong = _check(device, pages=(1, 16) if args.interpret else (1, 16, 64))
-    if not args.interpret:
-        wrong += _check_order()
-    figures = None
-    if wrong == 0 and not args.interpret:
-        figures = _time(device, args.mebibytes << 20, args.programs)
-    print(f"{verdict(wrong, figures)} ({time.perf_counter() - began:.0f} s)")
-    if figures is not None and args.out is not None:
+    found = Found()
+    try:
+        _examine(args, found, began)
+    except Exception as error:  # noqa: BLE001 - a driver or a compiler: whatever it is, a verdict
+        found.failed = f"{error!r}".partition("\\n")[0][:200]
+    said = verdict(found)
+    print(f"{said} ({time.perf_counter() - began:.0f} s)")
+    if found.figures is not None and args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(figures, indent=1))
-    return 1 if wrong else 0
+        args.out.write_text(json.dumps({"verdict": said, **found.figures}, indent=1))
+    return 1 if found.wrong or found.failed else 0
 
 
-def verdict(wrong: int, figures: Mapping[str, Any] | None) -> str:
-    """One line for an operator.
+@dataclasses.dataclass
+class Found:
+    """What a check knows so far.
 
-    Args:
+    Attributes:
         wrong: copies that differ and transfers out of order.
-        figures: what ``_time`` has measured; None if nothing was timed.
+        failed: why it ended early; empty if it did not.
+        left_out: what there was no time for.
+        figures: what was timed; None if nothing was.
     """
-    if wrong:
-        return f"verdict: WRONG, {wrong} faults; do not use SGLANG_EXT_COPIES=kernels here"
-    if figures is None:
-        return "verdict: right, not timed"
-    plain, *rows = figures["gigabytes_per_s"]
+
+    wrong: int = 0
+    failed: str = ""
+    left_out: list[str] = dataclasses.field(default_factory=list)
+    figures: dict[str, Any] | None = None
+
+
+def _examine(args: argparse.Namespace, found: Found, began: float) -> None:
+    import torch
+
+    if args.interpret:
+        # as long as it takes: nobody's server waits
+        _check(torch.device("cpu"), (1, 16), found, math.inf)
+        return
+    device = torch.device("cuda")
+    found.wrong += _check_order()
+    _check(device, (1, 16, 64), found, began + _SHAPES_S)
+    if not found.wrong:
+        found.figures = _time(device, args.mebibytes << 20, args.programs, found, began + _LIMIT_S)
+
+
+def verdict(found: Found) -> str:
+    """One line for an operator."""
+    if found.failed:
+        return f"verdict: FAILED, {found.failed}; do not use SGLANG_EXT_COPIES=kernels here"
+    if found.wrong:
+        return f"verdict: WRONG, {found.wrong} faults; do not use SGLANG_EXT_COPIES=kernels here"
+    left = f"; no time for {', '.join(found.left_out)}" if found.left_out else ""
+    if found.figures is None:
+        return f"verdict: right, not timed{left}"
+    plain, *rows = found.figures["gigabytes_per_s"]
     # with the number of programs that servers use; others are there to be looked at
-    rows = [row for row in rows if row["programs"] == figures["default_programs"]] or rows
+    rows = [row for row in rows if row["programs"] == found.figures["default_programs"]] or rows
+    if not rows:
+        return f"verdict: right, not timed{left}"
     parts = {way: min(row[way] for row in rows) / plain[way] for way in ("to_host", "to_device")}
     said = ", ".join(
         f"{way.replace('_', ' ')} {part:.2f} of a plain copy" for way, part in parts.items()
     )
-    peak = figures["link"]["peak_gb_per_s"]
+    peak = found.figures["link"]["peak_gb_per_s"]
     if peak is not None:
         least = min(min(row[way] for row in rows) for way in parts)
         said += f", {least / peak:.2f} of the link's {peak:.1f} GB/s"
     quick = "fast" if min(parts.values()) >= _FAST else f"SLOW, below {_FAST} of a plain copy"
-    return f"verdict: right and {quick}; the slowest layout: {said}"
+    return f"verdict: right and {quick}; the slowest layout: {said}{left}"
 
 
-def _check(device: "torch.device", pages: Sequence[int]) -> int:
-    """Number of copies that differ from the reference."""
+def _check(device: "torch.device", pages: Sequence[int], found: Found, until: float) -> None:
+    """Compare copies with the reference: how many differ is in ``found``."""
     from sglang_ext.kernels.page_copy import reference
     from sglang_ext.kernels.page_copy.gpu import PROGRAMS, GpuPageCopier
 
@@ -122,12 +159,18 @@ def _check(device: "torch.device", pages: Sequence[int]) -> int:
         return copier
 
     cases = list(reference.cases(pages))
-    lines = [line for case in cases for line in reference.differences(case, device, make)]
+    done, lines = 0, list[str]()
+    for case in cases:
+        if time.perf_counter() > until:
+            found.left_out.append(f"{len(cases) - done} of {len(cases)} shapes")
+            break
+        lines += reference.differences(case, device, make)
+        done += 1
     for line in lines:
         print("DIFFERENT:", line)
     moved = ", ".join(map(str, sorted(words)))
-    print(f"{len(cases)} shapes, words of {moved} bytes: {len(lines)} copies differ")
-    return len(lines)
+    print(f"{done} shapes, words of {moved} bytes: {len(lines)} copies differ")
+    found.wrong += len(lines)
 
 
 def _check_order() -> int:
@@ -160,16 +203,27 @@ def link_of(generation: str, width: str) -> dict[str, Any]:
 
 def _link() -> dict[str, Any]:
     fields = "pcie.link.gen.max,pcie.link.width.max"
-    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return link_of("", "")
-    generation, _, width = said.strip().partition(",")
+    generation, _, width = _asked(fields).partition(",")
     return link_of(generation.strip(), width.strip())
 
 
-def _time(device: "torch.device", size: int, counts: Sequence[int] | None) -> dict[str, Any]:
+def _asked(fields: str) -> str:
+    """What the driver says of the GPU; nothing if it does not."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"]
+    try:
+        run = subprocess.run(query, capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return run.stdout.strip()
+
+
+def _time(
+    device: "torch.device",
+    size: int,
+    counts: Sequence[int] | None,
+    found: Found,
+    until: float,
+) -> dict[str, Any]:
     """Bandwidth in GB/s: plain copies, and the kernel by layout, number of programs (the one that
     servers use, if ``counts`` is None) and direction."""
     import numpy as np
@@ -216,6 +270,9 @@ def _time(device: "torch.device", size: int, counts: Sequence[int] | None) -> di
         host = torch.empty(shape, dtype=torch.bfloat16, pin_memory=True)
         plane = Plane(layers, host_by_page(host, layout, _PAGE))
         for programs in counts or [PROGRAMS]:
+            if time.perf_counter() > until:
+                found.left_out.append(f"{layout} with {programs} programs")
+                continue
             copier = GpuPageCopier([[plane]], programs)
             job = copier.prepare([(chosen[0], chosen[1])])
             measure(
@@ -225,7 +282,13 @@ def _time(device: "torch.device", size: int, counts: Sequence[int] | None) -> di
                 to_device=partial(copier.copy_all, job, to_host=False),
                 layer_by_layer=partial(_by_layer, copier, job),
             )
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    versions = {
+        "sglang-ext": version("sglang-ext"),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda or "none",
+        "driver": _asked("driver_version") or "unknown",
+    }
     return {
         "device": torch.cuda.get_device_name(device), "versions": versions, "link": link,
         "bytes": size, "page": _PAGE, "row_bytes": row, "layers": _LAYERS,

@@ -1,6 +1,8 @@
 """The bench for a GPU: how it tells a wrong answer from rounding, and all of it at small size."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launch.bench.gpu import exact
+from launch.bench.gpu import exact, steps
 from launch.bench.gpu.exact import Asked, Said
 from launch.traffic import Traffic
 
@@ -83,6 +85,24 @@ def test_a_server_that_reads_no_host_proves_nothing() -> None:
     assert exact.verdict(found, found, deterministic=True) == "nothing came from the host"
 
 
+def test_a_server_that_was_to_retract_and_did_not_proves_nothing() -> None:
+    found = {"host": 1, "different": 0, "retractions": 0}
+    said = exact.verdict(found, found, deterministic=True, retracts=True)
+    assert said == "no request was retracted"
+    assert exact.verdict(found, found, deterministic=True) == "equal"
+
+
+def test_when_time_is_over_no_round_is_begun() -> None:
+    first: Any = Server()
+    left = iter([True, False])
+    assert len(exact.write_script(first, TRAFFIC, lambda: next(left))) == 1
+    script = exact.write_script(first, TRAFFIC)
+    left = iter([True, False])
+    second: Any = Server()
+    found = exact.follow(second, script, 2, lambda: next(left))
+    assert (found["rounds"], found["answers"]) == (1, TRAFFIC.conversations)
+
+
 def test_what_follows_another_token_is_not_compared() -> None:
     asked = Asked((1,), 3, Said((7, 8, 9), (-1.0, -1.0, -1.0)))
     found = exact.differences([asked], [Said((7, 5, 9), (-1.0, -1.5, -9.0))])
@@ -106,37 +126,84 @@ def _engine_version() -> str:
     return next(line for line in lines if line.startswith("ENGINE :=")).split()[-1]
 
 
-def _bench(tmp_path: Path, parts: Sequence[str]) -> dict[str, Any]:
+def _bench(
+    tmp_path: Path, parts: Sequence[str], code: Path = ROOT, status: int = 0
+) -> dict[str, Any]:
+    """Report of the bench, run with the package of another folder."""
     out = tmp_path / "report.json"
     command = [sys.executable, "-W", "ignore", "-m", "launch.bench.gpu", "--device", "cpu"]
-    command += ["--only", *parts, "--limit", "600", "--logs", str(tmp_path), "--out", str(out)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stdout + run.stderr
+    command += ["--only", *parts, "--limit", "900", "--logs", str(tmp_path), "--out", str(out)]
+    places = {"PYTHONPATH": f"{code}:{code / 'launch' / 'platform'}"}
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=code, env={**os.environ, **places}, check=False
+    )
+    assert run.returncode == status, run.stdout + run.stderr
     report: dict[str, Any] = json.loads(out.read_text())
     return report
+
+
+def _verdicts(part: Mapping[str, Any]) -> dict[str, str]:
+    return {row["what"]: row["verdict"] for row in part["checks"]}
 
 
 @pytest.mark.full
 def test_answers_of_the_engines_triton_attention_are_exact(tmp_path: Path) -> None:
     part = _bench(tmp_path, ["exact"])["parts"]["exact"]
-    assert part["deterministic"]
+    assert part["cells"].keys() == exact.SMALL.keys()
     for name, found in part["cells"].items():
         assert found["verdict"] == "equal", name
-        assert found["retractions"] > 0
+        assert found["deterministic"]
         # what another order of the same sum makes in float32, and no key more or less
         assert found["logprob_largest"] < 1e-4
+    assert any(found["retractions"] > 0 for found in part["cells"].values())
+    assert set(_verdicts(part).values()) == {"held"}
 
 
 @pytest.mark.full
 def test_load_and_copies_are_measured(tmp_path: Path) -> None:
     report = _bench(tmp_path, ["served", "copies"])
     assert report["card"] == "none"
+    part = report["parts"]["served"]
     for load in ("multi-turn", "no reuse"):
-        for row in report["parts"]["served"]["loads"][load]["median"].values():
+        for row in part["loads"][load]["median"].values():
             assert row["ttft_p99_s"] >= row["ttft_p50_s"] > 0
-    copies = report["parts"]["copies"]
-    assert not [row for row in copies["steps"]["rows"] if "failed" in row]
-    for phases in copies["requests"].values():
+    assert len(set(part["host_bytes"].values()) - {0}) == 1
+    assert {*_verdicts(part).values()} == {"held", "not judged"}
+    part = report["parts"]["copies"]
+    assert not [row for row in part["steps"]["rows"] if "failed" in row or row["wrong_rows"]]
+    backends = {f"engine's {backend}, {layout}" for backend, layout in steps.BACKENDS}
+    assert {row["copy"] for row in part["steps"]["rows"]} > backends
+    for phases in part["requests"].values():
         assert phases["alone"]["itl_s"]["p99"] > 0
         # in the interpreter a load may have ended before the next token is there
         assert all("itl_s" in phases[name] for name in ("host", "device", "new"))
+
+
+RIGHT = "(np.ascontiguousarray(h), np.ascontiguousarray(d)) for h, d in pairs"
+LOSES_A_PAGE = "(h[: max(1, len(h) - 1)].copy(), d[: max(1, len(d) - 1)].copy()) for h, d in pairs"
+"""The last page of several, which the trial at a server's start does not see."""
+
+
+@pytest.mark.full
+def test_a_copy_that_loses_a_page_is_seen_in_answers_and_in_copies(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    shutil.copytree(
+        ROOT / "sglang_ext", code / "sglang_ext", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (code / "launch").symlink_to(ROOT / "launch")
+    file = code / "sglang_ext" / "kernels" / "page_copy" / "cpu.py"
+    assert not file.is_symlink()
+    right = file.read_text()
+    assert right.count(RIGHT) == 1
+    file.write_text(right.replace(RIGHT, LOSES_A_PAGE))
+    report = _bench(tmp_path, ["exact", "copies"], code, status=1)
+    part = report["parts"]["exact"]
+    assert not part["ok"]
+    assert "different" in {found["verdict"] for found in part["cells"].values()}
+    assert "MISSED" in _verdicts(part).values()
+    part = report["parts"]["copies"]
+    assert not part["ok"]
+    wrong = {row["copy"] for row in part["steps"]["rows"] if row["wrong_rows"]}
+    assert wrong == {"ours, page_first"}
+    said = {what: verdict for what, verdict in _verdicts(part).items() if "rows" in what}
+    assert [*said.values()] == ["MISSED"]

@@ -11,11 +11,13 @@ import contextlib
 import dataclasses
 import random
 import statistics
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from launch.bench.gpu.checks import Check
+from launch.bench.gpu.record import Record
 from launch.bench.gpu.setting import ROOT, Setting, Wanted
 from launch.models import architectures, tiny
 from launch.server import OURS, STRICT_CHECKS, Server
@@ -35,6 +37,9 @@ CHUNKS = ("--chunked-prefill-size", "256")
 OF_NOISE = 2.0
 """A difference that is so many times that of two servers without a cache is no rounding. A page
 of another prefix makes one that is larger by orders."""
+AGAIN_S = 50.0
+"""Servers that did not start are tried in another mode if so much of the part's time is left."""
+GOOD = ("equal", "rounding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,8 @@ CELLS = {
     "bf16, page 64, chunks": _cell("bf16", 64, *CHUNKS),
     "bf16, page 16, our kernel": _cell("bf16", 16, *CHUNKS, SGLANG_EXT_COPIES="kernels"),
     "bf16, page 16, retraction": _cell("bf16", 16, *CHUNKS, **RETRACTED),
+    # the host evicts too
+    "bf16, page 16, host as the device": _cell("bf16", 16, *CHUNKS, "--hicache-ratio", "1"),
     "bf16, page 16, no overlap": _cell("bf16", 16, "--disable-overlap-schedule"),
     "bf16, gpt-oss, page 16": _cell("bf16, gpt-oss", 16, *CHUNKS),
     "fp8 KV, page 1": _cell("fp8 KV", 1, *CHUNKS),
@@ -101,7 +108,11 @@ COMPILED = {
 }
 """With copies of ``sgl_kernel``, where there is one (see ``sglang_ext_cpu.gpu_copies``)."""
 # the interpreter's bfloat16 and fp8 are not those of a GPU
-SMALL = {"float32, page 16, chunks, retraction": _cell("float32", 16, *CHUNKS, **RETRACTED)}
+SMALL = {
+    "float32, page 16, chunks, retraction": _cell("float32", 16, *CHUNKS, **RETRACTED),
+    "float32, page 1": _cell("float32", 1),
+    "float32, page 64, no overlap": _cell("float32", 64, *CHUNKS, "--disable-overlap-schedule"),
+}
 TRAFFIC = Traffic(conversations=12, rounds=6)
 SMALL_TRAFFIC = Traffic(
     conversations=4, rounds=3, first=(140, 200), question=(20, 40), answer=(4, 6), shared=64
@@ -130,6 +141,12 @@ class Asked:
 
 Script = list[list[Asked]]
 """Requests of each round."""
+GoesOn = Callable[[], bool]
+"""Whether there is time for another round."""
+
+
+def _always() -> bool:
+    return True
 
 
 def differences(script: Sequence[Asked], answers: Sequence[Said]) -> dict[str, float]:
@@ -166,8 +183,8 @@ def _said(result: Mapping[str, Any]) -> Said:
     return Said(tuple(result["output_ids"]), logprobs)
 
 
-def write_script(server: Server, traffic: Traffic) -> Script:
-    """Hold conversations with a server without a cache."""
+def write_script(server: Server, traffic: Traffic, goes_on: GoesOn = _always) -> Script:
+    """Hold conversations with a server without a cache; no new round when it is not to go on."""
     sessions = [
         hold_conversation(server, traffic, number, return_logprob=True)
         for number in range(traffic.conversations)
@@ -175,6 +192,8 @@ def write_script(server: Server, traffic: Traffic) -> Script:
     script: Script = []
     with ThreadPoolExecutor(traffic.parallel) as pool:
         for _ in range(traffic.rounds):
+            if not goes_on():
+                break
             turns = pool.map(next, sessions)
             script.append(
                 [
@@ -185,9 +204,13 @@ def write_script(server: Server, traffic: Traffic) -> Script:
     return script
 
 
-def follow(server: Server, script: Script, parallel: int) -> dict[str, float]:
-    """Ask a server what the script says; how far its answers are, and where KV came from."""
-    order, told = random.Random(1), {"device": 0, "host": 0, "prompt": 0, "retractions": 0}
+def follow(
+    server: Server, script: Script, parallel: int, goes_on: GoesOn = _always
+) -> dict[str, float]:
+    """Ask a server what the script says; how far its answers are, where KV came from, and how many
+    rounds it was asked."""
+    told = {"rounds": 0, "device": 0, "host": 0, "prompt": 0, "retractions": 0}
+    order = random.Random(1)
     asked: list[Asked] = []
     answers: list[Said] = []
 
@@ -196,6 +219,9 @@ def follow(server: Server, script: Script, parallel: int) -> dict[str, float]:
 
     with ThreadPoolExecutor(parallel) as pool:
         for turns in script:
+            if not goes_on():
+                break
+            told["rounds"] += 1
             now = order.sample(turns, len(turns))
             asked += now
             for result in pool.map(ask, now):
@@ -209,10 +235,25 @@ def follow(server: Server, script: Script, parallel: int) -> dict[str, float]:
     return {**differences(asked, answers), **told}
 
 
-def verdict(found: Mapping[str, float], noise: Mapping[str, float], *, deterministic: bool) -> str:
-    """``equal``, ``rounding``, or what is wrong."""
+def verdict(
+    found: Mapping[str, float],
+    noise: Mapping[str, float],
+    *,
+    deterministic: bool,
+    retracts: bool = False,
+) -> str:
+    """``equal``, ``rounding``, or what is wrong.
+
+    Args:
+        found: of a server with our cache.
+        noise: of the second server without one.
+        deterministic: whether both ran in the engine's deterministic mode.
+        retracts: whether requests of that server are retracted.
+    """
     if not found["host"]:
         return "nothing came from the host"
+    if retracts and not found["retractions"]:
+        return "no request was retracted"
     if found["different"] == 0:
         return "equal"
     if not deterministic and is_rounding(found, noise):
@@ -225,10 +266,10 @@ def _assert_sound(server: Server) -> None:
         raise RuntimeError(f"the server failed its checks:\n{server.tail(12)}")
 
 
-def _followed(server: Server, script: Script, parallel: int) -> dict[str, Any]:
+def _followed(server: Server, script: Script, parallel: int, goes_on: GoesOn) -> dict[str, Any]:
     """``follow``, or why not."""
     try:
-        found = follow(server, script, parallel)
+        found = follow(server, script, parallel, goes_on)
         _assert_sound(server)
     except Exception as error:  # noqa: BLE001 - one server's end is not that of the others
         return {"failed": f"{error!r}"[:300] + "\n" + server.tail(12)}
@@ -273,75 +314,126 @@ class Mode:
         return one if self.graphs else (*one, "--disable-cuda-graph")
 
 
-def _compare(setting: Setting, mode: Mode) -> dict[str, Any] | None:
-    """All cells; None if no server without a cache starts."""
-    cells = SMALL if setting.small else {**CELLS, **(COMPILED if setting.has_sgl_kernel else {})}
-    traffic = SMALL_TRAFFIC if setting.small else TRAFFIC
-    wanted = _wanted(cells, setting, mode.options())
+def _compare(
+    setting: Setting, mode: Mode, cells: Mapping[str, Cell], record: Record
+) -> dict[str, Cell]:
+    """Cells in one mode, into the record; those that no server ran for, which may in another."""
+    numbers = sorted({cell.numbers for cell in cells.values()})
     with contextlib.ExitStack() as stack:
+        wanted = _wanted(cells, setting, mode.options())
         servers, failed = setting.up(stack, wanted, COMMON)
-        used = [
-            name
-            for name in sorted({cell.numbers for cell in cells.values()})
-            if servers.keys() >= {*_pair(name)}
-        ]
-        if not used:
-            print({name: text[-300:] for name, text in failed.items()}, flush=True)
-            return None
+        for name, cell in cells.items():
+            needed = (name, *_pair(cell.numbers))
+            why = next((failed[each] for each in needed if each in failed), None)
+            if why is not None:
+                record.put({"verdict": "failed", "failed": why}, "cells", name)
+        used = [name for name in numbers if servers.keys() >= {*_pair(name)}]
+        ready = {n: c for n, c in cells.items() if c.numbers in used and n in servers}
 
-        def write(name: str) -> Script:
-            return write_script(servers[_pair(name)[0]], traffic)
+        def all_of(numbers: str) -> None:
+            mine = {name: cell for name, cell in ready.items() if cell.numbers == numbers}
+            try:
+                _follow_all(setting, mode, mine, numbers, servers, record)
+            except Exception as error:  # noqa: BLE001 - other numbers have other servers
+                for name in mine:
+                    found = {"verdict": "failed", "failed": f"no cache: {error!r}"[:300]}
+                    record.put(found, "cells", name)
 
-        with ThreadPoolExecutor(len(wanted)) as pool:
-            scripts = dict(zip(used, pool.map(write, used), strict=True))
-            noise = {
-                name: pool.submit(_followed, servers[_pair(name)[1]], scripts[name], 1)
-                for name in used
-            }
-            runs = {
-                name: pool.submit(_followed, servers[name], scripts[cell.numbers], traffic.parallel)
-                for name, cell in cells.items()
-                if name in servers and cell.numbers in used
-            }
-        noises = {name: run.result() for name, run in noise.items()}
-        results = {name: run.result() for name, run in runs.items()}
-    for name, cell in cells.items():
-        if name not in results:
-            lost = (failed.get(key) for key in (name, *_pair(cell.numbers)))
-            results[name] = {"failed": next(filter(None, lost))}
-        found, beside = results[name], noises.get(cell.numbers, {"failed": ""})
-        found["verdict"] = "failed"
-        if "failed" not in found and "failed" not in beside:
-            found["verdict"] = verdict(found, beside, deterministic=mode.deterministic)
-    return {**dataclasses.asdict(mode), "noise": noises, "cells": results}
+        with ThreadPoolExecutor(max(1, len(used))) as pool:
+            list(pool.map(all_of, used))
+    return {name: cell for name, cell in cells.items() if name not in ready}
 
 
-def run(setting: Setting) -> dict[str, Any]:
-    """The part: its report, with ``ok``."""
-    with_graphs = [Mode(True, True)] if setting.device == "cuda" else []
-    for mode in (*with_graphs, Mode(True, False), Mode(False, False)):
-        report = _compare(setting, mode)
-        if report is not None:
-            verdicts = [cell["verdict"] for cell in report["cells"].values()]
-            return {"ok": all(said in ("equal", "rounding") for said in verdicts), **report}
-    return {"ok": False, "failed": "no server without a cache starts"}
+def _follow_all(
+    setting: Setting,
+    mode: Mode,
+    cells: Mapping[str, Cell],
+    numbers: str,
+    servers: Mapping[str, Server],
+    record: Record,
+) -> None:
+    """Cells of the same numbers: a script, and all their servers by it."""
+    traffic = SMALL_TRAFFIC if setting.small else TRAFFIC
+
+    def goes_on() -> bool:
+        return setting.left_s() > 0
+
+    without, again = (servers[name] for name in _pair(numbers))
+    script = write_script(without, traffic, goes_on)
+    with ThreadPoolExecutor(len(cells) + 1) as pool:
+        other = pool.submit(_followed, again, script, 1, goes_on)
+        runs = {
+            pool.submit(_followed, servers[name], script, traffic.parallel, goes_on): name
+            for name in cells
+        }
+        noise = other.result()
+        record.put(noise, "noise", _pair(numbers)[1])
+        for run in as_completed(runs):
+            name, found = runs[run], run.result()
+            _put(record, name, cells[name], {**found, **dataclasses.asdict(mode)}, noise)
+            missing = traffic.rounds - found.get("rounds", traffic.rounds)
+            if missing:
+                record.leave_out(f"{name}: {missing} of {traffic.rounds} rounds")
+
+
+def _put(
+    record: Record, name: str, cell: Cell, found: dict[str, Any], noise: Mapping[str, Any]
+) -> None:
+    """A cell into the record, with its verdict."""
+    found["verdict"] = "failed"
+    if "failed" in noise:
+        found.setdefault("failed", noise["failed"])
+    if "failed" not in found:
+        retracts = cell.environment.items() >= RETRACTED.items()
+        found["verdict"] = verdict(
+            found, noise, deterministic=found["deterministic"], retracts=retracts
+        )
+    record.put(found, "cells", name)
+
+
+def run(setting: Setting, record: Record) -> None:
+    """The part, into its record. What does not start in one mode is tried in the next."""
+    modes = [Mode(True, False), Mode(False, False)]
+    if setting.device == "cuda":
+        modes.insert(0, Mode(True, True))
+    cells = SMALL if setting.small else {**CELLS, **(COMPILED if setting.has_sgl_kernel else {})}
+    left: Mapping[str, Cell] = cells
+    for number, mode in enumerate(modes):
+        if number and setting.left_s() < AGAIN_S:
+            record.leave_out(f"{', '.join(left)}: not tried as {mode}")
+            break
+        left = _compare(setting, mode, left, record)
+        if not left:
+            break
+        print(f"not started as {mode}: {', '.join(left)}", flush=True)
+
+
+def checks(report: Mapping[str, Any]) -> list[Check]:
+    """No answer of any cell is another one."""
+    claims = []
+    for name, found in report.get("cells", {}).items():
+        said = found["verdict"]
+        other = found.get("different") if said != "rounding" else 0
+        what = f"{name}: answers that are not those of no cache"
+        if said not in (*GOOD, "different"):
+            # it proves nothing, whatever was answered
+            what, other = f"{name}: {said}", None
+        claims.append(Check(what, other, 0))
+    return claims or [Check("answers that are not those of no cache", None, 0)]
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
     """The report for a reader."""
-    if "cells" not in report:
-        return [str(report["failed"])]
-    mode = "deterministic mode" if report["deterministic"] else "beside rounding"
-    lines = [f"{mode:38} answers  other  from host  logprob: mean   largest"]
-    named = {_pair(name)[1]: found for name, found in report["noise"].items()}
-    for name, found in {**named, **report["cells"]}.items():
+    lines = [f"{'':38} answers  other  from host  logprob: mean   largest"]
+    for name, found in {**report.get("noise", {}), **report.get("cells", {})}.items():
         if "failed" in found:
             lines.append(f"{name:38} FAILED {found['failed'].splitlines()[-1]:.60}")
             continue
-        share = found["host"] / found["prompt"]
+        share = found["host"] / max(1, found["prompt"])
         lines.append(
             f"{name:38} {found['answers']:>7} {found['different']:>6} {share:>10.2f} "
             f"{found['logprob_mean']:>14.2e} {found['logprob_largest']:>9.2e}  "
             f"{found.get('verdict', '')}"
+            f"{'' if found.get('deterministic', True) else ', not in deterministic mode'}"
         )
     return lines

@@ -1,8 +1,9 @@
 #!/bin/sh
 # What `python -m launch.bench.gpu` needs on a GPU machine without a network, as one file.
 #
-# usage: gpu_setup.sh collect FILE    where there is a network: everything, into a .tar.xz
-#        gpu_setup.sh install FILE    on the GPU machine, in the root of the repository
+# usage: gpu_setup.sh collect FILE            where there is a network: everything, into a .tar.xz
+#        gpu_setup.sh install FILE [FOLDER]   on the GPU machine: unpacks it, /tmp/sglang-ext-gpu
+#                                             unless told otherwise, and prints variables to set
 #
 # The machine has Linux on x86-64, Python 3.12, PyTorch 2.11 for CUDA 13, nvcc, Triton 3.6, and what
 # launch/requirements/gpu.txt names in its head. `collect` takes the wheels of that list (63, in all
@@ -64,8 +65,8 @@ PYTHON
 }
 
 install() {
-    python3 -W ignore -m tarfile -e "$1" /tmp/sglang-ext-gpu
-    site=/tmp/sglang-ext-gpu/site
+    python3 -W ignore -m tarfile -e "$1" "$2"
+    site=$2/site
     cat <<TEXT
 export PYTHONPATH=$root:$root/launch/platform:$site
 export EXT_CPU_SGL_KERNEL=$site/sgl_kernel_copies
@@ -74,6 +75,6 @@ TEXT
 
 case "${1:-}:${2:-}" in
     collect:?*) collect "$2" ;;
-    install:?*) install "$2" ;;
-    *) sed -n 's/^# \{0,1\}//p' "$0" | sed -n 2,6p; exit 2 ;;
+    install:?*) install "$2" "${3:-/tmp/sglang-ext-gpu}" ;;
+    *) sed -n 's/^# \{0,1\}//p' "$0" | sed -n 2,7p; exit 2 ;;
 esac

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +17,9 @@ from launch.bench import machine
 from launch.server import CPU, Server, ServerError, start, wait_until_healthy
 
 ROOT = Path(__file__).resolve().parents[3]
-START_S = 150.0
-"""A server that does not answer by then is given up; on a CPU kernels are interpreted."""
+START_S = {"cuda": 120.0, "cpu": math.inf}
+"""Servers that do not answer by then are given up. On a CPU, where it is enough that they run, a
+part's limit is the only one."""
 UNKNOWN = "unknown"
 
 
@@ -35,12 +38,15 @@ class Setting:
         device: ``cuda`` or ``cpu``.
         small: sizes for a CPU.
         logs: folder for the servers' output.
+        report: the part's, while it runs.
+        processes: file with the process groups of its servers.
         has_sgl_kernel: whether servers on a GPU have the engine's copies that come compiled.
     """
 
     def __init__(self, device: str, *, small: bool, logs: Path, limit_s: float) -> None:
         self.device, self.small, self.logs = device, small, logs
-        self.has_sgl_kernel = device == "cuda" and "EXT_CPU_SGL_KERNEL" in os.environ
+        self.report, self.processes = logs / "report.json", logs / "servers.txt"
+        self.has_sgl_kernel = False
         self._end = time.monotonic() + limit_s
 
     def left_s(self) -> float:
@@ -68,15 +74,25 @@ class Setting:
             log = self.logs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.log"
             options = ["--attention-backend", "triton", *common, *each.options]
             started[name] = start(options, log, {**self.environment(), **each.environment})
+            with self.processes.open("a") as file:
+                file.write(f"{started[name].process.pid}\n")
             # nothing of it is needed any more when a part ends
             stack.callback(started[name].kill)
-        failed = {}
+        failed, until = {}, time.monotonic() + min(START_S[self.device], self.left_s())
         for name, server in started.items():
             try:
-                wait_until_healthy(server, max(1.0, min(START_S, self.left_s())))
+                wait_until_healthy(server, max(1.0, until - time.monotonic()))
             except ServerError as error:
                 failed[name] = str(error)[-2000:]
         return {n: server for n, server in started.items() if n not in failed}, failed
+
+
+def end_servers(setting: Setting) -> None:
+    """End the servers of a part whose process has ended before it could."""
+    there = setting.processes.exists()
+    for number in setting.processes.read_text().split() if there else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(number), signal.SIGKILL)
 
 
 def has_graphs(server: Server) -> bool:
@@ -94,6 +110,16 @@ def waking(server: Server) -> Any:
         os.killpg(server.process.pid, signal.SIGSTOP)
 
 
+def compile_loops() -> float:
+    """Have the loops of the cache's core compiled and kept on disk before there are servers: each
+    would do it at once, for minutes. The seconds it took."""
+    began = time.monotonic()
+    loops = "import sglang_ext.core.cache, sglang_ext.core.retention.retention"
+    loops += ", sglang_ext.core.compiled.scans, sglang_ext.kernels.page_copy.cpu"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", loops], cwd=ROOT, check=True)
+    return time.monotonic() - began
+
+
 def facts(device: str, commit: str | None) -> dict[str, Any]:
     """What the figures of a report are of: versions, machine, card, commit."""
     import torch
@@ -104,6 +130,21 @@ def facts(device: str, commit: str | None) -> dict[str, Any]:
     found["commit"] = commit or _commit()
     found["card"] = _card(torch) if device == "cuda" else "none"
     return found
+
+
+def sgl_kernel_state(device: str) -> str:
+    """Whether the engine's copies that come compiled can be had: ``loads``, or why not."""
+    folder = os.environ.get("EXT_CPU_SGL_KERNEL")
+    if device != "cuda" or folder is None:
+        return "none"
+    # a library that does not go with this PyTorch may end the process
+    code = "import sys, torch; torch.ops.load_library(sys.argv[1])"
+    command = [sys.executable, "-W", "ignore", "-c", code, f"{folder}/common_ops.abi3.so"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode == 0:
+        return "loads"
+    said = run.stderr.strip().splitlines() or [f"status {run.returncode}"]
+    return f"does not load: {said[-1]:.200}"
 
 
 def _card(torch: Any) -> dict[str, Any]:
