@@ -62,10 +62,11 @@ _MODELS = """\
 
 ## Models that are refused
 
-Models for which SGLang keeps no pool of sliding-window KV are refused by architecture before their
-weights are read, text-only Llama 4 among them. Refused when the cache is built: latent attention
-with an index (DSA), pools with scales for blocks (FP4, MXFP8, which a checkpoint can ask for too),
-and models that read their whole prompt while they decode and have a window for the rest.
+Refused by architecture before their weights are read: text-only Llama 4, models with states of
+recurrent layers, and those with an index (DSA). Refused when the cache is built: pools with scales
+for blocks (FP4, MXFP8, which a checkpoint can ask for too), models that read their whole prompt
+while they decode and have a window for the rest, and pages below 16 tokens or drafts with KV for a
+model without a pool of windows.
 [Architecture](architecture.md) lists the architectures that are served.
 """
 

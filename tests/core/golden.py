@@ -20,7 +20,7 @@ STEPS = 600
 DRAWN, LEARNED, QUOTAS = None, "learned", "quotas"
 """Eviction policies: the one that a seed draws, and one that all have; and an operator who pins,
 drops and gives namespaces quotas."""
-SEEDS = {DRAWN: 300, LEARNED: 100, QUOTAS: 60}
+SEEDS = {DRAWN: 300, LEARNED: 100, QUOTAS: 24}
 RECORDS = {
     DRAWN: Path(__file__).with_suffix(".json"),
     LEARNED: Path(__file__).with_name("golden_learned.json"),
