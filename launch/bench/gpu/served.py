@@ -21,7 +21,7 @@ from typing import Any
 from launch.bench import multiturn
 from launch.bench.gpu.checks import Check
 from launch.bench.gpu.record import Record
-from launch.bench.gpu.setting import ROOT, Setting, Wanted, has_graphs, waking
+from launch.bench.gpu.setting import ROOT, Setting, Wanted, has_graphs, reason, waking
 from launch.bench.metrics import metric
 from launch.bench.pairs import HOST_TIER, OURS_HOST, STOCK, STOCK_HOST, compare, send
 from launch.models import tiny
@@ -307,4 +307,4 @@ def table(report: Mapping[str, Any]) -> list[str]:
 
 
 def _failed(servers: Mapping[str, str]) -> list[str]:
-    return [f"{name} FAILED {text.splitlines()[-1]:.100}" for name, text in servers.items()]
+    return [f"{name} FAILED {reason(text):.100}" for name, text in servers.items()]
