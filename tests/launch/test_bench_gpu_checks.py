@@ -335,6 +335,13 @@ def test_the_exit_status_is_that_of_the_worst_part(
     assert "== exact: NOT OK" in capsys.readouterr().out
 
 
+def test_of_a_log_the_line_counts_that_names_an_error() -> None:
+    log = "Traceback\nModuleNotFoundError: No module named 'x'\n\nkill_process_tree called"
+    assert setting.reason(log) == "ModuleNotFoundError: No module named 'x'"
+    assert setting.reason("no answer\nfor 150 s") == "for 150 s"
+    assert setting.reason("") == ""
+
+
 def test_what_is_compiled_first_is_what_servers_would_compile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

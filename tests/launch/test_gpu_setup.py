@@ -27,6 +27,8 @@ MODULES = (
     "sglang.kernels.jit.utils",
     "tvm_ffi.cpp",
     "sglang_ext_cpu.gpu_copies",
+    # what a server with our cache imports when it is up
+    "sglang_ext.adapter.factory",
     "sglang_ext.kernels.page_copy.gpu",
     "sglang_ext.transfer.cuda",
     # servers of the part on load have metrics

@@ -10,7 +10,7 @@ import torch
 from launch.bench.gpu import requests, served, steps
 from launch.bench.gpu.checks import Check
 from launch.bench.gpu.record import Record
-from launch.bench.gpu.setting import Setting, Wanted, has_graphs
+from launch.bench.gpu.setting import Setting, Wanted, has_graphs, reason
 from launch.bench.pairs import STOCK, STOCK_HOST
 from launch.server import OURS, Server
 
@@ -151,4 +151,4 @@ def table(report: Mapping[str, Any]) -> list[str]:
                 f"{told['device']:>14}{told['host']:>11}"
             )
     failed = report.get("failed_servers", {})
-    return lines + [f"{name} FAILED {text[-80:]}" for name, text in failed.items()]
+    return lines + [f"{name} FAILED {reason(text):.100}" for name, text in failed.items()]

@@ -18,7 +18,7 @@ from typing import Any
 
 from launch.bench.gpu.checks import Check
 from launch.bench.gpu.record import Record
-from launch.bench.gpu.setting import ROOT, Setting, Wanted
+from launch.bench.gpu.setting import ROOT, Setting, Wanted, reason
 from launch.models import architectures, tiny
 from launch.server import OURS, STRICT_CHECKS, Server
 from launch.traffic import Traffic, generate, hold_conversation
@@ -427,7 +427,7 @@ def table(report: Mapping[str, Any]) -> list[str]:
     lines = [f"{'':38} answers  other  from host  logprob: mean   largest"]
     for name, found in {**report.get("noise", {}), **report.get("cells", {})}.items():
         if "failed" in found:
-            lines.append(f"{name:38} FAILED {found['failed'].splitlines()[-1]:.60}")
+            lines.append(f"{name:38} FAILED {reason(found['failed']):.100}")
             continue
         share = found["host"] / max(1, found["prompt"])
         lines.append(

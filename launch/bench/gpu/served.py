@@ -21,8 +21,8 @@ from typing import Any
 from launch.bench import multiturn
 from launch.bench.gpu.checks import Check
 from launch.bench.gpu.record import Record
-from launch.bench.gpu.setting import ROOT, Setting, Wanted, has_graphs, waking
-from launch.bench.metrics import metric
+from launch.bench.gpu.setting import ROOT, Setting, Wanted, has_graphs, reason, waking
+from launch.bench.metrics import metric, settled
 from launch.bench.pairs import HOST_TIER, OURS_HOST, STOCK, STOCK_HOST, compare, send
 from launch.models import tiny
 from launch.server import OURS, Server
@@ -150,7 +150,7 @@ def measure(server: Server, load: Mapping[str, int], path: Path, seed: int) -> d
 
 def host_bytes(server: Server, size: Size) -> float:
     """Of a server's host memory: what ours says in its metrics, and stock when it allocates."""
-    ours = metric(server.get("/metrics"), "sglang_ext:host_memory_bytes")
+    ours = metric(settled(server), "sglang_ext:host_memory_bytes")
     if ours:
         return ours
     shape, item = size.model, 4 if "float32" in size.data else 2
@@ -307,4 +307,4 @@ def table(report: Mapping[str, Any]) -> list[str]:
 
 
 def _failed(servers: Mapping[str, str]) -> list[str]:
-    return [f"{name} FAILED {text.splitlines()[-1]:.100}" for name, text in servers.items()]
+    return [f"{name} FAILED {reason(text):.100}" for name, text in servers.items()]

@@ -87,6 +87,12 @@ class Setting:
         return {n: server for n, server in started.items() if n not in failed}, failed
 
 
+def reason(text: str) -> str:
+    """The line of a log's end that says most: the last that names an error, or else the last."""
+    lines = text.splitlines() or [""]
+    return next((line for line in reversed(lines) if re.search(r"Error\b", line)), lines[-1])
+
+
 def end_servers(setting: Setting) -> None:
     """End the servers of a part whose process has ended before it could."""
     there = setting.processes.exists()
