@@ -141,4 +141,7 @@ class Demotion:
 
 def worth_a_copy(table: PageTable, policy: WritePolicy, rows: Rows) -> NDArray[np.bool_]:
     """Which pages the write policy keeps."""
-    return table.device.ready[rows] & worth_keeping(policy, table.hits[rows])
+    ready: NDArray[np.bool_] = table.device.ready[rows]
+    if policy is not WritePolicy.WRITE_THROUGH_SELECTIVE:
+        return ready  # all of them
+    return ready & worth_keeping(policy, table.hits[rows])
