@@ -126,9 +126,9 @@ class HostTierController:
         return self.layer_done_counter.open_gate(gate)
 
     def _take_job(self, kind: TransferKind) -> Job | None:
-        transfers, self._queued[kind] = self._queued[kind], []
-        if not transfers:
+        if not (transfers := self._queued[kind]):
             return None
+        self._queued[kind] = []
         copied = [t for t in transfers if not (t.failed_here or t.abandoned)]
         full, windows = self._pools
         parts = _parts(full, [t.full for t in copied])

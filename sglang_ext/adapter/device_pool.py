@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sglang_ext.core.compiled.scans import clear_rows
+from sglang_ext.core.compiled.scans import clear_rows, slots_with_peers
 from sglang_ext.core.inserts import Own
 from sglang_ext.core.table.columns import ABSENT, Slots
 from sglang_ext.core.table.geometry import Geometry
@@ -47,6 +47,10 @@ class SlotIndices:
     def slots(self, tokens: torch.Tensor) -> Slots:
         """Slots (pages, slots_per_page) of whole pages of token indices."""
         return self.slots_of(tokens[:: self._page].reshape(1, -1).cpu().numpy())[0]
+
+    def in_pages(self, slots: Slots) -> Slots:
+        """Slots (n,) as those of table pages, (pages, slots_per_page)."""
+        return slots.reshape(-1, self._slots_per_page)
 
     def slots_of(self, first_tokens: NDArray[np.int64]) -> Slots:
         """The same of the first token index of each device page, (n, device pages): as many
@@ -225,11 +229,21 @@ class EngineDevicePool:
             (full, swa), each (pages, slots_per_page); swa is ABSENT where a page has
             no peer.
         """
-        full, swa = self._indices.slots_of(self._with_peers(tokens[:: self._device_page]))
+        # slot 0 is the engine's padding: a peer of 0 means none
+        if self._on_cpu:
+            pages = len(tokens) // self._device_page
+            full, swa = np.empty((2, pages), dtype=np.int32)
+            mapping = self._allocator.full_to_swa_index_mapping.numpy()
+            row = np.ascontiguousarray(tokens.numpy(), dtype=np.int32)
+            all_have = slots_with_peers(row, mapping, self._device_page, full, swa)
+            full, swa = self._indices.in_pages(full), self._indices.in_pages(swa)
+        else:
+            full, swa = self._indices.slots_of(self._with_peers(tokens[:: self._device_page]))
+            all_have = bool(swa.all())
         if own is not None and len(full):
             full[0, : len(own.full)], swa[0, : len(own.swa)] = own.full, own.swa
-        # slot 0 is the engine's padding: a peer of 0 means none
-        if swa.all():
+            all_have = bool(swa.all())
+        if all_have:
             return full, swa
         lost = (swa == 0).any(axis=1)
         partial = lost & (swa != 0).any(axis=1)

@@ -16,7 +16,7 @@ from sglang_ext.core.compiled.constants import FREE
 from sglang_ext.core.compiled.ordered import BLOCK, N_SETS, most_blocks
 from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.host.tails import Tails
-from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.columns import Rows, resident_zeros
 from sglang_ext.core.table.table import PageTable
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
@@ -62,6 +62,8 @@ class Candidates:
 
     Attributes:
         tails: the last kept windows of prefixes; ``look_at_tails`` has them up to date.
+        state: what loops over the columns of the table and of the host take, see
+            ``compiled.candidates``.
 
     Args:
         has_host: whether there is anything beside victims; without a host there is not.
@@ -78,7 +80,7 @@ class Candidates:
         stock[0] = N_SETS * most
         self._sizes = np.zeros(N_SETS, dtype=np.int64)
         self._sets: dict[str, NDArray[Any]] = {
-            "members": np.zeros(rows, dtype=np.uint16),
+            "members": resident_zeros(rows, np.uint16),
             "key": np.empty((rows, N_SETS), dtype=np.int64),
             "sizes": self._sizes,
             "lengths": np.zeros(N_SETS, dtype=np.int64),
@@ -106,6 +108,7 @@ class Candidates:
                     "stored",
                     "forks",
                     "space",
+                    "depth",
                 )
             },
             **{name: column.present for name, column in columns.items()},
@@ -113,20 +116,21 @@ class Candidates:
             **{f"{name}_locks": column.locks for name, column in columns.items()},
             "ends": kept.ends,
             "below": kept.below,
-            "bits": np.zeros(rows, dtype=np.uint8),
-            **{name: np.zeros(rows, dtype=np.int32) for name in numbers},
+            "uses": kept.uses,
+            "bits": resident_zeros(rows, np.uint8),
+            **{name: resident_zeros(rows, np.int32) for name in numbers},
             "todo": np.empty(rows, dtype=np.int32),
             "found": np.empty(rows, dtype=np.int64),
             "counts": np.zeros(2, dtype=np.int64),
-            "tail_ages": np.zeros(rows, dtype=np.int64),
-            "tail_forks": np.zeros(rows, dtype=np.int32),
-            "held_at": np.zeros(rows, dtype=np.int32),
-            "window_held_at": np.zeros(rows, dtype=np.int32),
+            "tail_ages": resident_zeros(rows, np.int64),
+            "tail_forks": resident_zeros(rows, np.int32),
+            "held_at": resident_zeros(rows, np.int32),
+            "window_held_at": resident_zeros(rows, np.int32),
             "held": np.zeros(rows, dtype=np.int64),
             "windows_held": np.zeros(rows, dtype=np.int64),
         }
         self._addresses = loops.state_of(self.arrays, self._sets)
-        self._state = int(self._addresses.ctypes.data)
+        self.state = int(self._addresses.ctypes.data)
         self._looked: Callable[[Rows], None] | None = None
         self._noted: list[Rows] = []
         self._n_noted = 0
@@ -182,9 +186,9 @@ class Candidates:
         rows = np.concatenate(noted) if len(noted) > 1 else np.ascontiguousarray(noted[0])
         self._noted, self._n_noted = [], 0
         if not self._has_host:
-            loops.settle_victims(self._state, rows)
-        elif tails := loops.settle(self._state, rows):
-            self.tails.look(self.arrays["found"][:tails], self.arrays["ends"], self.arrays["below"])
+            loops.settle_victims(self.state, rows)
+        elif tails := loops.settle(self.state, rows):
+            self.tails.look(self.arrays["found"][:tails].tolist())
         if self._looked is not None:
             self._looked(rows)
 
@@ -210,7 +214,7 @@ class Candidates:
         if count <= 0:
             return _NO_ROWS
         rows = np.empty(count, dtype=np.int64)
-        found = loops.first_of(self._state, int(kind), rows)
+        found = loops.first_of(self.state, int(kind), rows)
         assert found == count, "fewer pages than counted"
         return rows
 
@@ -227,12 +231,13 @@ class Candidates:
             return _NO_ROWS
         rows = np.empty(count, dtype=np.int64)
         chosen = sum(1 << int(kind) for kind in kinds)
-        return rows[: loops.first(self._state, chosen, younger_than, rows)]
+        return rows[: loops.first(self.state, chosen, younger_than, rows)]
 
     def on_both_tiers(self) -> int:
         """Copies on the host of what is on the device too, of both components."""
         self._look()
-        return int(self.arrays["counts"].sum())
+        full, windows = self.arrays["counts"].tolist()
+        return int(full + windows)
 
     def are_needed(self, rows: Rows) -> NDArray[np.bool_]:
         """Which pages are needed, see ``Kind``."""
@@ -244,12 +249,12 @@ class Candidates:
         """Rows that leave the device and the table, and all below them: nothing below them is on
         the device but what is among them."""
         self._look()
-        below = self.arrays["found"][: loops.off_below(self._state, np.ascontiguousarray(rows))]
+        below = self.arrays["found"][: loops.off_below(self.state, np.ascontiguousarray(rows))]
         return np.sort(np.concatenate((rows, below))) if len(below) else rows
 
     def are_on_host_alone(self, rows: Rows) -> bool:
         """Whether pages have a copy on the host that nobody holds, and nothing else."""
-        return bool(loops.are_on_host_alone(self._state, rows))
+        return bool(loops.are_on_host_alone(self.state, rows))
 
     def held(self, number: int) -> tuple[int, int]:
         """Pages that a namespace has on the host, and windows."""
@@ -269,18 +274,18 @@ class Candidates:
     def tail_is_held(self, end: int) -> bool:
         """Whether a transfer uses the last kept window of a prefix, or goes on from what would be
         lost with it."""
-        return bool(loops.tail_is_held(self._state, end, self._window_pages))
+        return bool(loops.tail_is_held(self.state, end, self._window_pages))
 
     def tail_stays(self, end: int) -> bool:
         """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on
         from what would be lost with it, or it is on the device too."""
-        return bool(loops.tail_stays(self._state, end, self._window_pages))
+        return bool(loops.tail_stays(self.state, end, self._window_pages))
 
     def led_nowhere(self, end: int) -> tuple[Rows, Rows]:
         """Pages from ``end`` up that lead to no kept window: (copies of what is on the device too
         that nobody holds, pages that are not there)."""
         rows = np.empty(int(self._table.depth[end]) + 1, dtype=np.int64)
-        copies, lost = loops.led_nowhere(self._state, end, rows)
+        copies, lost = loops.led_nowhere(self.state, end, rows)
         return rows[:copies], rows[len(rows) - lost :]
 
     def look_at_tails(self) -> Tails:

@@ -243,7 +243,7 @@ def _check_candidates(index: PrefixCache) -> None:
     _require(candidates.on_both_tiers() == both, "copies on both tiers")
     ends = np.flatnonzero(kept.ends & (kept.below == 1))
     tails = candidates.look_at_tails()
-    places = dict(zip(ends.tolist(), tails.places_of(ends), strict=True))
+    places = dict(zip(ends.tolist(), tails.places_of(ends.tolist()), strict=True))
     _require(tails.places == places, "tails are {}, not {}", tails.places, places)
     waiting = tails.waiting()
     in_order = sorted(waiting) == ends.tolist()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sglang_ext.core.candidates import Candidates
+from sglang_ext.core.compiled import copies
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.host.compaction import Compaction
 from sglang_ext.core.host.kept import KeptWindows
@@ -86,6 +87,10 @@ class Residency:
 
     def in_windows(self, rows: Rows, stops: tuple[int, ...]) -> Rows:
         """Pages of the windows before resume points of a path, each once."""
+        if len(stops) == 1:  # as most have
+            return rows[max(0, stops[0] - self._window_pages) : stops[0]]
+        if not stops:
+            return rows[:0]
         inside = np.zeros(len(rows), dtype=bool)
         for stop in stops:
             inside[max(0, stop - self._window_pages) : stop] = True
@@ -225,8 +230,8 @@ class Residency:
         """Drop window pages on the host that no kept window needs and no transfer uses."""
         if len(rows) == 0:
             return 0
-        column = self.table.swa_host
-        unneeded = column.ready[rows] & (self.kept.uses[rows] == 0)
-        rows = rows[unneeded & (column.locks[rows] == 0)]
-        self.host_window.drop(rows)
-        return len(rows)
+        unneeded = np.empty(len(rows), dtype=np.int64)
+        count: int = copies.unneeded(self.candidates.state, rows, unneeded)
+        if count:
+            self.host_window.drop(unneeded[:count])
+        return count

@@ -28,6 +28,8 @@ def pages_to_copy_now(policy: WritePolicy, hits: NDArray[np.int32]) -> int:
     """
     if policy is WritePolicy.WRITE_BACK:
         return 0
+    if policy is WritePolicy.WRITE_THROUGH:
+        return len(hits)
     return int(np.count_nonzero(worth_keeping(policy, hits)))
 
 

@@ -45,6 +45,7 @@ FIELDS = {
     "resume_if_room": _FLAGS,
     "stored": _BYTES,
     "forks": _INTS,
+    "depth": _INTS,
     "device": _FLAGS,
     "device_ready": _FLAGS,
     "device_locks": _INTS,
@@ -55,11 +56,13 @@ FIELDS = {
     "swa_device_ready": _FLAGS,
     "swa_device_locks": _INTS,
     "swa_host": _FLAGS,
+    "swa_host_ready": _FLAGS,
     "swa_host_locks": _INTS,
     "space": _INTS,
     # of the windows that the host keeps
     "ends": _FLAGS,
     "below": _INTS,
+    "uses": _INTS,
     # of their own
     "bits": _BITS,  # of each row
     "off": _INTS,  # children that are not on the device, or above such
@@ -114,35 +117,38 @@ def fields(state):
         carray(pointer(at[4]), rows, np.bool_),
         carray(pointer(at[5]), rows, np.int8),
         carray(pointer(at[6]), rows, np.int32),
-        carray(pointer(at[7]), rows, np.bool_),
+        carray(pointer(at[7]), rows, np.int32),
         carray(pointer(at[8]), rows, np.bool_),
-        carray(pointer(at[9]), rows, np.int32),
-        carray(pointer(at[10]), rows, np.bool_),
+        carray(pointer(at[9]), rows, np.bool_),
+        carray(pointer(at[10]), rows, np.int32),
         carray(pointer(at[11]), rows, np.bool_),
-        carray(pointer(at[12]), rows, np.int32),
-        carray(pointer(at[13]), rows, np.bool_),
+        carray(pointer(at[12]), rows, np.bool_),
+        carray(pointer(at[13]), rows, np.int32),
         carray(pointer(at[14]), rows, np.bool_),
-        carray(pointer(at[15]), rows, np.int32),
-        carray(pointer(at[16]), rows, np.bool_),
-        carray(pointer(at[17]), rows, np.int32),
-        carray(pointer(at[18]), rows, np.int32),
-        carray(pointer(at[19]), rows, np.bool_),
+        carray(pointer(at[15]), rows, np.bool_),
+        carray(pointer(at[16]), rows, np.int32),
+        carray(pointer(at[17]), rows, np.bool_),
+        carray(pointer(at[18]), rows, np.bool_),
+        carray(pointer(at[19]), rows, np.int32),
         carray(pointer(at[20]), rows, np.int32),
-        carray(pointer(at[21]), rows, np.uint8),
+        carray(pointer(at[21]), rows, np.bool_),
         carray(pointer(at[22]), rows, np.int32),
         carray(pointer(at[23]), rows, np.int32),
-        carray(pointer(at[24]), rows, np.int32),
+        carray(pointer(at[24]), rows, np.uint8),
         carray(pointer(at[25]), rows, np.int32),
         carray(pointer(at[26]), rows, np.int32),
         carray(pointer(at[27]), rows, np.int32),
-        carray(pointer(at[28]), rows, np.int64),
-        carray(pointer(at[29]), 2, np.int64),
-        carray(pointer(at[30]), rows, np.int64),
-        carray(pointer(at[31]), rows, np.int32),
-        carray(pointer(at[32]), rows, np.int32),
-        carray(pointer(at[33]), rows, np.int32),
-        carray(pointer(at[34]), rows, np.int64),
-        carray(pointer(at[35]), rows, np.int64),
+        carray(pointer(at[28]), rows, np.int32),
+        carray(pointer(at[29]), rows, np.int32),
+        carray(pointer(at[30]), rows, np.int32),
+        carray(pointer(at[31]), rows, np.int64),
+        carray(pointer(at[32]), 2, np.int64),
+        carray(pointer(at[33]), rows, np.int64),
+        carray(pointer(at[34]), rows, np.int32),
+        carray(pointer(at[35]), rows, np.int32),
+        carray(pointer(at[36]), rows, np.int32),
+        carray(pointer(at[37]), rows, np.int64),
+        carray(pointer(at[38]), rows, np.int64),
     )
 
 
@@ -382,8 +388,8 @@ def settle_victims(state, noted):
 
 @compiled(int64(STATE, _LONGS))
 def settle(state, noted):
-    """Look at rows that may have changed; writes tails that have to ``found``, and those that are
-    none any more; how many."""
+    """Look at rows that may have changed; writes tails that have to ``found``, and ``~row`` for
+    those that are none any more; how many."""
     c, sets = fields(state), sets_of(state)
     waiting, tails = 0, 0
     for i in range(noted.size):
@@ -412,7 +418,10 @@ def settle(state, noted):
                 c.found[tails] = row
                 tails += 1
     for i in range(tails):
-        c.bits[c.found[i]] &= ~uint8(_WAS_SEEN)
+        row = c.found[i]
+        c.bits[row] &= ~uint8(_WAS_SEEN)
+        if not c.bits[row] & uint8(_IS_TAIL):
+            c.found[i] = ~row
     return tails
 
 

@@ -2,7 +2,7 @@
 ``retention.expiry``."""
 
 import numpy as np
-from numba.core.types import Array, int8, int32, int64, void
+from numba.core.types import Array, UniTuple, int8, int32, int64, void
 
 from sglang_ext.core.compiled.bins import BINS, bin_of
 from sglang_ext.core.compiled.build import compiled
@@ -10,6 +10,7 @@ from sglang_ext.core.compiled.build import compiled
 _INTS = Array(int32, 1, "C")
 _LONGS = Array(int64, 1, "C")
 _BYTES = Array(int8, 1, "C")
+_VALUES = Array(int64, 2, "C")
 
 
 @compiled(void(_LONGS, _BYTES, _LONGS, int64, _LONGS))
@@ -18,6 +19,19 @@ def cells_of(rows, kind, used, tick, out):
     for i in range(rows.size):
         row = rows[i]
         out[i] = kind[row] * BINS + bin_of(tick - used[row])
+
+
+@compiled(UniTuple(int64, 2)(_LONGS, _BYTES, _LONGS, int64, _VALUES))
+def worth_of_known(rows, kind, used, tick, values):
+    """(what the pages of a class are worth together, how many they are); those of class 0 are of
+    none."""
+    worth, count = int64(0), int64(0)
+    for i in range(rows.size):
+        row = rows[i]
+        if kind[row] > 0:
+            worth += values[kind[row], bin_of(tick - used[row])]
+            count += 1
+    return worth, count
 
 
 @compiled(void(_LONGS, _INTS, _BYTES, _LONGS, int64, _INTS, _INTS, _LONGS))

@@ -96,17 +96,18 @@ class Demotion:
             room_then=safe + clean_then - enough,
         )
 
-    def windows_to_save(self, are_worth: Callable[[Rows], NDArray[np.bool_]]) -> None:
+    def windows_to_save(self, *are_worth: Callable[[Rows], NDArray[np.bool_]]) -> None:
         """Find the windows on the device that are worth keeping and not kept on the host.
 
         Args:
-            are_worth: tells of ends whether their windows are worth a copy now.
+            are_worth: each tells of ends whether their windows are worth a copy now; all have to.
         """
         table, size = self._table, self._table.geometry.window_pages
         self.end_of[self._saved] = -1
         self.with_window[self._saved] = False
         ends = self._candidates.all(Kind.UNSAVED)
-        ends = ends[are_worth(ends)]
+        for is_so in are_worth:
+            ends = ends[is_so(ends)]
         pages = np.empty(len(ends) * size, dtype=np.int64)
         written = loops.windows_to_save(
             table.parent,
@@ -141,4 +142,7 @@ class Demotion:
 
 def worth_a_copy(table: PageTable, policy: WritePolicy, rows: Rows) -> NDArray[np.bool_]:
     """Which pages the write policy keeps."""
-    return table.device.ready[rows] & worth_keeping(policy, table.hits[rows])
+    ready: NDArray[np.bool_] = table.device.ready[rows]
+    if policy is not WritePolicy.WRITE_THROUGH_SELECTIVE:
+        return ready  # all of them
+    return ready & worth_keeping(policy, table.hits[rows])

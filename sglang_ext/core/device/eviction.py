@@ -1,12 +1,9 @@
 """Eviction from the device, and what it does to copies elsewhere."""
 
-from collections.abc import Callable
-
 import numpy as np
-from numpy.typing import NDArray
 
 from sglang_ext.core.candidates import Kind
-from sglang_ext.core.compiled.constants import FREE, INSIDE_BAND
+from sglang_ext.core.compiled import copies as loops
 from sglang_ext.core.device.look_ahead import LookAhead
 from sglang_ext.core.device.victims import Spare
 from sglang_ext.core.host.sampling import Sampling
@@ -20,7 +17,6 @@ from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
 COMPARED = 16
 """Of so many times the pages that have to go, those go that are worth least."""
-Flags = NDArray[np.bool_]
 
 
 class DeviceEviction:
@@ -87,13 +83,13 @@ class DeviceEviction:
         freed = freed_windows = 0
         if pages > 0:
             rows = self._victims(pages + self._spare.beside(pages))
-            rows = self._up_to_loss(rows, pages, self._loses_page)
+            rows = self._up_to_loss(rows, pages, windows_alone=False)
             freed, freed_windows = self._demote(rows)
         if window_pages > freed_windows:
             wanted = window_pages - freed_windows
             more = wanted + self._spare.beside_windows(wanted)
             rows = self._candidates.first(Kind.WINDOW_VICTIMS, more)
-            rows = self._up_to_loss(rows, wanted, self._loses_window)
+            rows = self._up_to_loss(rows, wanted, windows_alone=True)
             self._tell(rows, windows=True)
             freed_windows += self._residency.drop_device_windows(rows)
         return freed, freed_windows
@@ -105,24 +101,17 @@ class DeviceEviction:
         next_ones = self._candidates.first(Kind.VICTIMS, COMPARED * pages)
         return self._expiry.least_worth(next_ones, pages)
 
-    def _up_to_loss(self, rows: Rows, wanted: int, loses: Callable[[Rows], Flags]) -> Rows:
+    def _up_to_loss(self, rows: Rows, wanted: int, *, windows_alone: bool) -> Rows:
         """The first ``wanted`` of ``rows``, and those behind them up to the first one that is
         nowhere else: with a host tier it may still be copied there."""
-        if self._residency.tier is None or len(rows) == wanted:
+        if self._residency.tier is None or len(rows) <= wanted:
             return rows
-        lost = loses(rows[wanted:]) & self._expiry.admits(rows[wanted:])
-        return rows[: wanted + int(lost.argmax())] if lost.any() else rows
-
-    def _loses_page(self, rows: Rows) -> Flags:
-        leads_on = self._table.host.ready[rows] & (self._kept.below[rows] > 0)
-        return ~leads_on | self._loses_window(rows)
-
-    def _loses_window(self, rows: Rows) -> Flags:
-        table = self._table
-        kept = table.swa_host.ready[rows] & (self._kept.uses[rows] > 0)
-        # below that band are windows that no request resumes from
-        lost: Flags = table.swa_device.present[rows] & ~kept & (table.swa_age[rows] >= INSIDE_BAND)
-        return lost
+        places = np.empty(len(rows), dtype=np.int64)
+        count = loops.lost(self._candidates.state, rows, wanted, windows_alone, places)
+        if count == 0:
+            return rows
+        admitted = self._expiry.admits(rows[places[:count]])
+        return rows[: int(places[admitted.argmax()])] if admitted.any() else rows
 
     def _tell(self, rows: Rows, *, windows: bool) -> None:
         if (departures := self._residency.departures) is not None and len(rows):
@@ -144,15 +133,19 @@ class DeviceEviction:
             self._expiry.note_lost(rows)
             return self._residency.remove(rows)
         self._expiry.note_left(rows)
-        on_host = table.host.present[rows]
-        self._note_lost(rows[~on_host])
-        windows = self._residency.drop_device_windows(rows[table.swa_device.present[rows]])
+        state = self._candidates.state
+        with_window, alone = np.empty((2, len(rows)), dtype=np.int64)
+        n_windows, n_alone = loops.evicted(state, rows, with_window, alone)
+        alone = alone[:n_alone]
+        if n_alone:
+            self._note_lost(alone)
+        windows = self._residency.drop_device_windows(with_window[:n_windows])
         self._residency.device_pool.release(table.device.take(rows))
-        self._counters.unsaved_pages += len(rows) - int(np.count_nonzero(on_host))
-        extra, extra_windows = self._residency.remove(rows[~on_host])
+        self._counters.unsaved_pages += n_alone
+        extra, extra_windows = self._residency.remove(alone)
         # what leads to no window on the host cannot be resumed from there
-        rest = rows[on_host & (table.parent[rows] != FREE)]
-        leads_on = self._kept.below[rest] > 0
-        self._residency.remove(rest[~leads_on])
-        self._counters.demoted_pages += int(np.count_nonzero(leads_on))
+        nowhere = np.empty(len(rows), dtype=np.int64)
+        count, demoted = loops.led_nowhere_of(state, rows, nowhere)
+        self._residency.remove(nowhere[:count])
+        self._counters.demoted_pages += demoted
         return len(rows) + extra, windows + extra_windows

@@ -185,8 +185,9 @@ class LookAhead:
         self._free_then, self._free_windows_then = free, free_windows
         self._evicted = self._evicted_windows = self._held = 0
         self._is_due = False
-        demotion, marked = self._demotion, self._marked()
-        demotion.windows_to_save(lambda rows: self._is_worth(rows) & marked(rows))
+        demotion = self._demotion
+        # few are marked where the host is full: of the others no more is asked
+        demotion.windows_to_save(self._marked(), self._is_worth)
         with_window = demotion.with_window
         pages, windows = self._copying(pins)
         full = demotion.look_ahead(Kind.VICTIMS, self._is_lossy, pages, free, self.low_pages())

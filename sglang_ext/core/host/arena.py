@@ -270,11 +270,14 @@ class Arena:
     def slots(self, pages: Pages) -> Slots:
         """Slots (n, slots_per_page) of pages."""
         per_page = self.shape.slots_per_page
+        if per_page == 1:  # as in most tables
+            return pages.astype(np.int32).reshape(-1, 1)
         return (pages[:, None] * per_page + np.arange(per_page)).astype(np.int32)
 
     def pages(self, slots: Slots) -> Pages:
         """Inverse of ``slots``."""
-        return slots[:, 0].astype(np.int64) // self.shape.slots_per_page
+        first = slots[:, 0].astype(np.int64)
+        return first if self.shape.slots_per_page == 1 else first // self.shape.slots_per_page
 
 
 class ArenaPool:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled import kept as loops
-from sglang_ext.core.table.columns import Rows
+from sglang_ext.core.table.columns import Rows, resident_zeros
 from sglang_ext.core.table.table import PageTable
 
 
@@ -26,9 +26,9 @@ class KeptWindows:
     """
 
     def __init__(self, table: PageTable, window_pages: int) -> None:
-        self.ends = np.zeros(table.capacity, dtype=bool)
-        self.uses = np.zeros(table.capacity, dtype=np.int32)
-        self.below = np.zeros(table.capacity, dtype=np.int32)
+        self.ends = resident_zeros(table.capacity, np.bool_)
+        self.uses = resident_zeros(table.capacity, np.int32)
+        self.below = resident_zeros(table.capacity, np.int32)
         self.beyond: set[int] = set()
         self._table = table
         self._window_pages = window_pages

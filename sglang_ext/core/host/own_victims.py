@@ -37,7 +37,8 @@ class OwnVictims:
     def look(self, rows: Rows) -> None:
         """Some of its pages have changed; each is there once."""
         candidates, kept = self._candidates, self._kept
-        self.tails.look(rows, kept.ends, kept.below)
+        is_tail = kept.ends[rows] & (kept.below[rows] == 1)
+        self.tails.look(np.where(is_tail, rows, ~rows).tolist())
         useless = candidates.is_in(rows, Kind.USELESS)
         self.useless.difference_update(rows[~useless].tolist())
         self.useless.update(rows[useless].tolist())

@@ -106,16 +106,25 @@ class HostRoom:
             return _ENOUGH
         copies, given = self._candidates.on_both_tiers(), 0
         other, spared = self._sharing(space), list[int]()
+        is_enough = self._has_room(space, other, pages)
         for drop in self._stages(space, other, pages, claim, spared):
-            while pages > space.free_pages:
-                if other is not None and self.vacate(other):
-                    continue
-                if not (dropped := drop()):
-                    break
+            while not is_enough and (dropped := drop()):
                 given += dropped
-        self._candidates.look_at_tails().put_back(spared)
+                is_enough = self._has_room(space, other, pages)
+            if is_enough:
+                break
+        if spared:
+            self._candidates.look_at_tails().put_back(spared)
         fewer = self._candidates.on_both_tiers() < copies
-        return Freed(pages <= space.free_pages, given, copies_of_device=fewer)
+        return Freed(is_enough, given, copies_of_device=fewer)
+
+    def _has_room(self, space: HostSpace, other: HostSpace | None, pages: int) -> bool:
+        """Whether there are so many free pages, if need be with extents of the other component
+        that can be set free without a loss."""
+        while pages > space.free_pages:
+            if other is None or not self.vacate(other):
+                return False
+        return True
 
     def make_without_loss(self, space: HostSpace, pages: int, *, recycle: bool) -> None:
         """Free host pages for a backup that is not needed yet: to it gives way only what nobody
@@ -213,6 +222,8 @@ class HostRoom:
 
     def _drop_useless(self) -> int:
         """Drop copies of pages that lead to no window on the host and are on the device."""
+        if self._candidates.size(Kind.USELESS) == 0:
+            return 0
         return self._drop_copies(self._candidates.all(Kind.USELESS))
 
     def _drop_copies(self, rows: Rows) -> int:

@@ -82,7 +82,11 @@ class HostSpace:
 
     def release(self, slots: Slots) -> None:
         """Give slots back; placeholders are not the pool's."""
-        real = slots[slots[:, 0] >= 0]
+        if len(slots) == 0:
+            return
+        real = slots
+        if slots[:, 0].min() < 0:
+            real = slots[slots[:, 0] >= 0]
         if self._pinned and len(real):
             busy = np.array([slot in self._pinned for slot in real[:, 0].tolist()])
             for slot in real[busy, 0].tolist():

@@ -1,12 +1,9 @@
 """The last kept windows of prefixes, those that are worth least first."""
 
 import heapq
-from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.prospects import Place
 from sglang_ext.core.table.table import PageTable
 
@@ -34,34 +31,34 @@ class Tails:
         self._classes: dict[int, dict[int, list[tuple[int, int]]]] = {}
         self._entries = 0
 
-    def look(self, rows: Rows, ends: NDArray[np.bool_], below: NDArray[np.int32]) -> None:
+    def look(self, found: list[int]) -> None:
         """Some rows have changed.
 
         Args:
-            ends, below: see ``KeptWindows``.
+            found: rows that are tails, and ``~row`` for those that are none.
         """
-        for row, is_tail, place in zip(
-            rows.tolist(),
-            (ends[rows] & (below[rows] == 1)).tolist(),
-            self.places_of(rows),
-            strict=True,
-        ):
-            if not is_tail:
-                self.places.pop(row, None)
-            elif self.places.get(row) != place:
-                self._put(row, place)
+        tails = []
+        for row in found:
+            if row < 0:
+                self.places.pop(~row, None)
+            else:
+                tails.append(row)
+        if tails:
+            for row, place in zip(tails, self.places_of(tails), strict=True):
+                if self.places.get(row) != place:
+                    self._put(row, place)
         if self._entries > 2 * len(self.places) + _FEW:
             self._forget_what_is_out_of_date()
 
-    def places_of(self, rows: Rows) -> list[Place]:
+    def places_of(self, rows: list[int]) -> list[Place]:
         """Where rows belong."""
-        places = self._table.prospects.places_of(rows)
+        places = self._table.prospects.places_of(np.array(rows, dtype=np.int64))
         if not self.pinned:
             return places
         pinned = self.pinned
         return [
             (_PINNED, 0, 0) if row in pinned else place
-            for row, place in zip(rows.tolist(), places, strict=True)
+            for row, place in zip(rows, places, strict=True)
         ]
 
     def _put(self, row: int, place: Place) -> None:
@@ -83,10 +80,10 @@ class Tails:
             if rank == _PINNED:
                 return None
             best: tuple[float, int, int] | None = None
-            for uses, last, row in list(self._first_ones(rank)):
-                worth = self._table.prospects.worth_of((rank, uses, last))
-                if best is None or (worth, row) < best[:2]:
-                    best = (worth, row, uses)
+            for place, row in self._first_ones(rank):
+                worth = self._table.prospects.worth_of(place)
+                if best is None or worth < best[0] or (worth == best[0] and row < best[1]):
+                    best = (worth, row, place[1])
             if best is None:
                 del self._classes[rank]
                 continue
@@ -97,16 +94,22 @@ class Tails:
             return best[1]
         return None
 
-    def _first_ones(self, rank: int) -> Iterator[tuple[int, int, int]]:
-        """(uses, last use, row) of the first one of each class of a rank."""
-        for uses, heap in list(self._classes[rank].items()):
-            while heap and self.places.get(heap[0][1]) != (rank, uses, heap[0][0]):
+    def _first_ones(self, rank: int) -> list[tuple[Place, int]]:
+        """(where it belongs, row) of the first one of each class of a rank."""
+        places, classes = self.places, self._classes[rank]
+        first: list[tuple[Place, int]] = []
+        for uses, heap in list(classes.items()):
+            while heap:
+                last, row = heap[0]
+                place = (rank, uses, last)
+                if places.get(row) == place:
+                    first.append((place, row))
+                    break
                 heapq.heappop(heap)
                 self._entries -= 1
-            if heap:
-                yield uses, *heap[0]
             else:
-                del self._classes[rank][uses]
+                del classes[uses]
+        return first
 
     def waiting(self) -> list[int]:
         """All of them, in no order."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sglang_ext.core.compiled import copies
+from sglang_ext.core.compiled.copies import NOTHING_MISSING
 from sglang_ext.core.device.demotion import worth_a_copy
 from sglang_ext.core.device.look_ahead import STEPS_AFTER_A_FAILURE, LookAhead
 from sglang_ext.core.host.own_room import OwnRoom
@@ -20,7 +22,7 @@ from sglang_ext.core.storage.attachment import Attachment
 from sglang_ext.core.storage.persists import Persists
 from sglang_ext.core.table.columns import Rows, resident_zeros
 from sglang_ext.core.table.table import STORED
-from sglang_ext.core.table.window import complete_windows, deepest_resume, dense_points
+from sglang_ext.core.table.window import complete_windows, dense_points
 from sglang_ext.core.write_policy import WritePolicy, pages_to_copy_now
 
 _MOST_PATHS_A_STEP = 8
@@ -101,9 +103,10 @@ class Backups:
         """Where running requests hold nearly all of the device, what they leave is needed at
         once when they end: it is too late then to copy it ahead of its eviction."""
         write = self._policy.write
-        free = self._residency.device_pool.free_pages() + self._table.device.n_evictable
-        if write is WritePolicy.WRITE_BACK and free < self._ahead.low_pages():
-            return WritePolicy.WRITE_THROUGH
+        if write is WritePolicy.WRITE_BACK:
+            free = self._residency.device_pool.free_pages() + self._table.device.n_evictable
+            if free < self._ahead.low_pages():
+                return WritePolicy.WRITE_THROUGH
         return write
 
     def demote_ahead(self) -> list[Transfer]:
@@ -201,24 +204,22 @@ class Backups:
             claim: on what others have; None for what the pages are worth.
         """
         table = self._table
+        on_device = pages is None
         if pages is None:
-            pages = rows[table.device.ready[rows]]
+            pages = rows
         elif self._attachment.is_there and len(pages):
             # storage has a page only behind all those in front of it
             above = rows[: int(table.depth[pages].max())]
             above = above[table.device.ready[above] & (table.stored[above] == 0)]
             pages = np.union1d(pages, above)
             pages = pages[np.argsort(table.depth[pages])]
-        pages = pages[~table.host.present[pages]]
-        stops = self._stops(rows)
-        pages = self._leading_somewhere(rows, pages, stops)
-        if len(pages) == 0 and not any(len(w) for w in self._missing_windows(rows, stops)):
+        pages, stops, missing = self._plan(rows, pages, on_device=on_device)
+        if len(pages) == 0 and missing == NOTHING_MISSING:
             if stops:
                 self._keep_windows(rows, stops)
                 self._persists.queue(rows)
             return None
-        deepest = next(self._missing_windows(rows, stops), _NO_ROWS)
-        if not self._backlog_allows(len(pages), len(deepest)):
+        if not self._backlog_allows(len(pages), max(0, missing)):
             return self._counters.decline(DeclineReason.BACKLOG)
         if make_room and claim is None:
             claim = Claim.of(table, rows, pages)
@@ -247,11 +248,48 @@ class Backups:
             failed_here=not reserved.done,
         )
 
+    def _plan(
+        self, rows: Rows, pages: Rows, *, on_device: bool = False
+    ) -> tuple[Rows, tuple[int, ...], int]:
+        """(those of ``pages`` on a path that have no copy and lead to a resume point on the host,
+        resume points whose windows are to be kept there and are not yet, the deepest first; see
+        ``copies.plan``). To be kept are windows that are worth it, and one without which the path
+        could not be resumed at its end.
+
+        Args:
+            on_device: of the pages only those that are READY there.
+        """
+        if len(rows) == 0:
+            return rows, (), NOTHING_MISSING
+        # in storage a conversation goes on from the page before, for it takes no tails
+        before_tail = (
+            self._attachment.is_there and len(rows) > 1 and self._table.is_tail(int(rows[-1]))
+        )
+        full = np.empty(len(pages), dtype=np.int64)
+        stops = np.empty(len(rows), dtype=np.int64)
+        # windows that are worth a copy where there is room are copied as far as there is
+        most = self._host_window.free_for_copies(needed_now=False)
+        if self._own_room.is_on:
+            most = self._own_room.windows_left(self._table.namespace(rows), most)
+        count, n_stops, missing = copies.plan(
+            self._residency.candidates.state,
+            rows,
+            pages,
+            on_device,
+            self._window_pages,
+            most // self._window_pages,
+            before_tail,
+            full,
+            stops,
+        )
+        return full[:count], tuple(stops[:n_stops].tolist()), missing
+
     def _leading_somewhere(self, rows: Rows, pages: Rows, stops: tuple[int, ...]) -> Rows:
         """Those of ``pages`` on a path that lead to a resume point on the host, if ``stops``
         are among them."""
-        reach = max(*stops, self._reach(rows)) if stops else self._reach(rows)
-        return pages[self._table.depth[pages] < reach]
+        led = np.empty(len(pages), dtype=np.int64)
+        state, deepest = self._residency.candidates.state, max(stops, default=0)
+        return led[: copies.leading_somewhere(state, rows, pages, deepest, led)]
 
     def _keep_windows(
         self, path: Rows, stops: tuple[int, ...], spare: tuple[int, ...] = ()
@@ -268,39 +306,6 @@ class Backups:
                 kept.add(path[:stop])
                 if stop in spare:
                     kept.beyond.add(int(path[stop - 1]))
-
-    def _reach(self, rows: Rows) -> int:
-        """Pages of a path that lead to a window on the host."""
-        return int(np.count_nonzero(self._kept.below[rows]))
-
-    def _stops(self, rows: Rows) -> tuple[int, ...]:
-        """Resume points of a path whose windows are to be kept on the host and are not yet,
-        the deepest first: those that are worth it, and one without which the path could not
-        be resumed at its end."""
-        table, size = self._table, self._window_pages
-        usable = table.swa_host.present[rows] | table.swa_device.ready[rows]
-        complete = complete_windows(usable, size)
-        worth = table.resume[rows] & complete
-        if len(extra := self._ends_with_room(rows, rows[complete])):
-            worth |= np.isin(rows, extra)
-        if (best := deepest_resume(usable, size)) > self._reach(rows):
-            worth[best - 1] = True
-        if self._attachment.is_there and len(rows) > 1 and table.is_tail(int(rows[-1])):
-            # from there the conversation goes on in storage, which takes no tails
-            worth[-2] = complete_windows(usable, size)[-2]
-        worth &= ~self._kept.ends[rows]
-        return tuple((np.flatnonzero(worth)[::-1] + 1).tolist())
-
-    def _ends_with_room(self, path: Rows, ends: Rows) -> Rows:
-        """Those of ``ends`` whose windows are worth a copy where there is room for them, as many
-        as there is room for; the last ones of a path, if ``ends`` are in its order."""
-        table = self._table
-        ends = ends[table.resume_if_room[ends] & ~self._kept.ends[ends]]
-        most = self._host_window.free_for_copies(needed_now=False)
-        if self._own_room.is_on and len(ends):
-            most = self._own_room.windows_left(self._table.namespace(path), most)
-        most //= self._window_pages
-        return ends[max(0, len(ends) - most) :]
 
     def _missing_windows(self, rows: Rows, stops: tuple[int, ...]) -> Iterator[Rows]:
         """For each resume point the pages of its window to copy that no deeper one copies."""
@@ -330,8 +335,7 @@ class Backups:
                 guard.release()
                 self._residency.drop_unneeded(needed)
                 return why
-            stops = self._stops(rows[: int(table.depth[full[free]])])
-            full = self._leading_somewhere(rows, full[:free], stops)
+            full, stops, _ = self._plan(rows[: int(table.depth[full[free]])], full[:free])
             guard.release()
             needed = np.union1d(needed, self._residency.in_windows(rows, stops))
             guard = self._guard(rows, needed, claim)

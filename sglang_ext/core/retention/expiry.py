@@ -153,11 +153,12 @@ class Expiry:
 
     def note_lost(self, rows: Rows) -> None:
         """Pages go of which no copy is left: what they were worth is the price of room."""
-        cells = self._cells(rows)
-        # those of no class have the first cells
-        cells = cells[cells >= BINS]
-        self._lost_value += int(self.estimate.values.take(cells).sum())
-        self._lost_pages += len(cells)
+        table, retention = self._table, self._retention
+        worth, count = loops.worth_of_known(
+            rows, table.kind, table.used, retention.tick, retention.estimate.values
+        )
+        self._lost_value += worth
+        self._lost_pages += count
 
     def note_left(self, rows: Rows) -> None:
         """Pages leave a device above a host."""

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.compiled import returns as loops
 from sglang_ext.core.compiled.bins import BINS
 from sglang_ext.core.retention.estimate import Estimate
+from sglang_ext.core.table.columns import resident_zeros
 
 Digests = NDArray[np.uint64]
 Kinds = NDArray[np.int16]
@@ -37,16 +38,17 @@ class Returns:
             entries *= 2
         uses = min(MOST_USES, max(1 << 12, entries))
         table = (loops.CLASSES, BINS)
+        # hashes lead everywhere: the first request would wait for all of the memory
         self._arrays = loops.ReturnsArrays(
-            digest=np.zeros(entries, dtype=np.uint64),
+            digest=resident_zeros(entries, np.uint64),
             use=np.full(entries, loops.NO_USE, dtype=np.int64),
-            forks=np.zeros(entries, dtype=np.int32),
-            weight=np.zeros(entries, dtype=np.int32),
-            tick=np.zeros(uses, dtype=np.int64),
-            kind=np.zeros(uses, dtype=np.int16),
-            pending=np.zeros(uses, dtype=np.int64),
-            turn=np.zeros(uses, dtype=np.int32),
-            pages=np.zeros(uses, dtype=np.int32),
+            forks=resident_zeros(entries, np.int32),
+            weight=resident_zeros(entries, np.int32),
+            tick=resident_zeros(uses, np.int64),
+            kind=resident_zeros(uses, np.int16),
+            pending=resident_zeros(uses, np.int64),
+            turn=resident_zeros(uses, np.int32),
+            pages=resident_zeros(uses, np.int32),
             counts=np.zeros(2, dtype=np.int64),
             events=np.zeros(table, dtype=np.int64),
             exposure=np.zeros(table, dtype=np.int64),

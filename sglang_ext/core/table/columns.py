@@ -56,12 +56,12 @@ class SlotColumn:
     @property
     def n_present(self) -> int:
         """Rows with a copy."""
-        return int(self._counts[0])
+        return int(self._counts.item(0))
 
     @property
     def n_locked(self) -> int:
         """Rows with a copy and a positive lock count."""
-        return int(self._counts[1])
+        return int(self._counts.item(1))
 
     @property
     def n_evictable(self) -> int:
