@@ -306,7 +306,7 @@ def test_a_text_is_what_generate_takes(server: Server) -> None:
 @pytest.mark.parametrize("kind", ["tp", "dp"])
 def test_ranks_agree(serve, expected: dict[int, list[int]], kind: str) -> None:  # noqa: ANN001
     ranks = ["--tp", "2"] if kind == "tp" else dp_attention(2)
-    options = [*OURS, *TIERS, "--page-size", str(PAGE), *ranks, *KEYS]
+    options = [*OURS, *TIERS, "--page-size", str(PAGE), *ranks, *KEYS, "--enable-metrics"]
     with serve(128, *options, tokens=2048, **RANKS) as server:
         server.key = KEY
         for seed in ASKED:
