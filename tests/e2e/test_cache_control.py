@@ -230,6 +230,7 @@ def test_a_namespace_keeps_to_its_quota(
                 assert answer(server, seed, extra_key=key)[0] == expected[seed]
         settled(server)
         assert used(server)["a"] == 0 < used(server)["b"]
+        answer(server, 4, extra_key="a")  # the device has it then
         said_no = refused(lambda: call(server, "pin", 4, extra_key="a"))
         assert "its quota, 0 bytes" in said_no
         assert quota(server, extra_key="a", clear=True)["cleared"] == 1
@@ -306,7 +307,7 @@ def test_a_text_is_what_generate_takes(server: Server) -> None:
 @pytest.mark.parametrize("kind", ["tp", "dp"])
 def test_ranks_agree(serve, expected: dict[int, list[int]], kind: str) -> None:  # noqa: ANN001
     ranks = ["--tp", "2"] if kind == "tp" else dp_attention(2)
-    options = [*OURS, *TIERS, "--page-size", str(PAGE), *ranks, *KEYS]
+    options = [*OURS, *TIERS, "--page-size", str(PAGE), *ranks, *KEYS, "--enable-metrics"]
     with serve(128, *options, tokens=2048, **RANKS) as server:
         server.key = KEY
         for seed in ASKED:
