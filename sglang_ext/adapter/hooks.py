@@ -39,9 +39,13 @@ def apply(*hooks: Hook) -> None:
 
 
 def _require_function(target: str) -> None:
-    """The registry wraps whatever it finds; a property becomes a method, and is true ever after."""
-    owner, _, name = target.rpartition(".")
-    found = inspect.getattr_static(pkgutil.resolve_name(owner), name, None)
+    """The registry wraps whatever it finds; a property becomes a method, and is true ever after.
+    It keeps static methods and those of classes as they are, if they are the class's own."""
+    path, _, name = target.rpartition(".")
+    owner = pkgutil.resolve_name(path)
+    found = inspect.getattr_static(owner, name, None)
+    if isinstance(found, (staticmethod, classmethod)) and name in vars(owner):
+        return
     if not inspect.isfunction(found):
         kind = "missing" if found is None else f"a {type(found).__name__}, not a function"
         raise StartupError(f"{target} cannot be hooked: it is {kind} in this engine")

@@ -19,6 +19,10 @@ class Pool(Base):
     is_full = property(lambda self: False)
     size = functools.cached_property(lambda self: 7)
     def pages(self): return 1
+    @staticmethod
+    def own(): return 1
+    @classmethod
+    def of_class(cls): return 1
 
 
 engine = types.ModuleType("an_engine")
@@ -39,8 +43,10 @@ def after(zygote: Zygote, code: str) -> tuple[str, str]:
     return run.stdout.strip(), (run.stderr.strip().splitlines() or [""])[-1]
 
 
-def test_a_hook_is_applied_once(zygote: Zygote) -> None:
-    assert after(zygote, "hook('pages'); hook('pages'); print(Pool().pages())") == ("2", "")
+@pytest.mark.parametrize("name", ["pages", "own", "of_class"])
+def test_a_hook_is_applied_once(zygote: Zygote, name: str) -> None:
+    code = f"hook({name!r}); hook({name!r}); print(Pool().{name}())"
+    assert after(zygote, code) == ("2", "")
 
 
 @pytest.mark.parametrize(
