@@ -168,9 +168,9 @@ class ModelledIndex(PrefixCache):
                 for page in path[max(0, end - size) : end]:
                     page.use_window(page.used if self.table.is_learned else self._clock)
 
-    def new_page(self, depth: int, parent: Key | None) -> ModelPage:
-        """A page that comes in the tick that follows."""
-        return ModelPage(depth, parent, window_used=self._clock + 1)
+    def new_page(self, depth: int, parent: Key | None, *, ticks: int) -> ModelPage:
+        """A page that comes in so many ticks."""
+        return ModelPage(depth, parent, window_used=self._clock + ticks)
 
     def _move_together(self) -> None:
         """Ages have bits for so many ticks. Those of long ago, which is before the last
@@ -205,7 +205,7 @@ class ModelledIndex(PrefixCache):
             self.count_fork(keys[known - 1])
         for depth, key in enumerate(keys[: len(rows)]):
             parent = None if depth == 0 else keys[depth - 1]
-            page = self.pages.setdefault(key, self.new_page(depth, parent))
+            page = self.pages.setdefault(key, self.new_page(depth, parent, ticks=1))
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
@@ -277,8 +277,9 @@ class ModelledIndex(PrefixCache):
             rises = all(one <= other for one, other in itertools.pairwise(in_order))
             require(rises, f"{name} is not the order of eviction")
             different = len(set(in_order)) == len(in_order)
-            # pages of different paths may expire at once
-            require(different or table.is_learned, f"{name} does not tell pages apart")
+            # pages of different paths may expire at once, and storage's come in a tick of others
+            alike = table.is_learned or self.attachment.is_there
+            require(different or alike, f"{name} does not tell pages apart")
         marked = {row for row, page in pages.items() if page.resume}
         require(set(rows[table.resume[rows]].tolist()) == marked, "other windows are worth keeping")
 

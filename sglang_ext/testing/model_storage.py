@@ -103,7 +103,7 @@ class StorageRules:
             index.count_fork(keys[known - 1])
         for depth in range(known, stop):
             parent = None if depth == 0 else keys[depth - 1]
-            index.pages[keys[depth]] = index.new_page(depth, parent)
+            index.pages[keys[depth]] = index.new_page(depth, parent, ticks=0)
             expected[keys[depth]] = (ABSENT, READY, ABSENT, ABSENT)
         for key in window:
             expected[key] = (*expected[key][:3], READY)

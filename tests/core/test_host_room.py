@@ -223,7 +223,12 @@ def test_a_prefix_goes_with_its_end_unless_two_requests_used_it_without_the_end(
     end does, so what is ahead of it goes with the end, whatever its rank. Who uses it for itself
     twice makes it a place where prefixes part, and such a window is kept."""
     engine = engine_with(
-        eviction="lfu", device_pages=40, device_window_pages=40, host_pages=40, host_window_pages=40
+        eviction="lfu",
+        checkpoint_pages=9,
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=40,
+        host_window_pages=40,
     )
     shared = prompt(4)
     serve_and_settle(engine, *[shared] * alone)
