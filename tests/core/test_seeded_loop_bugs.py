@@ -14,6 +14,7 @@ from sglang_ext.core.compiled import candidates, loops, slots
 from sglang_ext.core.compiled.arrays import columns
 from sglang_ext.core.compiled.constants import EMPTY_BUCKET
 from sglang_ext.core.compiled.loop_sets import COMPILED
+from sglang_ext.core.compiled.siblings import BEGIN
 from sglang_ext.core.device.demotion import Demotion
 from sglang_ext.testing.interpreted import INTERPRETED
 from tests.core.test_seeded_bugs import PATHS, Patch, run_all_seeds
@@ -97,7 +98,29 @@ def rows_between_those_of_a_run_are_believed_to_be_in_it(patch: Patch) -> None:
     patch.setattr(INTERPRETED.slots, "_follow_one_another", follow)
 
 
+def a_first_page_that_leaves_still_counts(patch: Patch) -> None:
+    original = PATHS.unlink_child
+
+    def unlink(c: Any, parent: int, row: int) -> None:
+        counted = c.links[:, BEGIN].copy()
+        original(c, parent, row)
+        c.links[:, BEGIN] = counted
+
+    patch.setattr(PATHS, "unlink_child", unlink)
+
+
+def a_beginning_is_counted_by_its_whole_page(patch: Patch) -> None:
+    original = INTERPRETED.siblings.begin_of
+
+    def begin(c: Any, parent: int, pages: Any, number: int) -> Any:
+        return original(c._replace(device_page=c.weights.size, overlap=0), parent, pages, number)
+
+    patch.setattr(INTERPRETED.siblings, "begin_of", begin)
+
+
 BUGS: list[Callable[[Patch], None]] = [
+    a_first_page_that_leaves_still_counts,
+    a_beginning_is_counted_by_its_whole_page,
     windows_where_prefixes_branch_off_are_not_used,
     windows_inside_a_prompt_are_further_apart,
     windows_inside_a_prompt_stay_worthless,
