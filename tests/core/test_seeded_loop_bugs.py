@@ -14,7 +14,6 @@ from sglang_ext.core.compiled import candidates, loops, slots
 from sglang_ext.core.compiled.arrays import columns
 from sglang_ext.core.compiled.constants import EMPTY_BUCKET
 from sglang_ext.core.compiled.loop_sets import COMPILED
-from sglang_ext.core.compiled.siblings import BEGIN
 from sglang_ext.core.device.demotion import Demotion
 from sglang_ext.testing.interpreted import INTERPRETED
 from tests.core.test_seeded_bugs import PATHS, Patch, run_all_seeds
@@ -99,14 +98,12 @@ def rows_between_those_of_a_run_are_believed_to_be_in_it(patch: Patch) -> None:
 
 
 def a_first_page_that_leaves_still_counts(patch: Patch) -> None:
-    original = PATHS.unlink_child
+    original = PATHS.count_begin
 
-    def unlink(c: Any, parent: int, row: int) -> None:
-        counted = c.links[:, BEGIN].copy()
-        original(c, parent, row)
-        c.links[:, BEGIN] = counted
+    def count(c: Any, parent: int, row: int, change: int) -> None:
+        original(c, parent, row, max(0, change))
 
-    patch.setattr(PATHS, "unlink_child", unlink)
+    patch.setattr(PATHS, "count_begin", count)
 
 
 def a_beginning_is_counted_by_its_whole_page(patch: Patch) -> None:

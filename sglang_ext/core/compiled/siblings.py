@@ -19,7 +19,7 @@ from sglang_ext.core.compiled.digests import mix
 LEFT, RIGHT, TOP, BEGIN = range(4)
 
 
-@compiled(int64(COLUMNS, int64, PAGES, int64), wraps=True)
+@compiled(int64(COLUMNS, int64, PAGES, int64), wraps=True, inline=True)
 def begin_of(c, parent, pages, number):
     """Where in ``links`` first pages are counted that begin as a page does."""
     total = int64(parent)
@@ -41,6 +41,13 @@ def compare(c, row, parent, pages, number):
         if a == int64(PAD):
             return int64(0), int64(k)
     return int64(0), int64(c.weights.size)
+
+
+@compiled(void(COLUMNS, int64, int64, int64))
+def count_begin(c, parent, row, change):
+    """A first page comes (1) or goes (-1). Not where siblings are linked: that is done for each
+    page, and with this in it would be a call with all arrays."""
+    c.links[begin_of(c, parent, c.tokens, row), BEGIN] += change
 
 
 @compiled(int64(COLUMNS, int64), inline=True)
@@ -119,8 +126,6 @@ def below(table, parent, out):
 @compiled(void(COLUMNS, int64, int64))
 def link_child(c, parent, row):
     """Put a new row among the children of its parent."""
-    if parent < 0:
-        c.links[begin_of(c, parent, c.tokens, row), BEGIN] += 1
     at, side = top_of(c, parent), TOP
     node = int64(c.links[at, side])
     while node >= 0 and c.digest[node] > c.digest[row]:
@@ -147,8 +152,6 @@ def link_child(c, parent, row):
 @compiled(void(COLUMNS, int64, int64))
 def unlink_child(c, parent, row):
     """Take a row out of the children of its parent."""
-    if parent < 0:
-        c.links[begin_of(c, parent, c.tokens, row), BEGIN] -= 1
     at, side = top_of(c, parent), TOP
     node = int64(c.links[at, side])
     while node != row:
