@@ -153,6 +153,7 @@ class ModelledIndex(PrefixCache):
             self.note_use(rows)
 
     def note_use(self, rows: Rows) -> None:
+        """A path is used."""
         self._clock += 1
         size, policy = self.geometry.window_pages, self.eviction_policy.name.lower()
         keys = [self.key(row) for row in rows.tolist()]
@@ -560,6 +561,7 @@ class ModelledIndex(PrefixCache):
     # ---- the table, as the model sees it --------------------------------------
 
     def states(self) -> States:
+        """What the table has now."""
         table = self.table
         rows = np.flatnonzero(table.parent != FREE)
         columns = [getattr(table, tier) for tier in TIERS]
@@ -569,6 +571,7 @@ class ModelledIndex(PrefixCache):
         return dict(zip(keys, listed, strict=True))
 
     def key(self, row: int) -> Key:
+        """The prefix that a row is."""
         version = (row, int(self.table.generation[row]))
         if version not in self._keys:
             path = self.table.path(row)
@@ -579,11 +582,13 @@ class ModelledIndex(PrefixCache):
         return {self.key(row) for row in np.flatnonzero(column.locks > 0).tolist()}
 
     def expect(self, expected: States, operation: str) -> None:
+        """Nothing has changed but what was expected."""
         after = self.states()
         require(after == expected, f"{operation} changed what it should not")
         self.accept(after)
 
     def accept(self, after: States) -> None:
+        """The model has what the table has; nothing appeared from nowhere."""
         require(after.keys() <= self.pages.keys(), "a page appeared from nowhere")
         for key in self.pages.keys() - after.keys():
             del self.pages[key]
