@@ -25,7 +25,7 @@ from sglang_ext.core.table.columns import Rows, SlotColumn
 from sglang_ext.core.table.digest import Pages
 from sglang_ext.core.table.paths import Page, filled_up
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
-from sglang_ext.testing import definitions, model_control, model_room
+from sglang_ext.testing import definitions, model_control
 from sglang_ext.testing.model_page import (
     ABSENT,
     INSIDE,
@@ -40,6 +40,8 @@ from sglang_ext.testing.model_page import (
     prefix_keys,
     window_order,
 )
+from sglang_ext.testing.model_room import RoomRules, duplicates
+from sglang_ext.testing.model_storage import StorageRules
 from sglang_ext.testing.watch import around, require
 
 
@@ -55,7 +57,8 @@ class ModelledIndex(PrefixCache):
         around(self.residency.candidates, "first", self._watch_first)
         around(self.ahead, "look", self._watch_look)
         around(self.backups, "begin", self._watch_backup)
-        around(self.room, "make", model_room.watch, self.table, self.kept)
+        around(self.room, "make", RoomRules(self, self._worth).watch)
+        self._storage_rules = StorageRules(self)
         for owner, name, marks in model_control.CALLS:
             around(getattr(self, owner), name, self._watch_control, marks)
         self.pages: dict[Key, ModelPage] = {}
@@ -110,7 +113,7 @@ class ModelledIndex(PrefixCache):
                     some_have_none = True
         most = max(common.values(), default=0)
         if len(found.rows) > len(above):
-            key = self._key(int(found.rows[-1]))
+            key = self.key(int(found.rows[-1]))
             require(key in common, "a match ends inside a page that is not there")
             require(common[key] + found.cut == self.geometry.page_tokens, "too much in common")
             require(some_have_none or common[key] == most, "another page has more in common")
@@ -131,8 +134,8 @@ class ModelledIndex(PrefixCache):
         require(np.array_equal(found.rows, expected.rows), "match_and_use finds something else")
         require(found[1:] == expected[1:], "match_and_use finds something else")
         if len(found.rows):
-            self._use(found.rows)
-        self._check_ages()
+            self.note_use(found.rows)
+        self.check_ages()
         return found
 
     def _can_resume(self, prefix: list[ModelPage], *, load: bool) -> bool:
@@ -145,12 +148,13 @@ class ModelledIndex(PrefixCache):
     def _watch_use(self, use: Callable[[Rows], None], rows: Rows) -> None:
         use(rows)
         if len(rows):
-            self._use(rows)
+            self.note_use(rows)
 
-    def _use(self, rows: Rows) -> None:
+    def note_use(self, rows: Rows) -> None:
+        """A path is used."""
         self._clock += 1
         size, policy = self.geometry.window_pages, self.eviction_policy.name.lower()
-        keys = [self._key(row) for row in rows.tolist()]
+        keys = [self.key(row) for row in rows.tolist()]
         path = [self.pages[key] for key in keys]
         used = [self._clock] * len(path)
         if self.table.is_learned:
@@ -164,6 +168,10 @@ class ModelledIndex(PrefixCache):
             if end == len(keys) or children[key] > 1:
                 for page in path[max(0, end - size) : end]:
                     page.use_window(page.used if self.table.is_learned else self._clock)
+
+    def new_page(self, depth: int, parent: Key | None, *, ticks: int) -> ModelPage:
+        """A page that comes in so many ticks."""
+        return ModelPage(depth, parent, window_used=self._clock + ticks)
 
     def _move_together(self) -> None:
         """Ages have bits for so many ticks. Those of long ago, which is before the last
@@ -195,25 +203,24 @@ class ModelledIndex(PrefixCache):
             swa = np.concatenate((swa, np.zeros((1, swa.shape[1]), swa.dtype)))
         known = sum(key in before for key in keys)
         if 0 < known < len(rows):
-            self._count_fork(keys[known - 1])
+            self.count_fork(keys[known - 1])
         for depth, key in enumerate(keys[: len(rows)]):
             parent = None if depth == 0 else keys[depth - 1]
-            new = ModelPage(depth, parent, window_used=self._clock + 1)
-            page = self.pages.setdefault(key, new)
+            page = self.pages.setdefault(key, self.new_page(depth, parent, ticks=1))
             page.device = page.device or READY
             if depth >= first and swa[depth - first, 0] >= 0:
                 page.swa_device = page.swa_device or READY
             page.count(request, priority, len(rows))
             before[key] = page.states
         if len(rows):
-            self._use(rows)
+            self.note_use(rows)
         else:
             self._clock += 1
-        self._expect(before, "insert")
+        self.expect(before, "insert")
         self._mark_resume_points(keys[: len(rows)])
-        self._check_ages()
+        self.check_ages()
         hits = self.table.hits[rows].tolist()
-        counted = [len(self.pages[self._key(row)].requests) for row in rows.tolist()]
+        counted = [len(self.pages[self.key(row)].requests) for row in rows.tolist()]
         require(hits == counted, f"hits are {hits}, requests {counted}")
         return rows
 
@@ -240,29 +247,29 @@ class ModelledIndex(PrefixCache):
 
     def note_prompt_end(self, rows: Rows, pages: int) -> None:
         """See PrefixCache; the window of a prompt that nothing has gone on from is used."""
-        path = [self.pages[self._key(row)] for row in rows[:pages].tolist()]
+        path = [self.pages[self.key(row)] for row in rows[:pages].tolist()]
         window = path[max(0, len(path) - self.geometry.window_pages) :]
         super().note_prompt_end(rows, pages)
         if window and len(rows) - pages <= 1 and all(page.has_window for page in window):
             path[-1].resume = True
             for page in window:
                 page.use_window(self._clock)
-        self._check_ages()
+        self.check_ages()
 
     def end_request(self, rows: Rows, prompt: int) -> None:
         """See PrefixCache; windows near the end of the prompt are worth more."""
         super().end_request(rows, prompt)
-        path = [self.pages[self._key(row)] for row in rows[:prompt].tolist()]
+        path = [self.pages[self.key(row)] for row in rows[:prompt].tolist()]
         if self.table.is_learned and path:
             definitions.keep_windows_near_end(path, self.geometry)
-            self._check_ages()
+            self.check_ages()
 
-    def _check_ages(self) -> None:
+    def check_ages(self) -> None:
         """Both orders of eviction, from the first page to the last, and which windows are worth
         keeping."""
         table = self.table
         rows = np.flatnonzero(table.parent != FREE)
-        pages = {row: self.pages[self._key(row)] for row in rows.tolist()}
+        pages = {row: self.pages[self.key(row)] for row in rows.tolist()}
         for name, age, order in (
             ("age", table.age, page_order),
             ("swa_age", table.swa_age, window_order),
@@ -271,8 +278,9 @@ class ModelledIndex(PrefixCache):
             rises = all(one <= other for one, other in itertools.pairwise(in_order))
             require(rises, f"{name} is not the order of eviction")
             different = len(set(in_order)) == len(in_order)
-            # pages of different paths may expire at once
-            require(different or table.is_learned, f"{name} does not tell pages apart")
+            # pages of different paths may expire at once, and storage's come in a tick of others
+            alike = table.is_learned or self.attachment.is_there
+            require(different or alike, f"{name} does not tell pages apart")
         marked = {row for row, page in pages.items() if page.resume}
         require(set(rows[table.resume[rows]].tolist()) == marked, "other windows are worth keeping")
 
@@ -288,7 +296,7 @@ class ModelledIndex(PrefixCache):
 
     def count_request(self, rows: Rows, request: int, priority: int = 0) -> bool:
         """See PrefixCache."""
-        pages = [self.pages[self._key(row)] for row in rows.tolist()]
+        pages = [self.pages[self.key(row)] for row in rows.tolist()]
         expected = sum(page.count(request, priority, len(pages)) for page in pages) > 0
         counted = super().count_request(rows, request, priority)
         require(counted == expected, f"a request was counted: {counted}, expected {expected}")
@@ -297,22 +305,22 @@ class ModelledIndex(PrefixCache):
     def _watch_padding(self, padding: Callable[..., Any], tail: Tail | None) -> Any:
         """What it evicts is checked by itself."""
         slots = padding(tail)
-        self._at_insert = self._states()
+        self._at_insert = self.states()
         return slots
 
     def own(self, path: Rows, used: int, hold: Hold) -> Own | None:
         """See PrefixCache; nothing goes but a tail that is used up."""
-        key, is_tail = self._key(int(path[-1])), self.table.is_tail(int(path[-1]))
+        key, is_tail = self.key(int(path[-1])), self.table.is_tail(int(path[-1]))
         own = super().own(path, used, hold)
-        after = self._states()
+        after = self.states()
         gone = self.pages.keys() - after.keys()
         require(not gone or (gone == {key} and is_tail), "a page went with its user")
         for other, states in after.items():
             require(states[:3] == self.pages[other].states[:3], "a copy went with a tail")
-        self._accept(after)
+        self.accept(after)
         return own
 
-    def _count_fork(self, key: Key) -> None:
+    def count_fork(self, key: Key) -> None:
         """A request goes on from a page for itself; whether another one had before."""
         page = self.pages[key]
         siblings = any(other.parent == key for other in self.pages.values())
@@ -320,13 +328,13 @@ class ModelledIndex(PrefixCache):
 
     def _watch_control(self, marks: bool, call: Callable[..., Any], *args: Any) -> Any:
         """What goes is the matter of ``SimControl``; what stays is as it was."""
-        before = self._states()
+        before = self.states()
         answer = call(*args)
-        after = self._states()
+        after = self.states()
         model_control.check(before, after)
         if marks:
-            self.pages[self._key(int(args[0][-1]))].resume = True
-        self._accept(after)
+            self.pages[self.key(int(args[0][-1]))].resume = True
+        self.accept(after)
         return answer
 
     def _watch_evict(
@@ -338,14 +346,14 @@ class ModelledIndex(PrefixCache):
     ) -> tuple[int, int]:
         """Victims are unlocked, oldest first or those worth least, and as many as it says."""
         table = self.table
-        keys = {row: self._key(row) for row in self._evictable(table.device, page_order)}
+        keys = {row: self.key(row) for row in self._evictable(table.device, page_order)}
         locked = self._locked(table.device)
         locked_windows = self._locked(table.swa_device)
-        before, learned = self._states(), None
+        before, learned = self.states(), None
         if isinstance(self.expiry, Expiry) and self.expiry.is_learned and not self.residency.tier:
             learned = definitions.least_worth(table, self.expiry, list(keys))
         freed = evict(pages, window_pages, **options)
-        after = self._states()
+        after = self.states()
         lost = {k for k, s in before.items() if s[0] and not after.get(k, (0, 0, 0, 0))[0]}
         lost_windows = {k for k, s in before.items() if s[2] and not after.get(k, (0,) * 4)[2]}
         require((len(lost), len(lost_windows)) == freed, "evict counts what it did not free")
@@ -360,8 +368,8 @@ class ModelledIndex(PrefixCache):
         elif lost and left:
             youngest = max(page_order(self.pages[key]) for key in lost)
             require(youngest <= min(left), "evict took a page before an older one")
-        self._accept(after)
-        self._check_ages()
+        self.accept(after)
+        self.check_ages()
         return freed
 
     def _watch_first(self, first: Callable[[Kind, int], Rows], kind: Kind, count: int) -> Rows:
@@ -379,7 +387,7 @@ class ModelledIndex(PrefixCache):
     def _evictable(self, column: SlotColumn, order: Order) -> list[int]:
         """Rows, those first that are evicted first."""
         rows = np.flatnonzero(column.present & (column.locks == 0)).tolist()
-        return sorted(rows, key=lambda row: order(self.pages[self._key(row)]))
+        return sorted(rows, key=lambda row: order(self.pages[self.key(row)]))
 
     def _watch_look(
         self, look: Callable[..., Found], free: int, free_windows: int, pins: NDArray[np.int16]
@@ -423,29 +431,33 @@ class ModelledIndex(PrefixCache):
         self, begin: Callable[..., Transfer | Declined | None], rows: Rows, **options: Any
     ) -> Transfer | Declined | None:
         """Sources are READY, windows whole, victims in order."""
-        before = self._states()
-        path = {self._key(row) for row in rows.tolist()}
-        copied = [self._key(row) for row in options.get("pages", rows).tolist()]
+        before = self.states()
+        path = {self.key(row) for row in rows.tolist()}
+        copies = self._storage_rules.stored_copies(rows, options.get("pages"))
+        copied = [self.key(row) for row in copies.tolist()]
         missing = [self.pages[key] for key in copied if before[key][1] == ABSENT]
         youngest = max(missing, key=page_order, default=None)
-        duplicates = self._duplicates(before, path, youngest) if youngest else set()
+        held = path | self._locked(self.table.host)
+        first_ones = duplicates(before, self.pages, held, youngest) if youngest else set()
+        recycled = self._storage_rules.may_be_recycled(before)
         alone = self._ends_on_the_host_alone()
         first = min((page.depth for page in missing), default=len(rows) - 1)
         most = max(self._worth(row) for row in rows[first:].tolist())
         most = model_control.MOST if options.get("claim") else most
         plan = begin(rows, **options)
-        after = self._states()
+        after = self.states()
         taken = [k for k, s in before.items() if s[1] and not after.get(k, (0, 0, 0, 0))[1]]
         require(not path & set(taken), "a backup took host copies of its own path")
-        require(options["make_room"] or not taken, "an eager backup took something away")
+        eager = set() if options["make_room"] else set(taken)
+        require(eager <= recycled, "an eager backup took something away")
         for key, worth in alone.items():
             require(key in after or worth < most, "a backup took a prefix that is worth more")
-        if any(not before[key][0] for key in taken):
-            require(not duplicates - set(taken), "a page on the host alone went first")
-        self._accept(after)
+        if not self.expiry.copies_stay and any(not before[key][0] for key in taken):
+            require(not first_ones - set(taken), "a page on the host alone went first")
+        self.accept(after)
         if isinstance(plan, Transfer):
             for row in plan.full.rows.tolist():
-                states = before[self._key(row)]
+                states = before[self.key(row)]
                 require(states[0] == READY and states[1] == ABSENT, "backup of a wrong page")
             self._check_windows(plan, before)
             selective = self.policy.write is WritePolicy.WRITE_THROUGH_SELECTIVE
@@ -457,40 +469,21 @@ class ModelledIndex(PrefixCache):
     def _ends_on_the_host_alone(self) -> dict[Key, tuple[int, float]]:
         """Where prefixes can be resumed that are not on the device, with their worth."""
         found = definitions.ends_alone(self.table, self.kept, self._worth)
-        return {self._key(row): worth for row, worth in found.items()}
+        return {self.key(row): worth for row, worth in found.items()}
 
     def _worth(self, row: int) -> tuple[int, float]:
         """What the host goes by."""
-        page = self.pages[self._key(row)]
+        page = self.pages[self.key(row)]
         if isinstance(self.expiry, Expiry):
             return definitions.worth(self.table, self.expiry, row, page.forks)
         return page.worth(self._clock)
-
-    def _duplicates(self, states: States, path: set[Key], younger_than: ModelPage) -> set[Key]:
-        """Host copies that a backup of ``path`` should have taken first."""
-        above = set()
-        for key, state in states.items():
-            if state[1] and not state[0]:
-                parent = self.pages[key].parent
-                while parent is not None and parent not in above:
-                    above.add(parent)
-                    parent = self.pages[parent].parent
-        locked = self._locked(self.table.host)
-        return {
-            key
-            for key, state in states.items()
-            if state[0] == READY
-            and state[1] == READY
-            and key not in above | path | locked
-            and page_order(self.pages[key]) > page_order(younger_than)
-        }
 
     def _check_windows(self, plan: Transfer, before: States) -> None:
         """Every window page that is copied belongs to a window that is whole on the host
         when all backups of it have ended."""
         swa_host = self.table.swa_host
         for row in plan.window.rows.tolist():
-            require(before[self._key(row)][2] == READY, "backup of a window that is not there")
+            require(before[self.key(row)][2] == READY, "backup of a window that is not there")
             ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
             size = self.geometry.window_pages
             whole = [end for end in ends if swa_host.present[self.table.path(end)[-size:]].all()]
@@ -504,13 +497,13 @@ class ModelledIndex(PrefixCache):
 
     def begin_load(self, rows: Rows) -> Transfer | Declined:
         """See PrefixCache; a declined load changes nothing but what it evicted."""
-        before = self._states()
+        before = self.states()
         plan = super().begin_load(rows)
-        after = self._states()
+        after = self.states()
         loading = set()
         if isinstance(plan, Transfer):
-            path = [self._key(row) for row in rows.tolist()]
-            loading = {self._key(row) for row in plan.full.rows.tolist()}
+            path = [self.key(row) for row in rows.tolist()]
+            loading = {self.key(row) for row in plan.full.rows.tolist()}
             require(all(after[key][0] for key in path), "a loaded path has a hole")
             window = path[max(0, len(path) - self.geometry.window_pages) :]
             require(all(after[key][2] for key in window), "a loaded window has a hole")
@@ -519,46 +512,46 @@ class ModelledIndex(PrefixCache):
         for key, state in after.items():
             appeared = state[0] and not before[key][0]
             require(not appeared or key in loading, "a load brought a page it does not name")
-        self._accept(after)
+        self.accept(after)
         return plan
 
     def commit_backup(self, op: int, *, ok: bool) -> None:
         """See PrefixCache; what was RESERVED is READY or gone, nothing else changes."""
         transfer = self.pending[TransferKind.BACKUP][op]
-        expected = self._states()
+        expected = self.states()
         if not transfer.abandoned:
             state = READY if ok else ABSENT
             for copies, tier in ((transfer.full, 1), (transfer.window, 3)):
                 for row in copies.rows.tolist():
-                    key = self._key(row)
+                    key = self.key(row)
                     states = expected[key]
                     require(states[tier] == RESERVED, "a backup lost its reservation")
                     expected[key] = (*states[:tier], state, *states[tier + 1 :])
         super().commit_backup(op, ok=ok)
-        self._allow_half_windows_to_go(transfer.path, expected)
-        self._expect(expected, "commit of a backup")
+        self.allow_half_windows_to_go(transfer.path, expected)
+        self.expect(expected, "commit of a backup")
 
     def commit_load(self, op: int) -> None:
         """See PrefixCache; what was RESERVED is READY, nothing else changes."""
         transfer = self.pending[TransferKind.LOAD][op]
-        expected = self._states()
+        expected = self.states()
         for copies, tier in ((transfer.full, 0), (transfer.window, 2)):
             for row in copies.rows.tolist():
-                key = self._key(row)
+                key = self.key(row)
                 states = expected[key]
                 require(states[tier] == RESERVED, "a load lost its reservation")
                 expected[key] = (*states[:tier], READY, *states[tier + 1 :])
         super().commit_load(op)
-        self._allow_half_windows_to_go(transfer.path, expected)
-        self._expect(expected, "commit of a load")
+        self.allow_half_windows_to_go(transfer.path, expected)
+        self.expect(expected, "commit of a load")
 
-    def _allow_half_windows_to_go(self, path: Rows, expected: States) -> None:
+    def allow_half_windows_to_go(self, path: Rows, expected: States) -> None:
         """A window page that a transfer has used may go with it, if no window around it is
         whole on the host."""
-        after = self._states()
+        after = self.states()
         # of an abandoned backup the path may be gone
         for row in path[self.table.parent[path] != FREE].tolist():
-            key = self._key(row)
+            key = self.key(row)
             if expected[key][3] == READY and after[key][3] == ABSENT:
                 expected[key] = (*expected[key][:3], ABSENT)
                 ends = [row, *self._descendants(row, self.geometry.window_pages - 1)]
@@ -567,16 +560,18 @@ class ModelledIndex(PrefixCache):
 
     # ---- the table, as the model sees it --------------------------------------
 
-    def _states(self) -> States:
+    def states(self) -> States:
+        """What the table has now."""
         table = self.table
         rows = np.flatnonzero(table.parent != FREE)
         columns = [getattr(table, tier) for tier in TIERS]
         states = [c.present[rows].astype(int) + c.ready[rows].astype(int) for c in columns]
-        keys = [self._key(row) for row in rows.tolist()]
+        keys = [self.key(row) for row in rows.tolist()]
         listed = zip(*(state.tolist() for state in states), strict=True)
         return dict(zip(keys, listed, strict=True))
 
-    def _key(self, row: int) -> Key:
+    def key(self, row: int) -> Key:
+        """The prefix that a row is."""
         version = (row, int(self.table.generation[row]))
         if version not in self._keys:
             path = self.table.path(row)
@@ -584,14 +579,16 @@ class ModelledIndex(PrefixCache):
         return self._keys[version]
 
     def _locked(self, column: SlotColumn) -> set[Key]:
-        return {self._key(row) for row in np.flatnonzero(column.locks > 0).tolist()}
+        return {self.key(row) for row in np.flatnonzero(column.locks > 0).tolist()}
 
-    def _expect(self, expected: States, operation: str) -> None:
-        after = self._states()
+    def expect(self, expected: States, operation: str) -> None:
+        """Nothing has changed but what was expected."""
+        after = self.states()
         require(after == expected, f"{operation} changed what it should not")
-        self._accept(after)
+        self.accept(after)
 
-    def _accept(self, after: States) -> None:
+    def accept(self, after: States) -> None:
+        """The model has what the table has; nothing appeared from nowhere."""
         require(after.keys() <= self.pages.keys(), "a page appeared from nowhere")
         for key in self.pages.keys() - after.keys():
             del self.pages[key]

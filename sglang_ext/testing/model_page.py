@@ -27,7 +27,7 @@ class ModelPage:
     swa_host: int = ABSENT
     rank: int = 0
     used: int = 0
-    priority: int = -(1 << 63)
+    priority: int = -(1 << 63) - 1  # less than any: no request has used it
     longest: int = 0
     forks: int = 0
     requests: list[int] = dataclasses.field(default_factory=list)
