@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+import pytest
 
+from sglang_ext.core.eviction_policy import MOST_USES
 from sglang_ext.core.host.room import NEEDED_NOW, Claim
 from sglang_ext.core.plan import Hold, TransferKind
 from sglang_ext.core.write_policy import WritePolicy
@@ -211,3 +213,30 @@ def test_a_prefix_that_somebody_goes_on_from_is_not_lost_with_its_window() -> No
     check_all(engine)
     index.room.make(index.host_window, ALL, NEEDED_NOW)
     assert table.n_rows == 0
+
+
+@pytest.mark.parametrize(("alone", "left"), [(1, 0), (2, 4)])
+def test_a_prefix_goes_with_its_end_unless_two_requests_used_it_without_the_end(
+    alone: int, left: int
+) -> None:
+    """With a policy that ranks pages: a window that the one at the end makes up for goes before any
+    end does, so what is ahead of it goes with the end, whatever its rank. Who uses it for itself
+    twice makes it a place where prefixes part, and such a window is kept."""
+    engine = engine_with(
+        eviction="lfu",
+        checkpoint_pages=9,
+        device_pages=40,
+        device_window_pages=40,
+        host_pages=40,
+        host_window_pages=40,
+    )
+    shared = prompt(4)
+    serve_and_settle(engine, *[shared] * alone)
+    serve_and_settle(engine, join(shared, prompt(2, seed=1)))
+    index = engine.index
+    rows = rows_of(engine, join(shared, prompt(2, seed=1)))
+    assert index.table.hits[rows].tolist() == [alone + 1] * 4 + [1] * 2
+    index.evict_device(ALL, ALL)
+    index.room.make(index.host_window, ALL, Claim(age=1 << 62, worth=2 * MOST_USES))
+    assert len(find(engine, shared).rows) == left
+    check_all(engine, idle=True)
