@@ -496,15 +496,13 @@ def first_of(state, number, out):
 
 @compiled(boolean(STATE, int64, int64))
 def tail_is_held(state, end, window):
-    """Whether a transfer uses the last kept window of a prefix, or goes on from what would be lost
-    with it."""
+    """Whether a transfer uses the last kept window of a prefix, or what would be lost with it."""
     c = fields(state)
     row, place = end, int64(0)
     # the further up a page is, the more windows it leads to
     while row >= 0 and (place < window or c.below[row] == 1):
-        if place < window and c.swa_host_locks[row] > 0:
-            return True
-        if c.below[row] == 1 and not c.device[row] and c.host_locks[row] > 0:
+        in_window = place < window and c.swa_host_locks[row] > 0
+        if in_window or (c.below[row] == 1 and not c.device[row] and c.host_locks[row] > 0):
             return True
         place += 1
         row = int64(c.parent[row])
@@ -513,8 +511,7 @@ def tail_is_held(state, end, window):
 
 @compiled(boolean(STATE, int64, int64))
 def tail_stays(state, end, window):
-    """Whether the last kept window of a prefix cannot go now: it is held, see ``tail_is_held``, or
-    it is on the device too."""
+    """Whether the last kept window of a prefix is held, or on the device too: it cannot go now."""
     c = fields(state)
     row, place, whole = end, int64(0), True
     while row >= 0 and place < window:
