@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.candidates import Kind
 from sglang_ext.core.compiled.constants import FREE, PAD, TICK_SHIFT
+from sglang_ext.core.compiled.siblings import BEGIN
 from sglang_ext.core.plan import TransferKind
 from sglang_ext.core.table.columns import ABSENT, SlotColumn
 from sglang_ext.core.table.table import STORED, STORING, PageTable
@@ -84,6 +85,8 @@ def _check_rows(table: PageTable) -> None:
     counted = np.bincount(parents, minlength=table.capacity)
     _require(bool((counted[used] == table.children[used]).all()), "children count")
     _require(sum(table._root_rows.values()) == len(first), "rows of the namespaces")
+    begins = table._columns.links[:, BEGIN]
+    _require(bool((begins >= 0).all() and begins.sum() == len(first)), "beginnings of prompts")
     _require(bool((table.age[inner] < table.age[parents]).all()), "a page is newer than its parent")
     tails = used[table.tokens[used, -1] == PAD]
     _require(not table.children[tails].any(), "a tail has a child")

@@ -97,7 +97,27 @@ def rows_between_those_of_a_run_are_believed_to_be_in_it(patch: Patch) -> None:
     patch.setattr(INTERPRETED.slots, "_follow_one_another", follow)
 
 
+def a_first_page_that_leaves_still_counts(patch: Patch) -> None:
+    original = PATHS.count_begin
+
+    def count(c: Any, parent: int, row: int, change: int) -> None:
+        original(c, parent, row, max(0, change))
+
+    patch.setattr(PATHS, "count_begin", count)
+
+
+def a_beginning_is_counted_by_its_whole_page(patch: Patch) -> None:
+    original = INTERPRETED.siblings.begin_of
+
+    def begin(c: Any, parent: int, pages: Any, number: int) -> Any:
+        return original(c._replace(device_page=c.weights.size, overlap=0), parent, pages, number)
+
+    patch.setattr(INTERPRETED.siblings, "begin_of", begin)
+
+
 BUGS: list[Callable[[Patch], None]] = [
+    a_first_page_that_leaves_still_counts,
+    a_beginning_is_counted_by_its_whole_page,
     windows_where_prefixes_branch_off_are_not_used,
     windows_inside_a_prompt_are_further_apart,
     windows_inside_a_prompt_stay_worthless,

@@ -60,7 +60,7 @@ _SHAPES = {
     "buckets": "n_buckets",
     "weights": "width",
     "stay": str(CLASSES),
-    "links": "(n_links, 3)",
+    "links": "(n_links, 4)",
 }
 Columns: Any = namedtuple("Columns", (*FIELDS, "device_page", "overlap"))
 COLUMNS = NamedTuple((*FIELDS.values(), int64, int64), Columns)

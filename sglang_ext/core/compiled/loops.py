@@ -45,7 +45,15 @@ from sglang_ext.core.compiled.constants import (
 )
 from sglang_ext.core.compiled.digests import find, forget, half, page_digest, power, remember
 from sglang_ext.core.compiled.memory import prefetch
-from sglang_ext.core.compiled.siblings import LEFT, RIGHT, TOP, inside_of, link_child, unlink_child
+from sglang_ext.core.compiled.siblings import (
+    LEFT,
+    RIGHT,
+    TOP,
+    count_begin,
+    inside_of,
+    link_child,
+    unlink_child,
+)
 from sglang_ext.core.compiled.windows import complete_windows, deepest_resume, resume_points
 
 _UNUSED_TO_INSIDE = INSIDE_BAND - UNUSED_BAND
@@ -380,6 +388,8 @@ def append(table, pages, parent, digest, depth, tick, cursor, out):
         shared = c.hits[parent] > 1 or c.children[parent] > 0
         c.forks[parent] += shared and c.forks[parent] < MAX_COUNT
         c.children[parent] += 1
+    else:
+        count_begin(c, parent, out[0], 1)
     return count, cursor
 
 
@@ -397,6 +407,7 @@ def remove(table, rows, roots):
         if parent >= 0:
             c.children[parent] -= 1
         else:
+            count_begin(c, parent, row, -1)
             roots[first] = parent
             first += 1
     childless = True

@@ -1,16 +1,31 @@
 """The children of each row as a treap, see ``PageTable.inside`` and ``below``; compiled."""
 
-from numba.core.types import Tuple, boolean, int64, void
+from numba.core.types import Tuple, boolean, int64, uint64, void
 
 from sglang_ext.core.compiled.arrays import COLUMNS, LONGS, PAGES, TABLE, columns
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.constants import PAD
+from sglang_ext.core.compiled.digests import mix
 
 # ---- siblings: a treap of the children of each row, see ``PageTable.inside`` ------------
 # The columns of ``links`` are: the sibling below on the side of smaller and of larger tokens,
 # and the topmost child. Behind the last row is the topmost first page, of all namespaces.
+#
+# First pages are many, and most prompts begin like none of them: on the way down each of those that
+# are compared would be waited for, as none is in the CPU's caches. So the last column counts, by a
+# hash of the tokens without which nobody could resume inside a page, the first pages that begin
+# with them. Where there is none, nothing has to be searched. It has nothing to do with its row.
 
-LEFT, RIGHT, TOP = range(3)
+LEFT, RIGHT, TOP, BEGIN = range(4)
+
+
+@compiled(int64(COLUMNS, int64, PAGES, int64), wraps=True, inline=True)
+def begin_of(c, parent, pages, number):
+    """Where in ``links`` first pages are counted that begin as a page does."""
+    total = int64(parent)
+    for k in range(c.device_page + c.overlap):
+        total += pages[number, k] * c.weights[k]
+    return int64(mix(uint64(total)) % uint64(c.links.shape[0]))
 
 
 @compiled(Tuple((int64, int64))(COLUMNS, int64, int64, PAGES, int64), inline=True)
@@ -28,6 +43,13 @@ def compare(c, row, parent, pages, number):
     return int64(0), int64(c.weights.size)
 
 
+@compiled(void(COLUMNS, int64, int64, int64))
+def count_begin(c, parent, row, change):
+    """A first page comes (1) or goes (-1). Not where siblings are linked: that is done for each
+    page, and with this in it would be a call with all arrays."""
+    c.links[begin_of(c, parent, c.tokens, row), BEGIN] += change
+
+
 @compiled(int64(COLUMNS, int64), inline=True)
 def top_of(c, parent):
     """Where in ``links`` the topmost child of a row is."""
@@ -38,6 +60,8 @@ def top_of(c, parent):
 def inside_of(c, parent, pages, number, device_page, usable):
     """See ``PageTable.inside``; of one of ``pages``."""
     best, most, best_is_here = int64(-1), int64(0), False
+    if parent < 0 and c.links[begin_of(c, parent, pages, number), BEGIN] == 0:
+        return best, most
     row = int64(c.links[top_of(c, parent), TOP])
     while row >= 0:
         order, shared = compare(c, row, parent, pages, number)

@@ -196,7 +196,7 @@ class PageTable:
             "swa_host_ready": self.swa_host.ready,
             "buckets": np.full(buckets, EMPTY_BUCKET, dtype=np.uint64),
             "weights": page_weights(self.geometry.name_tokens),
-            "links": np.full((self.capacity + 1, 3), -1, dtype=np.int32),
+            "links": np.full((self.capacity + 1, 4), (-1, -1, -1, 0), dtype=np.int32),
             "device_page": self.geometry.device_page,
             "overlap": self.geometry.overlap,
         }
