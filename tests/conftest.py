@@ -61,7 +61,7 @@ HALVES = (
     (f"{_LOOPS}.loop_sets", "sglang_ext.kernels.page_copy.cpu_loops"),
     (
         *(f"{_LOOPS}.candidates", f"{_LOOPS}.kept", f"{_LOOPS}.arena"),
-        *(f"{_LOOPS}.least_worth", f"{_LOOPS}.ghost", f"{_LOOPS}.scans"),
+        *(f"{_LOOPS}.least_worth", f"{_LOOPS}.ghost", f"{_LOOPS}.scans", f"{_LOOPS}.copies"),
     ),
 )
 """Modules that bring all compiled loops, for two processes: hardly a loop is in both halves."""

@@ -28,6 +28,7 @@ _REASONS = {
     Unfulfilled.STALE: "anchor_lost",
     Unfulfilled.BACKLOG: "dropped",
     Unfulfilled.HOST_FULL: "host_capacity",
+    Unfulfilled.QUOTA: "host_capacity",  # of a namespace; the engine has no name for it
     Unfulfilled.LATE: "deadline",
     Unfulfilled.UNREAD: "storage_transfer",
 }

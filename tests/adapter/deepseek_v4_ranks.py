@@ -191,10 +191,11 @@ def live(process: int, life: int, args: argparse.Namespace) -> None:
         server.serve([request])
         if dice.random() < 0.3:
             damage(own, dice, trouble.seen)
+    # what is saved at the end is each rank's own matter: how much depends on its time
+    told = {"process": process, "life": life, **server.counted()}
     if is_last:
         trouble.is_on = False
         served.close()
-    told = {"process": process, "life": life, **server.counted()}
     told |= {"seen": trouble.seen, "files": backend.events()}
     (folder / f"told-{life}-{process}").write_text(json.dumps(told))
     os._exit(0)  # with everything that is on its way

@@ -282,7 +282,7 @@ def test_without_a_host_tier_each_batch_publishes_and_the_last_one_at_once() -> 
 
 
 def test_a_label_of_ours_cannot_be_asked_for_once_more() -> None:
-    said = r"--extra-metric-labels tier='gold': .* allowed are others than cause, class, component"
+    said = r"--extra-metric-labels tier='gold': .* allowed are others than cache_salt, cause, class"
     with pytest.raises(StartupError, match=said):
         Exported({"tp_rank": "0", "tier": "gold"}, [Where.ALL])
 

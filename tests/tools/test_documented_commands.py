@@ -23,7 +23,11 @@ from tests.tools.test_verify import engine
 URL, PAGES, MODEL = "http://127.0.0.1:30000", "/tmp/hicache", "openai/gpt-oss-120b"
 ENDLESS, FOR_A_GPU = ("status", "--url", URL), "gpu-check"
 ANSWER = dict.fromkeys(("tokens", "found", "device", "host", "pinned", "unpinned"), 16)
-ANSWER |= dict.fromkeys(("storage", "dropped", "held", "read"), 32)
+ANSWER |= dict.fromkeys(("storage", "dropped", "held", "read", "used", "bound"), 32)
+ANSWER |= {
+    "cleared": 1,
+    "namespaces": [{"extra_key": "a", "cache_salt": None, "used": 1, "bound": 2}],
+}
 """To any call on the cache."""
 FAULTS = "doctor"
 """Finds some on a machine that is not the one in the document."""
