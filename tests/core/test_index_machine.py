@@ -1,19 +1,15 @@
 """State machine over the index, beside the model; see sglang_ext/testing/machine.py."""
 
-import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from sglang_ext.testing.machine import IndexMachine
 
 
-def test_the_index_does_what_the_model_does(pytestconfig: pytest.Config) -> None:
+def test_the_index_does_what_the_model_does() -> None:
     """The same examples every time: new ones are for the long run. Rules that never get into
     trouble prove nothing."""
-    examples = 500 if pytestconfig.getoption("--full") else 200
-    budget = settings(
-        max_examples=examples, stateful_step_count=60, deadline=None, derandomize=True
-    )
+    budget = settings(max_examples=500, stateful_step_count=60, deadline=None, derandomize=True)
     run_state_machine_as_test(IndexMachine, settings=budget)
     wanted = {
         *("load", "backup", "demotion"),

@@ -1,6 +1,5 @@
 """What ``gpu_setup.sh`` brings, and what its list says is there, is all that the bench needs."""
 
-import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -107,12 +106,3 @@ def test_what_is_installed_is_where_the_printed_variables_say(tmp_path: Path) ->
     command = ["sh", "-c", code, str(SCRIPT), str(tmp_path / "x.tar.xz"), str(tmp_path / "there")]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.stdout == "True\n", run.stderr
-
-
-@pytest.mark.full
-def test_the_bench_runs_there(bare: Run, tmp_path: Path) -> None:
-    out = tmp_path / "report.json"
-    options = ["--device", "cpu", "--only", "served", "--limit", "600"]
-    run = bare("-m", "launch.bench.gpu", *options, "--logs", str(tmp_path), "--out", str(out))
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert json.loads(out.read_text())["parts"]["served"]["ok"]
