@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_ext.core.compiled import candidates as loops
+from sglang_ext.core.compiled import copies
 from sglang_ext.core.compiled.constants import FREE
 from sglang_ext.core.compiled.ordered import BLOCK, N_SETS, most_blocks
 from sglang_ext.core.host.kept import KeptWindows
@@ -117,6 +118,7 @@ class Candidates:
             "ends": kept.ends,
             "below": kept.below,
             "uses": kept.uses,
+            "pinned": kept.pinned,
             "bits": resident_zeros(rows, np.uint8),
             **{name: resident_zeros(rows, np.int32) for name in numbers},
             "todo": np.empty(rows, dtype=np.int32),
@@ -274,12 +276,12 @@ class Candidates:
     def tail_is_held(self, end: int) -> bool:
         """Whether a transfer uses the last kept window of a prefix, or goes on from what would be
         lost with it."""
-        return bool(loops.tail_is_held(self.state, end, self._window_pages))
+        return bool(copies.tail_is_held(self.state, end, self._window_pages))
 
     def tail_stays(self, end: int) -> bool:
         """Whether the last kept window of a prefix cannot go now: a transfer uses it, or goes on
         from what would be lost with it, or it is on the device too."""
-        return bool(loops.tail_stays(self.state, end, self._window_pages))
+        return bool(copies.tail_stays(self.state, end, self._window_pages))
 
     def led_nowhere(self, end: int) -> tuple[Rows, Rows]:
         """Pages from ``end`` up that lead to no kept window: (copies of what is on the device too

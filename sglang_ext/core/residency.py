@@ -1,6 +1,7 @@
 """Where pages are: every change of that is made here."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.compiled import copies
@@ -225,6 +226,14 @@ class Residency:
     def forget_window(self, end: int) -> int:
         """The same for one."""
         return self.drop_unneeded(self.kept.remove(end))
+
+    def are_in_use(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which kept windows (n, window_pages; -1 in front of shorter ones) cannot go now: a
+        transfer or a pin has pages of it. Pinned ones that others need too stay with those."""
+        held = (windows >= 0) & (self.table.swa_host.locks[windows] > 0)
+        held &= ~(self.kept.pinned[windows] & (self.kept.uses[windows] > 1))
+        in_use: NDArray[np.bool_] = np.logical_or.reduce(held, axis=1)
+        return in_use
 
     def drop_unneeded(self, rows: Rows) -> int:
         """Drop window pages on the host that no kept window needs and no transfer uses."""

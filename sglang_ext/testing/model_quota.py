@@ -9,6 +9,7 @@ import numpy as np
 from sglang_ext.core.cache import PrefixCache
 from sglang_ext.core.table.table import PageTable
 from sglang_ext.testing.model_page import Key, States
+from sglang_ext.testing.model_room import held_with
 from sglang_ext.testing.watch import around, require
 
 Worth = Callable[[int], tuple[int, float]]
@@ -82,8 +83,8 @@ class QuotaModel:
             return False
         path = table.path(end)
         alone = path[(below[path] == 1) & ~table.device.present[path]]
-        window = self._index.window_of(path)
-        return not (table.swa_host.locks[window].any() or table.host.locks[alone].any())
+        own = held_with(self._index, self._index.window_of(path))
+        return not (table.swa_host.locks[own].any() or table.host.locks[alone].any())
 
 
 def used(index: PrefixCache, namespace: Hashable) -> int:

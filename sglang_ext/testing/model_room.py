@@ -66,7 +66,7 @@ class RoomRules:
         ends = np.flatnonzero(kept.ends)
         for end in ends[(kept.below[ends] > 1) & ~table.resume[ends]].tolist():
             window = self._window(end)
-            in_use = (table.swa_host.locks[window] > 0).any()
+            in_use = table.swa_host.locks[held_with(self._index, window)].any()
             if not in_use and (kept.uses[window] == 1).any():
                 found.add(end)
         pinned, full = self._index.residency.candidates.tails.pinned, set[int]()
@@ -80,12 +80,20 @@ class RoomRules:
         return found
 
     def _stays(self, end: int) -> bool:
-        """Whether the last window of a prefix cannot go now: a transfer uses it, or goes on from
-        what would be lost with it, or it is on the device too."""
+        """Whether the last window of a prefix cannot go now: a transfer or a pin has pages that it
+        needs alone, or goes on from what would be lost with it, or it is on the device too."""
         table, path, window = self._table, self._table.path(end), self._window(end)
         alone = path[(self._kept.below[path] == 1) & ~table.device.present[path]]
-        held = (table.swa_host.locks[window] > 0).any() or (table.host.locks[alone] > 0).any()
+        own = held_with(self._index, window)
+        held = table.swa_host.locks[own].any() or table.host.locks[alone].any()
         return bool(held) or self._is_on_device(end)
+
+
+def held_with(index: PrefixCache, window: Rows) -> Rows:
+    """Pages of a kept window that it cannot go without when somebody holds them: not those that a
+    pin and another window have too, as they stay with that one."""
+    pinned = np.isin(window, index.pins.locks()[1])
+    return window[~(pinned & (index.kept.uses[window] > 1))]
 
 
 def duplicates(

@@ -63,6 +63,23 @@ def found(index: PrefixCache, tokens: Any, namespace: object = None) -> int:
     return len(index.match(pages, namespace).rows)
 
 
+def test_what_goes_on_from_a_pin_leaves_like_others() -> None:
+    """Its window may have pages of the one that is pinned: those stay, it does not. Short
+    questions to a pinned prompt would fill the host for good."""
+    rank = SimEngine(Geometry(PAGE, 3 * PAGE), Sizes(24, 24, 48, 48, low_share=100))
+    index, whole = rank.index, prompt(1, pages=7)
+    serve(rank, whole)
+    path = pin(index, rank, whole[: 6 * PAGE])
+    longer = index.match(pages_of(whole, 7, index.geometry), None).rows
+    rank.submit(index.backups.begin(longer, make_room=True))
+    rank.settle()
+    index.evict_device(99, 99)
+    assert found(index, whole) == len(longer) == len(path) + 1
+    rank.press_host(99, 99)
+    assert found(index, whole) == len(path)
+    rank.check()
+
+
 def test_what_is_pinned_is_copied_and_stays() -> None:
     rank = engine()
     index = rank.index

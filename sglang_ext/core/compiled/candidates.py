@@ -63,6 +63,7 @@ FIELDS = {
     "ends": _FLAGS,
     "below": _INTS,
     "uses": _INTS,
+    "pinned": _FLAGS,
     # of their own
     "bits": _BITS,  # of each row
     "off": _INTS,  # children that are not on the device, or above such
@@ -134,21 +135,22 @@ def fields(state):
         carray(pointer(at[21]), rows, np.bool_),
         carray(pointer(at[22]), rows, np.int32),
         carray(pointer(at[23]), rows, np.int32),
-        carray(pointer(at[24]), rows, np.uint8),
-        carray(pointer(at[25]), rows, np.int32),
+        carray(pointer(at[24]), rows, np.bool_),
+        carray(pointer(at[25]), rows, np.uint8),
         carray(pointer(at[26]), rows, np.int32),
         carray(pointer(at[27]), rows, np.int32),
         carray(pointer(at[28]), rows, np.int32),
         carray(pointer(at[29]), rows, np.int32),
         carray(pointer(at[30]), rows, np.int32),
-        carray(pointer(at[31]), rows, np.int64),
-        carray(pointer(at[32]), 2, np.int64),
-        carray(pointer(at[33]), rows, np.int64),
-        carray(pointer(at[34]), rows, np.int32),
+        carray(pointer(at[31]), rows, np.int32),
+        carray(pointer(at[32]), rows, np.int64),
+        carray(pointer(at[33]), 2, np.int64),
+        carray(pointer(at[34]), rows, np.int64),
         carray(pointer(at[35]), rows, np.int32),
         carray(pointer(at[36]), rows, np.int32),
-        carray(pointer(at[37]), rows, np.int64),
+        carray(pointer(at[37]), rows, np.int32),
         carray(pointer(at[38]), rows, np.int64),
+        carray(pointer(at[39]), rows, np.int64),
     )
 
 
@@ -492,33 +494,6 @@ def first_of(state, number, out):
 
 
 # ---- paths and windows ------------------------------------------------------------------
-
-
-@compiled(boolean(STATE, int64, int64))
-def tail_is_held(state, end, window):
-    """Whether a transfer uses the last kept window of a prefix, or what would be lost with it."""
-    c = fields(state)
-    row, place = end, int64(0)
-    # the further up a page is, the more windows it leads to
-    while row >= 0 and (place < window or c.below[row] == 1):
-        in_window = place < window and c.swa_host_locks[row] > 0
-        if in_window or (c.below[row] == 1 and not c.device[row] and c.host_locks[row] > 0):
-            return True
-        place += 1
-        row = int64(c.parent[row])
-    return False
-
-
-@compiled(boolean(STATE, int64, int64))
-def tail_stays(state, end, window):
-    """Whether the last kept window of a prefix is held, or on the device too: it cannot go now."""
-    c = fields(state)
-    row, place, whole = end, int64(0), True
-    while row >= 0 and place < window:
-        whole &= c.swa_device_ready[row]
-        place += 1
-        row = int64(c.parent[row])
-    return whole or tail_is_held(state, end, window)
 
 
 @compiled(UniTuple(int64, 2)(STATE, int64, _LONGS))

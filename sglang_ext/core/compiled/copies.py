@@ -161,3 +161,33 @@ def led_nowhere_of(state, rows, out):
             out[count] = row
             count += 1
     return count, others
+
+
+@compiled(boolean(STATE, int64, int64))
+def tail_is_held(state, end, window):
+    """Whether a transfer or a pin has the last kept window of a prefix, or what would be lost with
+    it. Pinned pages that other kept windows need stay with those."""
+    c = fields(state)
+    row, place = end, int64(0)
+    # the further up a page is, the more windows it leads to
+    while row >= 0 and (place < window or c.below[row] == 1):
+        if place < window and c.swa_host_locks[row] > 0 and not (c.pinned[row] and c.uses[row] > 1):
+            return True
+        if c.below[row] == 1 and not c.device[row] and c.host_locks[row] > 0:
+            return True
+        place += 1
+        row = int64(c.parent[row])
+    return False
+
+
+@compiled(boolean(STATE, int64, int64))
+def tail_stays(state, end, window):
+    """Whether the last kept window of a prefix cannot go now: it is held, see ``tail_is_held``, or
+    it is on the device too."""
+    c = fields(state)
+    row, place, whole = end, int64(0), True
+    while whole and row >= 0 and place < window:
+        whole = c.swa_device_ready[row]
+        place += 1
+        row = int64(c.parent[row])
+    return whole or tail_is_held(state, end, window)

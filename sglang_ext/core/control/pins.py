@@ -163,4 +163,6 @@ class Pins:
     def _note(self) -> None:
         pins = self._pins.values()
         self.rows = np.unique(np.concatenate((_NO_ROWS, *(pin.path.rows for pin in pins))))
+        self._residency.kept.pin(self._windows, pinned=False)
         self._windows = np.unique(np.concatenate((_NO_ROWS, *(pin.window.rows for pin in pins))))
+        self._residency.kept.pin(self._windows, pinned=True)

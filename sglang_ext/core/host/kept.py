@@ -19,6 +19,7 @@ class KeptWindows:
     Attributes:
         ends: (rows,) bool, the window that ends with this page is kept.
         uses: (rows,) int32, kept windows that this page lies in.
+        pinned: (rows,) bool, the page is in the last window of a pinned prefix.
         below: (rows,) int32, kept windows that end with this page or below it. A page with
             none leads to no resume point on the host.
         beyond: ends of windows that are kept because there was room; some may have been asked
@@ -28,6 +29,7 @@ class KeptWindows:
     def __init__(self, table: PageTable, window_pages: int) -> None:
         self.ends = resident_zeros(table.capacity, np.bool_)
         self.uses = resident_zeros(table.capacity, np.int32)
+        self.pinned = resident_zeros(table.capacity, np.bool_)
         self.below = resident_zeros(table.capacity, np.int32)
         self.beyond: set[int] = set()
         self._table = table
@@ -37,6 +39,10 @@ class KeptWindows:
     def tell(self, changed: Callable[[Rows], None]) -> None:
         """Call somebody with the paths on which the kept windows have changed."""
         self._changed = changed
+
+    def pin(self, rows: Rows, *, pinned: bool) -> None:
+        """Pages are in the last windows of pinned prefixes, or are no longer."""
+        self.pinned[rows] = pinned
 
     def add(self, path: Rows) -> None:
         """Keep the window at the end of a path; all of it is on the host."""

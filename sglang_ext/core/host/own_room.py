@@ -310,10 +310,9 @@ class OwnRoom:
 
     def _frees(self, end: int) -> bool:
         """Whether a kept window is not in use, and has pages that no other one needs."""
-        window = self._kept.windows(np.array([end]))[0]
-        window = window[window >= 0]
-        in_use = (self._table.swa_host.locks[window] > 0).any()
-        return not in_use and bool((self._kept.uses[window] == 1).any())
+        windows = self._kept.windows(np.array([end]))
+        own = (windows >= 0) & (self._kept.uses[windows] == 1)
+        return bool(own.any() and not self._residency.are_in_use(windows)[0])
 
     def _forget_window(self, end: int) -> None:
         self._counters.evicted_host_window_pages += self._residency.forget_window(end)

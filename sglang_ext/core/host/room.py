@@ -212,7 +212,7 @@ class HostRoom:
             return 0
         windows = kept.windows(ends)
         frees = ((windows >= 0) & (kept.uses[windows] == 1)).any(axis=1)
-        ends = ends[frees & ~self._in_use(windows)]
+        ends = ends[frees & ~self._residency.are_in_use(windows)]
         ends = ends[np.argsort(table.last_use(ends), kind="stable")]
         freed = self._residency.forget_windows(ends[: -(-len(ends) // _WINDOWS_DROPPED_SHARE)])
         self._counters.evicted_host_window_pages += freed
@@ -283,7 +283,7 @@ class HostRoom:
             ends = ends[[end not in seen for end in ends.tolist()]]
             seen.update(ends.tolist())
             windows = kept.windows(ends)
-            possible = self._on_device(windows) & ~self._in_use(windows)
+            possible = self._on_device(windows) & ~self._residency.are_in_use(windows)
             if are_stored:
                 stored = self._table.window_stored[windows] == STORED
                 possible &= (stored | (windows < 0)).all(axis=1)
@@ -297,12 +297,6 @@ class HostRoom:
         missing = (windows >= 0) & ~self._table.swa_device.ready[windows]
         incomplete: NDArray[np.bool_] = np.logical_or.reduce(missing, axis=1)
         return ~incomplete
-
-    def _in_use(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which windows (n, window_pages) a transfer reads, writes or relies on."""
-        held = (windows >= 0) & (self._table.swa_host.locks[windows] > 0)
-        in_use: NDArray[np.bool_] = np.logical_or.reduce(held, axis=1)
-        return in_use
 
     # ---- windows that others make up for -------------------------------------
 
@@ -335,7 +329,7 @@ class HostRoom:
             ends.sort()
             windows = kept.windows(ends)
             frees = ((windows >= 0) & (kept.uses[windows] == 1)).sum(axis=1)
-            possible = (frees > 0) & ~self._in_use(windows)
+            possible = (frees > 0) & ~self._residency.are_in_use(windows)
             if is_all or possible.any():
                 return ends[possible], frees[possible]
             looked_at *= 2
