@@ -341,7 +341,7 @@ def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
         return int(unneeded.sum())
 
     patch.setattr(Residency, "drop_unneeded", drop)
-    patch.setattr(HostRoom, "_in_use", lambda self, windows: np.zeros(len(windows), dtype=bool))
+    patch.setattr(Residency, "are_in_use", lambda self, windows: np.zeros(len(windows), dtype=bool))
 
 
 def pages_stay_that_lead_nowhere(patch: Patch) -> None:

@@ -71,6 +71,45 @@ def reference(serve) -> Iterator[Callable[[int, Traffic], list[Answer]]]:  # noq
         yield answers
 
 
+def without_cache(
+    zygote: Zygote,
+    model: Path,
+    logs: Path,
+    traffic: Traffic,
+    *options: str,
+    **checks: str,
+) -> list[Answer]:
+    """Answers of a server that computes every prompt as a whole."""
+    arguments = ["--model-path", str(model), *COMMON, "--disable-radix-cache"]
+    arguments += ["--max-total-tokens", "16384", *options]
+    with zygote.running(arguments, logs / "reference.log", checks) as server:
+        return converse(server, traffic)
+
+
+def with_host_tier(
+    zygote: Zygote,
+    model: Path,
+    logs: Path,
+    traffic: Traffic,
+    *options: str,
+    look: Callable[[Server], None] = lambda _: None,
+    **checks: str,
+) -> list[Answer]:
+    """Answers of a server with our cache and a host tier.
+
+    Args:
+        look: looks at the server when the answers are there.
+        checks: variables that differ from those of the strict checks.
+    """
+    arguments = ["--model-path", str(model), *COMMON, *OURS, "--enable-hierarchical-cache"]
+    arguments += ["--hicache-ratio", "2", *options]
+    with zygote.running(arguments, logs / "ours.log", checks) as server:
+        answers = converse(server, traffic)
+        look(server)
+        assert_idle_and_alive(server)
+    return answers
+
+
 def beside_no_cache(
     zygote: Zygote,
     model: Path,
@@ -88,18 +127,10 @@ def beside_no_cache(
     Args:
         tier: further options of the server with the host tier.
         both: further options of both servers.
-        look: looks at the server with the host tier when its answers are there.
-        checks: variables that differ from those of the strict checks.
     """
-    options = ["--model-path", str(model), *COMMON, "--page-size", str(page)]
-    without = [*options, "--disable-radix-cache", "--max-total-tokens", "16384", *both]
-    with zygote.running(without, logs / "reference.log", checks) as server:
-        expected = converse(server, traffic)
-    tiered = [*options, *OURS, "--enable-hierarchical-cache", "--hicache-ratio", "2", *both, *tier]
-    with zygote.running(tiered, logs / "ours.log", checks) as server:
-        answers = converse(server, traffic)
-        look(server)
-        assert_idle_and_alive(server)
+    options = ("--page-size", str(page), *both)
+    expected = without_cache(zygote, model, logs, traffic, *options, **checks)
+    answers = with_host_tier(zygote, model, logs, traffic, *options, *tier, look=look, **checks)
     return answers, expected
 
 

@@ -28,6 +28,14 @@ class Answer:
     retractions: int = 0
     request: str = ""
     """What the server calls it."""
+    tops: tuple[tuple[float, float], ...] = ()
+    """See the function of that name."""
+
+
+def tops(meta: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    """Log-probabilities of each token of an answer and of the next likeliest; none if the request
+    did not ask for two."""
+    return tuple((top[0], second[0]) for top, second in meta.get("output_top_logprobs") or ())
 
 
 def rounds(server: Any, traffic: Traffic, number: int, **fields: Any) -> Iterator[Answer]:
@@ -45,6 +53,7 @@ def rounds(server: Any, traffic: Traffic, number: int, **fields: Any) -> Iterato
             tuple(result["output_ids"]),
             meta.get("num_retractions", 0),
             meta["id"],
+            tops(meta),
         )
 
 
@@ -58,13 +67,14 @@ class _Relay:
 
 
 class Conversations:
-    """Conversations that can go on with another server."""
+    """Conversations that can go on with another server; ``fields`` go into each request."""
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: Traffic, **fields: Any) -> None:
         self._relay = _Relay()
         self._parallel = traffic.parallel
         self._order = random.Random(traffic.seed)
-        self._all = [rounds(self._relay, traffic, n) for n in range(traffic.conversations)]
+        numbers = range(traffic.conversations)
+        self._all = [rounds(self._relay, traffic, n, **fields) for n in numbers]
 
     def hold(self, server: Server, rounds: int) -> list[Answer]:
         """The next rounds of all of them, in an order that the seed decides."""
@@ -77,9 +87,9 @@ class Conversations:
         return answers
 
 
-def converse(server: Server, traffic: Traffic) -> list[Answer]:
+def converse(server: Server, traffic: Traffic, **fields: Any) -> list[Answer]:
     """Run all conversations round by round, in an order that the seed decides."""
-    return Conversations(traffic).hold(server, traffic.rounds)
+    return Conversations(traffic, **fields).hold(server, traffic.rounds)
 
 
 def hit_rates(answers: Sequence[Answer]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from launch.traffic import Traffic
 from tests.e2e.drafts import KINDS, Drafting
 
 TRAFFIC = Traffic(conversations=6, rounds=3, seed=7)
-# see test_fp8.py
+# what is rounded is computed one request at a time, and so the same in every run
 ROUNDED = Traffic(conversations=6, rounds=3, parallel=1, seed=30)
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
 PAGE_64 = ("--page-size", "64")
@@ -35,6 +35,7 @@ class Line(NamedTuple):
         options: of the line, for the server without a cache too.
         host: its host tier.
         tokens: size of the device pool: conversations come back from the host.
+        rounded: whether KV is rounded when it is written (see ``rounded.py``).
         ranks: options of two ranks.
         events: what subscribers of KV events ask for; None without any.
         tests: others that the line is in.
@@ -46,6 +47,7 @@ class Line(NamedTuple):
     host: tuple[str, ...] = HOST
     tokens: int = 1536
     traffic: Traffic = TRAFFIC
+    rounded: bool = False
     ranks: Callable[[], list[str]] = lambda: ["--tp", "2"]
     events: dict[str, str] | None = None
     tests: tuple[str, ...] = ()
@@ -90,6 +92,7 @@ LINES = {
         ),
         tokens=2048,
         traffic=ROUNDED,
+        rounded=True,
     ),
     "cookbook, gpt-oss with EAGLE3": Line(
         f"--tp 8 --speculative-algorithm EAGLE3 {CHAIN} "
@@ -190,8 +193,9 @@ _HEAD = """# Published launch lines
 Lines that operators start these models with, without the model's name and what does not matter
 here, and tests that start servers with them: tiny models of the same architectures, on CPUs.
 Answers are those of a server without a prefix cache and without drafts, and some prefixes come from
-the host. Lines without a host tier get one. A model whose kernels are for GPUs alone does not run
-here: the engine's pools and allocator do, with rows that name their prefix in place of KV.
+the host. Where KV is rounded to fp8, log-probabilities are. Lines without a host tier get one. A
+model whose kernels are for GPUs alone does not run here: the engine's pools and allocator do, with
+rows that name their prefix in place of KV.
 
 """
 

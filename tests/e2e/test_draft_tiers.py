@@ -5,6 +5,8 @@ it. So what is drafted is compared, at every step of every request, with a serve
 on the device, and tokens with one that drafts nothing and caches nothing.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,20 @@ def assert_same_drafts(found: Drafted, device: Drafted) -> None:
     assert abs(found.accept_length / device.accept_length - 1.0) <= CLOSE
 
 
+@pytest.fixture(scope="module")
+def on_device(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Drafted]:
+    """What is answered and drafted with all hits on the device, by name and page."""
+
+    @functools.cache
+    def of(name: str, page: int) -> Drafted:
+        folder = tmp_path_factory.mktemp("device")
+        return Drafts(zygote, folder, name).draft("device", TRAFFIC.rounds, page, *ROOM)
+
+    return of
+
+
 CELLS = [
     *(pytest.param(name, 16, marks=[] if name in FEW else pytest.mark.full) for name in KINDS),
     # a device alone resumes at whole pages of the table, and what several layers draft depends on
@@ -75,10 +91,10 @@ CELLS = [
 
 @pytest.mark.parametrize(("name", "page"), CELLS)
 def test_drafts_after_hits_on_the_host(
-    zygote: Zygote, tmp_path: Path, name: str, page: int
+    zygote: Zygote, tmp_path: Path, on_device: Callable[[str, int], Drafted], name: str, page: int
 ) -> None:
     expected = Drafts(zygote, tmp_path, name).without(page)
-    device = Drafts(zygote, tmp_path, name).draft("device", TRAFFIC.rounds, page, *ROOM)
+    device = on_device(name, page)
     host = Drafts(zygote, tmp_path, name).draft("host", TRAFFIC.rounds, page, *TIGHT, *HOST)
     assert hit_rates(host.answers)["host_share"] > 0
     assert not differences(host.answers, expected)
@@ -88,9 +104,11 @@ def test_drafts_after_hits_on_the_host(
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", STORED)
-def test_drafts_after_a_restart_with_storage(zygote: Zygote, tmp_path: Path, name: str) -> None:
+def test_drafts_after_a_restart_with_storage(
+    zygote: Zygote, tmp_path: Path, on_device: Callable[[str, int], Drafted], name: str
+) -> None:
     """The last round is with a server that has nothing but what the first one has stored."""
-    device = Drafts(zygote, tmp_path, name).draft("device", TRAFFIC.rounds, 16, *ROOM)
+    device = on_device(name, 16)
     drafts, stored = Drafts(zygote, tmp_path, name), stored_in(tmp_path / "pages")[len(OURS) :]
     first = drafts.draft("first", TRAFFIC.rounds - 1, 16, *ROOM, *stored)
     last = drafts.draft("last", 1, 16, *ROOM, *stored)

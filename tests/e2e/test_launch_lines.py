@@ -14,6 +14,7 @@ from launch.server import OURS, STRICT_CHECKS
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
 from tests.e2e.launch_lines import LINES
+from tests.e2e.rounded import ASKED, compare
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import GPU, ON_HOST
 from tests.fixtures.zygote import Zygote
@@ -30,11 +31,12 @@ FEW = ("sglang pull 23391, gpt-oss-120b",)
 )
 def test_a_line(zygote: Zygote, tmp_path: Path, name: str) -> None:
     line = LINES[name]
+    asked = ASKED if line.rounded else {}
     both = [*COMMON, *line.options]
     without = [*line.kind.without(), *both, *line.ranks(), "--disable-radix-cache"]
     without += ["--max-total-tokens", "16384"]
     with zygote.running(without, tmp_path / "without.log", CHECKS) as server:
-        expected = converse(server, line.traffic)
+        expected = converse(server, line.traffic, **asked)
     ours = [*line.kind.arguments(), *both, *line.ranks(), *OURS, *line.host]
     ours += ["--max-total-tokens", str(line.tokens)]
     with contextlib.ExitStack() as up:
@@ -43,9 +45,14 @@ def test_a_line(zygote: Zygote, tmp_path: Path, name: str) -> None:
             router = up.enter_context(KvSubscriber(**line.events))
             ours += router.options
         server = up.enter_context(zygote.running(ours, tmp_path / "ours.log", CHECKS))
-        answers = converse(server, line.traffic)
+        answers = converse(server, line.traffic, **asked)
         if router is not None:
             router.wait_for(lambda view: view.at(GPU) and view.at(ON_HOST))
         assert_idle_and_alive(server)
-    assert not differences(answers, expected)
+    if line.rounded:
+        comparison = compare(answers, expected)
+        assert not comparison.wrong, comparison
+        assert comparison.compared > len(expected) / 2
+    else:
+        assert not differences(answers, expected)
     assert hit_rates(answers)["host_share"] > 0
