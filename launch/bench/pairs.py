@@ -187,9 +187,17 @@ class PausedServer:
 
 
 def send(
-    server: Server, load: Mapping[str, int], model: Path, seed: int
+    server: Server,
+    load: Mapping[str, int],
+    model: Path,
+    seed: int,
+    limit_s: float | None = None,
 ) -> tuple[list[multiturn.Sample], float]:
-    """A load with as much in parallel as it says: the samples and the wall time in seconds."""
+    """A load with as much in parallel as it says: the samples and the wall time in seconds.
+
+    Raises:
+        TimeoutError: not all is answered after ``limit_s`` seconds.
+    """
     flags = {
         "--model-path": model,
         "--port": server.port,
@@ -200,7 +208,7 @@ def send(
     }
     listed = [str(item) for pair in flags.items() for item in pair]
     args = multiturn.parse_args([*listed, "--disable-random-sample", "--disable-auto-run"])
-    return asyncio.run(multiturn.run_load(args, args.request_rate))
+    return asyncio.run(asyncio.wait_for(multiturn.run_load(args, args.request_rate), limit_s))
 
 
 def host_use(server: Server) -> dict[str, float]:

@@ -23,10 +23,11 @@ class Server:
     Args:
         wrong: what its tokens are off by.
         dies: behind so many answers.
+        hangs: a load never ends.
     """
 
-    def __init__(self, log: Path, wrong: int = 0, dies: int = 10_000) -> None:
-        self.log, self._wrong, self._left = log, wrong, dies
+    def __init__(self, log: Path, wrong: int = 0, dies: int = 10_000, hangs: bool = False) -> None:
+        self.log, self._wrong, self._left, self.hangs = log, wrong, dies, hangs
         self.process = SimpleNamespace(pid=0)
         log.write_text("host pool: 512 tokens\nhost pool: 256 tokens\ndecode CUDA graph end\n")
 
@@ -179,9 +180,14 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     speeds = {STOCK: 100.0, STOCK_HOST: 120.0, OURS_HOST: 190.0}
     now = [0.0]
 
-    def measure(server: Any, load: Mapping[str, int], path: Path, seed: int) -> dict[str, float]:
+    def measure(
+        server: Any, load: Mapping[str, int], path: Path, seed: int, limit_s: float
+    ) -> dict[str, float]:
         name = list(served.CACHES)[int(server.log.stem)]
         taken.append((name, load["num-clients"]))
+        if server.hangs:
+            now[0] += limit_s
+            raise TimeoutError
         now[0] += 1.0
         server.post("", {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}}, 1.0)
         return turn(speeds[name])
@@ -206,8 +212,8 @@ def test_turns_are_compared(ran: Ran, loads: list[tuple[str, int]]) -> None:
     assert found["ours_to"][STOCK_HOST][served.THROUGHPUT] == pytest.approx(190 / 120)
     # half of the load before it counts, and the other way round next time
     assert loads[:6] == [
-        *((name, 2) for name in [*served.CACHES][::-1]),
-        *((name, 4) for name in served.CACHES),
+        *((name, 4) for name in [*served.CACHES][::-1]),
+        *((name, 8) for name in served.CACHES),
     ]
     assert report["ok"]
 
@@ -221,6 +227,17 @@ def test_a_server_that_dies_in_a_turn_is_not_compared_any_more(
     assert found["ours_to"].keys() == {STOCK}
     assert STOCK_HOST not in report["loads"][served.NO_REUSE]["median"]
     assert report["loads"][served.NO_REUSE]["failed"] == {}
+
+
+def test_a_server_that_answers_no_more_leaves_time_to_the_others(
+    ran: Ran, loads: list[tuple[str, int]]
+) -> None:
+    report = ran("served", {STOCK_HOST: {"hangs": True}})
+    found = report["loads"][served.REUSE]
+    assert "TimeoutError" in found["failed"][STOCK_HOST]
+    assert found["ours_to"].keys() == {STOCK}
+    assert [name for name, _ in loads].count(STOCK_HOST) == 1
+    assert report["loads"][served.NO_REUSE]["ours_to"].keys() == {STOCK}
 
 
 def test_without_ours_there_is_nothing_to_compare(ran: Ran, loads: list[tuple[str, int]]) -> None:

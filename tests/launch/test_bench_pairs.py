@@ -1,7 +1,9 @@
 """Shapes of the bench of servers in turns, and how a host is filled before it is measured."""
 
 import dataclasses
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,3 +84,11 @@ def test_a_host_is_filled_until_it_holds_no_more(
     assert found["used"] == (1.0 if size else 0.0)
     # no prompt comes twice, and none is one of a turn
     assert host.seeds == [pairs.FIRST_FILLER + n for n in range(loads)]
+
+
+def test_a_load_that_is_not_answered_ends() -> None:
+    load = {"num-clients": 2, "num-rounds": 1, "request-length": 8, "output-length": 1}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server: Any = SimpleNamespace(port=listening.getsockname()[1])
+        with pytest.raises(TimeoutError):
+            pairs.send(server, load, Path(), seed=1, limit_s=0.5)

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,9 @@ LARGE = Size(
 )
 SMALL = Size(
     tiny.Shape(2, 64, 4, 2, 16, 128, 512),
-    _loads(4, 2, 128, 3, 2),
-    device_tokens=512,
+    _loads(8, 2, 128, 3, 2),
+    # of 2,096. In 512 a request waits forever with stock's host, though nothing runs
+    device_tokens=1024,
     chunk=256,
     turns={REUSE: 1, NO_REUSE: 1},
     data=("--dtype", "float32"),
@@ -129,11 +130,17 @@ def _copied(server: Server) -> dict[str, float]:
     return {key: metric(text, name) for key, name in BYTES.items()}
 
 
-def measure(server: Server, load: Mapping[str, int], path: Path, seed: int) -> dict[str, float]:
-    """One turn of a server that is stopped otherwise."""
+def measure(
+    server: Server, load: Mapping[str, int], path: Path, seed: int, limit_s: float
+) -> dict[str, float]:
+    """One turn of a server that is stopped otherwise.
+
+    Raises:
+        TimeoutError: not all is answered after ``limit_s`` seconds.
+    """
     with waking(server):
         before = _copied(server)
-        samples, wall = send(server, load, path, seed)
+        samples, wall = send(server, load, path, seed, limit_s)
         after = _copied(server)
     found = multiturn.summarize(samples, wall)
     return {
@@ -172,6 +179,8 @@ class Turns:
         load: flags of ``launch.bench.multiturn``.
         path: of the model.
         first_seed: of the first turn; each has another one.
+        left_s: seconds that are left. Half of them are the most that one server has for its turn:
+            one that answers no more is ended, and the others have theirs.
 
     Attributes:
         done: what each server did, of the turns that count.
@@ -179,26 +188,30 @@ class Turns:
     """
 
     def __init__(
-        self, servers: Mapping[str, Server], load: Mapping[str, int], path: Path, first_seed: int
+        self,
+        servers: Mapping[str, Server],
+        load: Mapping[str, int],
+        path: Path,
+        first_seed: int,
+        left_s: Callable[[], float],
     ) -> None:
         self._servers, self._load, self._path = servers, load, path
-        self._seed = first_seed
+        self._seed, self._left_s = first_seed, left_s
         self.done: list[dict[str, dict[str, float]]] = []
         self.failed: dict[str, str] = {}
 
     def warm_up(self) -> float:
         """Half of the load, which does not count: what is used for the first time is compiled. The
-        seconds it took."""
+        seconds it took those that have not failed."""
         half = {**self._load, "num-clients": max(1, self._load["num-clients"] // 2)}
-        began = time.monotonic()
-        self._take(half)
-        return time.monotonic() - began
+        _, seconds = self._take(half)
+        return seconds
 
     def take(self) -> float:
-        """One turn of all; the seconds it took."""
-        began = time.monotonic()
-        self.done.append(self._take(self._load))
-        return time.monotonic() - began
+        """One turn of all; the seconds it took those that have not failed."""
+        done, seconds = self._take(self._load)
+        self.done.append(done)
+        return seconds
 
     def compared(self) -> dict[str, Any]:
         """Medians and ratios of the servers that have not failed."""
@@ -207,17 +220,21 @@ class Turns:
         known = compare(turns) if turns and OURS_HOST in left else {}
         return {**known, "turns": self.done, "failed": self.failed}
 
-    def _take(self, load: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    def _take(self, load: Mapping[str, int]) -> tuple[dict[str, dict[str, float]], float]:
         self._seed += 1
         # whoever goes first in one turn goes last in the next
         order = [name for name in self._servers if name not in self.failed]
-        done = {}
+        done, seconds = {}, 0.0
         for name in order[:: -1 if self._seed % 2 else 1]:
+            began = time.monotonic()
             try:
-                done[name] = measure(self._servers[name], load, self._path, self._seed)
+                limit_s = max(1.0, self._left_s() / 2)
+                done[name] = measure(self._servers[name], load, self._path, self._seed, limit_s)
             except Exception as error:  # noqa: BLE001 - one server's end is not that of the others
                 self.failed[name] = f"{error!r}"[:300] + "\n" + self._servers[name].tail(12)
-        return {name: done[name] for name in order if name in done}
+            else:
+                seconds += time.monotonic() - began
+        return {name: done[name] for name in order if name in done}, seconds
 
 
 def _start(
@@ -252,7 +269,10 @@ def run(setting: Setting, record: Record) -> None:
         for number, (name, load) in enumerate(size.loads.items()):
             # turns without reuse are short
             reserve_s = setting.left_s() * (0.25 if name == REUSE else 0.0)
-            turns, wanted = Turns(servers, load, path, LATER * number), size.turns[name]
+            turns, wanted = (
+                Turns(servers, load, path, LATER * number, setting.left_s),
+                size.turns[name],
+            )
             longest = turns.warm_up()
             # one turn whatever is left for the others
             while len(turns.done) < wanted and (
