@@ -26,7 +26,14 @@ STRICT_CHECKS = {
 """Every check the engine offers: page conservation at busy and at idle, double
 frees, allocator invariants."""
 
-CPU = {"SGLANG_PLATFORM": "ext_cpu", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_RESERVE = "EXT_CPU_HOST_RESERVE_GB"
+CPU = {
+    "SGLANG_PLATFORM": "ext_cpu",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # the engine leaves 10 GiB to others, which a small machine may not have at all
+    _RESERVE: os.environ.get(_RESERVE, "1"),
+}
 """Environment of the CPU reference platform."""
 
 OURS = ("--radix-cache-backend", "swa_hicache")

@@ -302,7 +302,7 @@ def run(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
             stem = folder / name.replace(",", "").replace(" ", "_")
             steps = stem.with_suffix(".steps")
             print(f"starting the server: {name}", flush=True)
-            environment = {**CPU, "EXT_CPU_STEP_TIMES": str(steps), "EXT_CPU_HOST_RESERVE_GB": "1"}
+            environment = {**CPU, "EXT_CPU_STEP_TIMES": str(steps)}
             server = stack.enter_context(
                 running([*options, *own], stem.with_suffix(".log"), environment)
             )

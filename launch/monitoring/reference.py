@@ -17,7 +17,8 @@ labels of the engine's cache (`cache_type`, `tp_rank`, `pp_rank`, `dp_rank`) and
 `--extra-metric-labels`. Each rank counts for itself. Ranks of one request hold the same pages, so
 tokens are those of one `tp_rank`, and bytes are the sum over ranks.
 
-All values of all labels are there from the start, at 0. What has changed is published a few times a
+All values of all labels are there from the start, at 0; `namespace_bytes` with the first quota, and
+some of the engine's own metrics with their first use. What has changed is published a few times a
 second, a little of it in each step. An idle server with `--sleep-on-idle` takes up to a second.
 
 """

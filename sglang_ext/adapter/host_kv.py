@@ -121,7 +121,7 @@ def build_memory(
         StartupError: the budget is too small or the machine has not as much, or the
             components cannot share a memory.
     """
-    from sglang.srt.mem_cache.pool_host.base import host_memory_budget_bytes
+    from sglang.srt.mem_cache.pool_host import base
 
     tokens = tokens_of(params.token_to_kv_pool_allocator)[-len(sizes) :]
     pages = [count // geometry.page_tokens for count in tokens]
@@ -140,10 +140,12 @@ def build_memory(
             f"--hicache-size or --hicache-ratio: {budget} bytes of host memory are too little; "
             f"at least {least} are needed for this model"
         )
-    available = host_memory_budget_bytes()
+    available = base.host_memory_budget_bytes()
     if budget > available:
         raise StartupError(
             f"--hicache-size or --hicache-ratio asks for {budget / 1e9:.2f} GB of host memory; "
-            f"{max(0, available) / 1e9:.2f} GB are available to this rank; ask for less"
+            f"{max(0, available) / 1e9:.2f} GB are available to this rank, with "
+            f"{base.HICACHE_HOST_MEMORY_RESERVE_BYTES / 1024**3:.0f} GiB left to others; ask for "
+            "less, or free memory"
         )
     return ArenaMemory(shape, source, pin=device.type == "cuda")

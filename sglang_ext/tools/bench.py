@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import sglang_ext
 from sglang_ext.arguments import Parser
 
 _PACKAGE = "launch.bench"
@@ -14,6 +15,8 @@ _PACKAGE = "launch.bench"
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status of the benchmark; 1 where there are none; 2: there is none of that name."""
+    # a console script does not look where it is called
+    sys.path.append(str(Path(sglang_ext.__file__).parents[1]))
     if importlib.util.find_spec(_PACKAGE.partition(".")[0]) is None:
         print("sglang-ext bench: runs in a checkout of the repository only", file=sys.stderr)
         return 1

@@ -35,6 +35,7 @@ _SAYS = {
     "preload": "{read:,} tokens were read; a request finds {found:,}",
     "set": "it has {has} of the host, and may have {may}",
     "clear": "it has {has} of the host, and may have all of it",
+    "cleared nothing": "it had no quota; it has {has} of the host",
 }
 _COUNTS = {
     "lookup": "found",
@@ -188,6 +189,8 @@ def _said(kind: str, answer: dict[str, Any]) -> str:
         "of": _of(answer.get("quota_bytes")),
         "may": size(answer.get("bound", 0)),
     }
+    if kind == "clear" and not answer["cleared"]:
+        kind = "cleared nothing"
     return _SAYS[kind].format(**words)
 
 

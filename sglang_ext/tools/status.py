@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from sglang_ext.arguments import Parser, number, url
+from sglang_ext.planning.table import size
 from sglang_ext.tools.scrape import Metrics, ScrapeError, fetch
 
 _TIERS = ("device", "host", "storage")
@@ -75,14 +76,14 @@ def _used(now: Metrics) -> str:
 
 def _memory(now: Metrics) -> str:
     uses = {
-        use: now.total("sglang_ext:host_memory_bytes", use=use) / 1e9
+        use: now.total("sglang_ext:host_memory_bytes", use=use)
         for use in ("full", "window", "holes", "free")
     }
     whole = sum(uses.values())
     if not whole:
         return "no host tier"
-    parts = ", ".join(f"{use} {part:.2f}" for use, part in uses.items())
-    return f"{whole - uses['free']:.2f} of {whole:.2f} GB ({parts})"
+    parts = ", ".join(f"{use} {size(part)}" for use, part in uses.items())
+    return f"{size(whole - uses['free'])} of {size(whole)} ({parts})"
 
 
 def _copies(now: Metrics) -> str:

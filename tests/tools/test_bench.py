@@ -16,6 +16,15 @@ def test_a_benchmark_of_the_checkout_runs_with_its_own_options() -> None:
     assert "--data" in ran.stdout
 
 
+def test_a_console_script_finds_them(tmp_path: Path) -> None:
+    """It has the package alone on its path, and may be called anywhere."""
+    code = "import sys; from sglang_ext.__main__ import main\n"
+    code += "sys.exit(main(['bench', 'plots', '--help']))"
+    command = [sys.executable, "-I", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "--data" in ran.stdout
+
+
 def test_what_is_no_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         bench.main(["machine"])

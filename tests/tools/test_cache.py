@@ -92,7 +92,7 @@ def test_a_quota(serve: Callable[[Answer], str], capsys: pytest.CaptureFixture[s
         "it has 5.00 MB of the host, and may have 20.00 GB",
         "it has 0.00 kB of the host, and may have 0.00 kB",
         "it has 5.00 MB of the host, and may have all of it",
-        "it has 0.00 kB of the host, and may have all of it",
+        "it had no quota; it has 0.00 kB of the host",
         "a                               5.00 MB, may have 20.00 GB",
         "requests without a key, salt b  1.00 MB",
         "all                             40.00 GB",

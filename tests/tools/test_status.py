@@ -51,7 +51,10 @@ def test_a_screen_has_tiers_rates_retention_and_storage() -> None:
         "0.500 of 10,000 prompt tokens (device 0.400, host 0.100, storage 0.000)"
     )
     assert said["device"].startswith("120.0 MB of full attention, 40.0 of windows")
-    assert "7.00 of 10.00 GB (full 6.00, window 1.00, holes 0.00, free 3.00)" in said["host"]
+    assert (
+        "7.00 GB of 10.00 GB (full 6.00 GB, window 1.00 GB, holes 0.00 kB, free 3.00 GB)"
+        in said["host"]
+    )
     assert (
         "901 tokens and 0 of windows to the host, 0 tokens and 12 of windows back" in said["copied"]
     )

@@ -56,7 +56,6 @@ class Setting:
     def environment(self) -> dict[str, str]:
         """Variables of a server with the engine's Triton attention."""
         variables = {**CPU, "EXT_CPU_DEVICE": self.device, "EXT_CPU_ATTENTION": "triton"}
-        variables["EXT_CPU_HOST_RESERVE_GB"] = "1"
         if self.device == "cpu":
             variables |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         return variables
