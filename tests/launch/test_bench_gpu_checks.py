@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 import signal
-import time
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
