@@ -8,6 +8,7 @@ its HiCache; our cache with as much host memory), prints one table, writes ``out
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from launch.bench import multiturn
 from launch.bench.pairs import HOST_TIER, OURS_HOST, STOCK, STOCK_HOST
 from launch.models import tiny
-from launch.server import CPU, OURS, running
+from launch.server import CPU, OURS, ServerError, running
 from sglang_ext.arguments import Parser, output_folder, whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,8 +70,11 @@ def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     log = args.out / f"server_{'_'.join(re.findall('[a-z]+', name.lower()))}.log"
     print(f"starting the server: {name}", flush=True)
     arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
-    with running(arguments, log, CPU) as server:
-        result = multiturn.main(load_arguments(args, model, server.port, name))[0]
+    try:
+        with running(arguments, log, CPU) as server:
+            result = multiturn.main(load_arguments(args, model, server.port, name))[0]
+    except ServerError as error:
+        sys.exit(f"{name}: {str(error).partition(':')[0]}; see {log}")
     for where in ("host", "port", "model_path", "log_file"):  # of this machine alone
         del result["arguments"][where]
     return result

@@ -10,6 +10,7 @@ or without the variables and the command that begin it. One line for each check;
 import dataclasses
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def main(
         from sglang_ext.adapter.installed import InstalledEngine
 
         engine = InstalledEngine()
-        logging.disable(logging.WARNING)  # an engine that is imported says much
+        # an engine that is imported says much
+        logging.disable(logging.WARNING)
+        warnings.filterwarnings("ignore", module=r"sglang\.")
     machine = machine or Machine.here()
     machine = dataclasses.replace(machine, environment={**machine.environment, **variables})
     worst = False

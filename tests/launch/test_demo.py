@@ -1,9 +1,14 @@
 """The demo compares like with like."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from launch import demo
-from launch.server import OURS
+from launch.server import OURS, ServerError
 
 
 def test_both_host_tiers_have_the_same_options_beside_the_cache() -> None:
@@ -11,6 +16,22 @@ def test_both_host_tiers_have_the_same_options_beside_the_cache() -> None:
     assert not alone
     assert "--enable-hierarchical-cache" in stock
     assert ours == (*OURS, *stock)
+
+
+def test_a_server_that_does_not_start_is_one_line_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextlib.contextmanager
+    def running(*_: Any) -> Iterator[None]:
+        raise ServerError("server exited with 1:\nTraceback and so on")
+        yield
+
+    monkeypatch.setattr(demo, "running", running)
+    args = demo.parse_args(["--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        demo.run(args, tmp_path, demo.STOCK)
+    log = tmp_path / "server_stock_device_only.log"
+    assert ended.value.code == f"{demo.STOCK}: server exited with 1; see {log}"
 
 
 def result(scale: float) -> dict[str, dict[str, float] | float]:
