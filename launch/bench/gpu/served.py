@@ -86,7 +86,7 @@ LARGE = Size(
 SMALL = Size(
     tiny.Shape(2, 64, 4, 2, 16, 128, 512),
     _loads(8, 2, 128, 3, 2),
-    # of 2,096. In 512 a request waits forever with stock's host, though nothing runs
+    # of 2,096. In less a request may wait forever with stock's host, though nothing runs
     device_tokens=1024,
     chunk=256,
     turns={REUSE: 1, NO_REUSE: 1},
