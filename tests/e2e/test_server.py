@@ -33,7 +33,7 @@ START = (
 SHOWN = (
     r"found, since start +0\.\d+ of [\d,]+ prompt tokens \(device 0\.\d*[1-9]\d*, host 0\.\d*[1-9]",
     r"device +\d+\.\d MB of full attention, \d+\.\d of windows",
-    r"host +[1-9]\d*\.\d MB of full attention, \d+\.\d of windows; 0\.\d+ of 0\.\d+ GB",
+    r"host +[1-9]\d*\.\d MB of full attention, \d+\.\d of windows; [\d.]+ MB of [\d.]+ MB \(full",
     r"copied +[1-9][\d,]* tokens and [1-9][\d,]* of windows to the host, [1-9][\d,]* tokens",
     r"retention +in the order of the eviction policy",
     r"trouble +none",
