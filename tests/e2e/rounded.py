@@ -14,8 +14,9 @@ from tests.e2e.conversations import Answer
 
 ASKED = {"return_logprob": True, "top_logprobs_num": 2}
 """Fields of a request whose answer can be compared."""
-MOVED = 0.05
-"""How far rounding may move a log-probability, natural logarithm."""
+MOVED = 0.1
+"""How far rounding may move a log-probability, natural logarithm: three times what was measured. A
+page of other tokens moves it by 0.4 and more (``test_fp8.py``)."""
 
 
 class Comparison(NamedTuple):

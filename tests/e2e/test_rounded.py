@@ -30,5 +30,5 @@ def test_another_token_anywhere_else_is_wrong() -> None:
 
 
 def test_the_same_token_of_other_kv_is_wrong() -> None:
-    wrong, _ = compare(with_first((5, 6), ((-0.3, -1.1), NEAR)), EXPECTED)
-    assert wrong == ["conversation 0 round 0: token 0 has -0.3, not -0.2"]
+    wrong, _ = compare(with_first((5, 6), ((-0.4, -1.1), NEAR)), EXPECTED)
+    assert wrong == ["conversation 0 round 0: token 0 has -0.4, not -0.2"]
