@@ -29,7 +29,7 @@ class Answer:
     request: str = ""
     """What the server calls it."""
     tops: tuple[tuple[float, float], ...] = ()
-    """See the function of that name."""
+    """Log-probabilities, see the function of that name."""
 
 
 def tops(meta: dict[str, Any]) -> tuple[tuple[float, float], ...]:

@@ -14,7 +14,7 @@ from launch.server import OURS, STRICT_CHECKS
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
 from tests.e2e.launch_lines import LINES
-from tests.e2e.rounded import ASKED, compare
+from tests.e2e.rounded import ASKED, assert_same
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import GPU, ON_HOST
 from tests.fixtures.zygote import Zygote
@@ -50,9 +50,7 @@ def test_a_line(zygote: Zygote, tmp_path: Path, name: str) -> None:
             router.wait_for(lambda view: view.at(GPU) and view.at(ON_HOST))
         assert_idle_and_alive(server)
     if line.rounded:
-        comparison = compare(answers, expected)
-        assert not comparison.wrong, comparison
-        assert comparison.compared > len(expected) / 2
+        assert_same(answers, expected)
     else:
         assert not differences(answers, expected)
     assert hit_rates(answers)["host_share"] > 0

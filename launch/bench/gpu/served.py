@@ -180,7 +180,7 @@ class Turns:
         path: of the model.
         first_seed: of the first turn; each has another one.
         left_s: seconds that are left. Half of them are the most that one server has for its turn:
-            one that answers no more is ended, and the others have theirs.
+            one that answers no more takes no further turn, and the others have theirs.
 
     Attributes:
         done: what each server did, of the turns that count.
@@ -269,10 +269,8 @@ def run(setting: Setting, record: Record) -> None:
         for number, (name, load) in enumerate(size.loads.items()):
             # turns without reuse are short
             reserve_s = setting.left_s() * (0.25 if name == REUSE else 0.0)
-            turns, wanted = (
-                Turns(servers, load, path, LATER * number, setting.left_s),
-                size.turns[name],
-            )
+            turns = Turns(servers, load, path, LATER * number, setting.left_s)
+            wanted = size.turns[name]
             longest = turns.warm_up()
             # one turn whatever is left for the others
             while len(turns.done) < wanted and (
