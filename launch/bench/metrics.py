@@ -6,12 +6,28 @@ from launch.server import Server
 
 _PUBLISHED_WITHIN_S = 1.5
 """An idle server looks for something to do once a second, and then publishes what it has done."""
+_MOST_S = 120.0
+"""A server that is busy for longer has something else to do."""
+_MOVING = "sglang_ext:transfers_in_flight"
 
 
 def settled(server: Server) -> str:
-    """The metrics of a server that has nothing to do, when they have what it has done last."""
-    time.sleep(_PUBLISHED_WITHIN_S)
-    return server.get("/metrics")
+    """The metrics of a server that has nothing to do, when they have what it has done last.
+
+    A transfer may end late on a busy machine: none is in flight, and nothing has changed since
+    the last look.
+    """
+    end = time.monotonic() + _MOST_S
+    before = None
+    while True:
+        time.sleep(_PUBLISHED_WITHIN_S)
+        text = server.get("/metrics")
+        ours = sorted(line for line in text.splitlines() if line.startswith("sglang_ext:"))
+        is_still = ours == before and not metric(text, _MOVING)
+        # a server without our metrics has nothing to wait for
+        if is_still or not ours or time.monotonic() > end:
+            return text
+        before = ours
 
 
 def metric(text: str, name: str, label: str = "") -> float:
