@@ -59,7 +59,7 @@ from sglang_ext.core.host.arena import Arena
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.table.geometry import Geometry
-from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised
+from sglang_ext.core.table.window import checkpoint_pages, dense_pages, promised, window_cost
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.errors import StartupError
 from sglang_ext.planning.host_plan import HostPlan
@@ -200,6 +200,7 @@ def _backup_policy(
         arena.shape.pages(0),
         dense_pages(geometry, arena.shape.page_bytes, interval),
         (params.chunked_prefill_size or 0) // geometry.page_tokens,
+        window_cost(geometry, arena.shape.page_bytes),
     )
 
 

@@ -107,7 +107,11 @@ class PrefixCache:
         self._departures: Departures | None = None
         self.expiry: Expiry | NoExpiry = NoExpiry()
         if eviction is EvictionPolicy.LEARNED:
-            self.expiry = Expiry(retention or Retention([capacity]))
+            self.expiry = Expiry(
+                retention or Retention([capacity]),
+                self.policy.checkpoint_pages,
+                self.policy.window_cost,
+            )
         self.reset()
 
     def reset(self) -> None:

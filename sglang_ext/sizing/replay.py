@@ -17,7 +17,7 @@ from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.moves.policy import BackupPolicy
 from sglang_ext.core.plan import Hold, Transfer, TransferKind
 from sglang_ext.core.table.columns import ABSENT, Rows, Slots
-from sglang_ext.core.table.window import checkpoint_pages, dense_pages
+from sglang_ext.core.table.window import checkpoint_pages, dense_pages, window_cost
 from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.planning.model import Shape
 from sglang_ext.sizing.pools import CountedDevicePool, NoBytes
@@ -111,6 +111,7 @@ class Replay:
             budget.device_window_pages,
             shape.pages(0),
             dense_pages(self.geometry, page_bytes, interval),
+            window_cost=window_cost(self.geometry, page_bytes),
         )
         self.index = PrefixCache(
             self.geometry,

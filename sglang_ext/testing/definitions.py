@@ -10,9 +10,9 @@ from sglang_ext.core.compiled.constants import FREE, PAD
 from sglang_ext.core.device.eviction import COMPARED
 from sglang_ext.core.host.kept import KeptWindows
 from sglang_ext.core.retention.expiry import ENOUGH, UNKNOWN, Expiry
-from sglang_ext.core.table import table as table_module
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
+from sglang_ext.core.table.window import near_end
 from sglang_ext.testing.model_page import ModelPage
 
 Look = tuple[list[int], list[int], int, int]
@@ -212,14 +212,16 @@ def descendants(table: PageTable, row: int, levels: int) -> Iterator[int]:
         yield from level
 
 
-def keep_windows_near_end(path: Sequence[ModelPage], geometry: Geometry) -> None:
-    """A prompt has ended: windows near its end are worth more, and one of them is kept."""
-    token = geometry.page_tokens
-    near, apart = (max(1, n // token) for n in (table_module.NEAR_END, table_module.APART))
+def keep_windows_near_end(
+    path: Sequence[ModelPage], geometry: Geometry, *, is_resumed: bool
+) -> None:
+    """A prompt has ended: windows near its end are worth more, and one of them is kept if prompts
+    part there."""
+    near, apart = near_end(geometry)
     for page in path[-near:]:
         if page.swa_device:
             page.keep_window()
     end = (len(path) - 1) // apart * apart
     window = path[max(0, end - geometry.window_pages) : end]
-    if window and all(page.has_window for page in window):
+    if is_resumed and window and all(page.has_window for page in window):
         window[-1].resume = True

@@ -1,5 +1,6 @@
 """When pages expire, who decides that, and what is copied to the host then."""
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from sglang_ext.core.retention.estimate import Estimate
 from sglang_ext.core.retention.expiry import UNKNOWN, Expiry
 from sglang_ext.core.retention.retention import Retention
 from sglang_ext.core.retention.returns import Digests, Kinds
-from sglang_ext.core.table import table as table_module
+from sglang_ext.core.table import window as window_module
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import AgeLimits, PageTable
 from sglang_ext.testing import definitions
@@ -61,7 +62,7 @@ class Told(Retention):
     def learned(self, tier: int) -> bool:
         return self.told
 
-    def request(self, digests: Digests, prompt: int | None = None) -> Kinds:
+    def request(self, digests: Digests, prompt: int | None = None, apart: int = 1) -> Kinds:
         self.tick += 1
         return np.full(len(digests), CLASS, dtype=np.int16)
 
@@ -261,10 +262,14 @@ def test_a_copy_stays_where_its_room_is_worth_less_than_to_write_it_again() -> N
     assert not expiry.copies_stay
 
 
-def test_windows_near_the_end_of_a_prompt_go_with_their_pages(monkeypatch: Patch) -> None:
-    """Three pages are near, and every second page ends a window that is worth a copy."""
-    monkeypatch.setattr(table_module, "NEAR_END", 3 * PAGE)
-    monkeypatch.setattr(table_module, "APART", 2 * PAGE)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_windows_near_the_end_of_a_prompt_go_with_their_pages(
+    monkeypatch: Patch, resumed: bool
+) -> None:
+    """Three pages are near, and every second page ends a window that is worth a copy where
+    prompts part from others behind it."""
+    monkeypatch.setattr(window_module, "NEAR_END", 3 * PAGE)
+    monkeypatch.setattr(window_module, "APART", 2 * PAGE)
     table = PageTable(Geometry(PAGE, 2 * PAGE), 10, EvictionPolicy.LEARNED)
     path = table.add_rows(np.empty(0, np.int64), np.full((7, PAGE), 1), None)
     slots = np.arange(7, dtype=np.int32)[:, None]
@@ -272,12 +277,49 @@ def test_windows_near_the_end_of_a_prompt_go_with_their_pages(monkeypatch: Patch
     table.kind[path], table.stay[1] = 1, 5
     table.advance()
     table.use(path)
-    table.keep_windows_near_end(path)
+    table.keep_windows_near_end(path, is_resumed=resumed)
     expires = table.age[path]
     assert (table.swa_age[path[:4]] < INSIDE_BAND).all()
     assert table.swa_age[path[4]] == INSIDE_BAND + expires[4]
     assert (table.swa_age[path[5:]] == expires[5:]).all()  # the window at its end
-    assert np.flatnonzero(table.resume[path]).tolist() == [5, 6]
+    assert np.flatnonzero(table.resume[path]).tolist() == ([5, 6] if resumed else [6])
+
+
+def talk(engine: SimEngine, turn: int, *, edited: bool) -> None:
+    """A prompt of three pages, and one more in each turn. An edited one parts from the last in its
+    last page, which is that of the turn alone."""
+    pages = 3 + turn
+    tokens = np.arange(1, (pages + 1) * PAGE)
+    if edited:
+        tokens[(pages - 1) * PAGE :] += 1000 * (turn + 1)
+    request = engine.start(tokens)
+    engine.compute(request, len(tokens))
+    engine.finish(request)
+
+
+@pytest.mark.parametrize(
+    ("edited", "window_cost", "is_resumed"), [(True, 1, True), (True, 20, False), (False, 0, False)]
+)
+def test_one_of_them_is_copied_only_where_that_saves_more_than_it_takes(
+    monkeypatch: Patch, edited: bool, window_cost: int, is_resumed: bool
+) -> None:
+    """Eight pages lie between two windows."""
+    monkeypatch.setattr(window_module, "APART", 2 * PAGE)
+    sizes = Sizes(32, 32, eviction="learned")
+    policy = dataclasses.replace(sizes.policy(), checkpoint_pages=8, window_cost=window_cost)
+    monkeypatch.setattr(Sizes, "policy", lambda self: policy)
+    engine, said = SimEngine(Geometry(PAGE, PAGE), sizes), list[bool]()
+    keep = PageTable.keep_windows_near_end
+
+    def watched(self: PageTable, path: Any, *, is_resumed: bool) -> None:
+        said.append(is_resumed)
+        keep(self, path, is_resumed=is_resumed)
+
+    monkeypatch.setattr(PageTable, "keep_windows_near_end", watched)
+    for turn in range(12):
+        talk(engine, turn, edited=edited)
+    assert not said[0], "nobody has come back yet"
+    assert said[-1] == is_resumed
 
 
 # ---- without a host -----------------------------------------------------------------------
@@ -349,7 +391,7 @@ def test_what_leads_to_something_on_the_host_is_copied_too() -> None:
 
 def run_all_seeds(seeds: int = SEEDS) -> set[str]:
     # prompts are short here
-    with patch.multiple(table_module, NEAR_END=48, APART=32):
+    with patch.multiple(window_module, NEAR_END=48, APART=32):
         return run_seeds(seeds)
 
 
@@ -411,7 +453,7 @@ def what_is_expected_back_is_not_copied(patch: Patch) -> None:
 
 
 def windows_near_an_end_are_like_others(patch: Patch) -> None:
-    patch.setattr(PageTable, "keep_windows_near_end", lambda self, path: None)
+    patch.setattr(PageTable, "keep_windows_near_end", lambda self, path, *, is_resumed: None)
 
 
 def copies_go_first_where_they_stay(patch: Patch) -> None:

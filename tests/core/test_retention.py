@@ -105,6 +105,38 @@ def test_a_class_that_was_never_seen_is_like_all_others() -> None:
     np.testing.assert_allclose(chances[9], chances[3], rtol=0.1)
 
 
+def test_where_prompts_part_from_those_that_they_go_on_from() -> None:
+    """Near the end is behind the last multiple of four pages."""
+    returns = Returns(4096)
+
+    def told(pages: list[int], prompt: int | None = None) -> tuple[int, int]:
+        before = returns.ends
+        returns.observe(path(*pages), prompt or len(pages), 1, 4)
+        ends, near = (now - then for now, then in zip(returns.ends, before, strict=True))
+        return ends // ONE, near // ONE
+
+    first = list(range(1, 11))
+    assert told([*first, 11], prompt=10) == (0, 0)  # nobody was there before
+    assert told([*first, 11, 12, 13]) == (1, 0)  # from the end, and the answer
+    assert told([*first, 11, 12, 20]) == (1, 1)  # of 13 pages, behind the 12th
+    assert told([*first, 11, 30, 31]) == (0, 0)  # of 13 pages, before the 12th
+    assert told(first[:2]) == (0, 0)
+    assert told([*first[:2], 40, 41, 42]) == (1, 0)
+    # what is shorter than that has no window near its end
+    assert told([50, 51, 52]) == (0, 0)
+    assert told([50, 51, 53]) == (0, 0)
+
+
+def test_where_prompts_part_is_forgotten_too() -> None:
+    returns = Returns(4096)
+    for tick in range(1, 65):
+        returns.observe(path(1, 2, 3, tick + 10), 4, tick, 2)
+    before = returns.ends
+    assert before == (63 * ONE, 63 * ONE)
+    returns.estimate(64)
+    assert returns.ends == tuple(count - (count >> loops.DECAY) for count in before)
+
+
 def test_classes_are_turns_lengths_and_forks() -> None:
     returns = Returns(4096)
 

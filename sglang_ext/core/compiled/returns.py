@@ -4,7 +4,7 @@ from collections import namedtuple
 from typing import Any
 
 import numpy as np
-from numba.core.types import Array, NamedTuple, int16, int32, int64, uint64, void
+from numba.core.types import Array, NamedTuple, boolean, int16, int32, int64, uint64, void
 
 from sglang_ext.core.compiled.bins import BINS, EDGES, bin_of
 from sglang_ext.core.compiled.build import compiled
@@ -32,6 +32,8 @@ Some clients send an answer with the next prompt, and some send it changed, or n
 FIRST_SHARE = LENGTHS + 2 * TURNS
 FIRST_ANSWER = FIRST_SHARE + SHARES
 CLASSES = FIRST_ANSWER + ANSWERS
+ENDS, ENDS_NEAR = 2, 3
+"""Where these are counted, see ``counts``."""
 NO_USE = -1
 WAYS = 8
 ONE_BITS = 8
@@ -58,7 +60,9 @@ FIELDS = {
     "pending": LONGS,  # (uses,) pages whose last use it is
     "turn": INTS,  # (uses,) of the request
     "pages": INTS,  # (uses,) of the request
-    "counts": LONGS,  # uses so far; the tick up to which exposure is counted
+    # uses so far; the tick up to which exposure is counted; prompts that went on from the end of
+    # another one or from near it; those of them from near it
+    "counts": LONGS,
     "events": TABLE,  # (classes, BINS) pages that were used again at that age
     "exposure": TABLE,  # (classes, BINS) ticks that pages were of that age and could have been
     "depths": TABLE,  # (classes, 2) pages, and the sum of their depths
@@ -169,8 +173,18 @@ def _count(returns, use, pages, tick):
     _expose(returns, kind, start + 1, tick - since + 1, pages)
 
 
-@compiled(int64(RETURNS, DIGESTS, int64, int64, KINDS))
-def observe(returns, digests, prompt, tick, kinds):
+@compiled(void(RETURNS, int64, int64, boolean, int64))
+def _count_end(returns, others, behind, parted, apart):
+    """A prompt goes on from one of ``others`` pages, and parts from it before page ``behind``, if
+    it does: near the end is behind the last multiple of ``apart`` in it."""
+    stop = (others - 1) // apart * apart
+    if not parted or 0 < stop <= behind:
+        returns.counts[ENDS] += 1 << ONE_BITS
+        returns.counts[ENDS_NEAR] += int64(parted) << ONE_BITS
+
+
+@compiled(int64(RETURNS, DIGESTS, int64, int64, int64, KINDS))
+def observe(returns, digests, prompt, tick, apart, kinds):
     """A request has used a path; its first ``prompt`` pages are what it has asked for. Its turn;
     ``kinds`` gets the classes of its pages."""
     entries = np.full(digests.size, NO_USE, dtype=np.int64)
@@ -202,6 +216,7 @@ def observe(returns, digests, prompt, tick, kinds):
             turn = returns.turn[last_use] + 1
         elif 2 * (known + 1) >= others:
             turn = returns.turn[last_use]  # edited, and sent again
+        _count_end(returns, others, behind, parted, apart)
     added = prompt - known - 1
     last_kind, use, first, depth = -1, NO_USE, 0, next_mark(-1)
     while depth < digests.size:
@@ -242,6 +257,7 @@ def advance(returns, tick):
     returns.events[:] -= returns.events >> DECAY
     returns.exposure[:] -= returns.exposure >> DECAY
     returns.depths[:] -= returns.depths >> DECAY
+    returns.counts[ENDS:] -= returns.counts[ENDS:] >> DECAY
     last = returns.counts[1]
     uses = returns.tick.size
     for use in range(max(0, returns.counts[0] - uses), returns.counts[0]):

@@ -22,6 +22,7 @@ class BackupPolicy:
         write: when a page is copied to the host.
         checkpoint_pages: distance of the windows kept inside a prompt; 0 keeps none there.
         dense_pages: the same while the host has free room; 0 keeps no more then.
+        window_cost: pages of full attention that take as many bytes as a window.
         pinned_pages: device pages that pending backups may copy. The paths that lead to these
             are held as well, until the copies have been made.
         pinned_window_pages: the same for sliding-window copies.
@@ -41,6 +42,7 @@ class BackupPolicy:
     most_low_pages: int = 0
     step_pages: int = 0
     dense_pages: int = 0
+    window_cost: int = 0
 
     @classmethod
     def for_device(
@@ -52,6 +54,7 @@ class BackupPolicy:
         host_pages: int,
         dense_pages: int = 0,
         step_pages: int = 0,
+        window_cost: int = 0,
     ) -> "BackupPolicy":
         """What a server with so many device pages of each component runs with.
 
@@ -70,6 +73,7 @@ class BackupPolicy:
             low_window_pages=min(window_pages // _LOW_SHARE, ahead),
             most_low_pages=min(pages // _PINNED_SHARE, (host_pages - pages) // _MOST_AHEAD_SHARE),
             dense_pages=dense_pages,
+            window_cost=window_cost,
             # other policies have made their copies by then
             step_pages=max(0, step_pages) if write is WritePolicy.WRITE_BACK else 0,
         )

@@ -16,6 +16,7 @@ from sglang_ext.core.retention.retention import Retention
 from sglang_ext.core.storage.attachment import Attachment
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.prospects import Place, uses_of
+from sglang_ext.core.table.window import near_end
 
 UNKNOWN = 0
 """Class of a page that no request has ended with: a prompt has at least one page."""
@@ -23,6 +24,9 @@ ENOUGH = (1 << UNIT) // 11
 """A copy has to be used with a chance of one in eleven."""
 _WRITE = (1 << UNIT) // 32
 """A copy costs as much as one use in 32 of what it is of."""
+_ON_THE_WAY = 4
+"""Without a window near the end one part in so many of the pages between two windows is computed
+again: the ends of earlier turns have windows too."""
 Flags = NDArray[np.bool_]
 
 
@@ -32,6 +36,7 @@ class NoExpiry:
     is_learned = False
     copies_stay = False
     uses_per_1000 = 0.0
+    resumes_near_end = False
 
     def watch(self, residency: Residency, attachment: Attachment) -> None:
         """See Expiry."""
@@ -73,13 +78,17 @@ class Expiry:
 
     Args:
         retention: for the last tier: all pages that can be found count.
+        checkpoint_pages, window_cost: see ``BackupPolicy``.
 
     Attributes:
         price: see above; in 2**-30 uses a request.
     """
 
-    def __init__(self, retention: Retention) -> None:
+    def __init__(
+        self, retention: Retention, checkpoint_pages: int = 0, window_cost: int = 0
+    ) -> None:
         self._retention = retention
+        self._checkpoint_pages, self._window_cost = checkpoint_pages, window_cost
         self.price = 0
         self._lost_value = self._lost_pages = 0
         # ticks of the table that a page stays on a device above a host, at most; and by how many
@@ -97,6 +106,7 @@ class Expiry:
         self._attachment = attachment
         self._most = np.zeros(residency.table.capacity, dtype=np.int32)
         self._since = self._table.tick, self._retention.tick
+        self._near, self._apart = near_end(self._table.geometry)
         self._tell()
 
     @property
@@ -110,6 +120,14 @@ class Expiry:
         written again otherwise."""
         requests = self._longest * self._requests // self._ticks
         return self.is_learned and self.price * requests < _WRITE
+
+    @property
+    def resumes_near_end(self) -> bool:
+        """Whether a window near the end of a prompt is worth its room: prompts part from earlier
+        ones there so often that it saves more than pages would that take as many bytes."""
+        ends, near = self._retention.ends
+        between = self._checkpoint_pages or self._near
+        return near * between > _ON_THE_WAY * ends * self._window_cost
 
     @property
     def uses_per_1000(self) -> float:
@@ -141,14 +159,14 @@ class Expiry:
         prompt = min(prompt, pages)
         if prompt < 1:
             return
-        kinds = retention.request(table.digest[rows[:pages]], prompt)
+        kinds = retention.request(table.digest[rows[:pages]], prompt, self._apart)
         table.kind[rows[:pages]] = kinds
         table.kind[rows[pages:]] = kinds[-1]
         table.used[rows] = retention.tick
         if retention.tick % retention.rebuild == 0:
             self._learn()
         self._residency.use(rows)
-        table.keep_windows_near_end(rows[:prompt])
+        table.keep_windows_near_end(rows[:prompt], is_resumed=self.resumes_near_end)
         self._residency.candidates.note_use(rows)
 
     def note_lost(self, rows: Rows) -> None:
@@ -282,7 +300,7 @@ class Expiry:
         found = self._retention.found(0)
         lost = self._lost_value, self._lost_pages
         ticks = self._ticks, self._requests, *self._since
-        left = self._longest, self._late, self._left
+        left = *(self._longest, self._late, self._left), *self._retention.ends
         return [self._retention.tick, self.is_learned, self.price, *found, *lost, *left, *ticks]
 
 

@@ -45,18 +45,24 @@ class Retention:
         """(least recently used, learned): what each rule would have found of late."""
         return self._duels[tier].found
 
-    def request(self, digests: Digests, prompt: int | None = None) -> Kinds:
+    @property
+    def ends(self) -> tuple[int, int]:
+        """See ``Returns.ends``."""
+        return self._returns.ends
+
+    def request(self, digests: Digests, prompt: int | None = None, apart: int = 1) -> Kinds:
         """A request has used a path; the classes of its pages, see ``Returns.observe``.
 
         Args:
             digests: (n,) of its pages, for the whole prefix each; at least one.
             prompt: pages that it has asked for, at least 1; all unless told. Those behind are its
                 answer.
+            apart: see ``Returns.observe``.
 
         Mutates: the next tick begins.
         """
         self.tick += 1
-        kinds = self._returns.observe(digests, prompt or len(digests), self.tick)
+        kinds = self._returns.observe(digests, prompt or len(digests), self.tick, apart)
         for duel in self._duels:
             duel.request(digests, kinds, self.tick, self.estimate)
         if self.tick % self.rebuild == 0:

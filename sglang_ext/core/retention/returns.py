@@ -49,7 +49,7 @@ class Returns:
             pending=resident_zeros(uses, np.int64),
             turn=resident_zeros(uses, np.int32),
             pages=resident_zeros(uses, np.int32),
-            counts=np.zeros(2, dtype=np.int64),
+            counts=np.zeros(4, dtype=np.int64),
             events=np.zeros(table, dtype=np.int64),
             exposure=np.zeros(table, dtype=np.int64),
             depths=np.zeros((loops.CLASSES, 2), dtype=np.int64),
@@ -67,13 +67,20 @@ class Returns:
         exposure: NDArray[np.int64] = self._arrays.exposure
         return exposure
 
-    def observe(self, digests: Digests, prompt: int, tick: int) -> Kinds:
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Prompts of late that went on from the end of an earlier one or from near it, and those
+        of them from near it; in 1/256."""
+        return int(self._arrays.counts[loops.ENDS]), int(self._arrays.counts[loops.ENDS_NEAR])
+
+    def observe(self, digests: Digests, prompt: int, tick: int, apart: int = 1) -> Kinds:
         """A request has used a path.
 
         Args:
             digests: (n,) of its whole pages, first page first, each for the whole prefix.
             prompt: pages of them that it has asked for, at least 1; the others are its answer.
             tick: not before that of the last call.
+            apart: pages; what is behind the last multiple of them in a prompt is near its end.
 
         Returns:
             (n,) int16, the classes of the pages from now on. They do not change along a path more
@@ -82,7 +89,7 @@ class Returns:
         Cost: O(marks): 120 for a path of 200 pages, 224 for one of 2,000.
         """
         kinds = np.empty(len(digests), dtype=np.int16)
-        loops.observe(self._arrays, digests, prompt, tick, kinds)
+        loops.observe(self._arrays, digests, prompt, tick, apart, kinds)
         return kinds
 
     def estimate(self, tick: int, depth_cost: int = 0) -> Estimate:

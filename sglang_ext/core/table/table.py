@@ -38,15 +38,11 @@ from sglang_ext.core.table.paths import Page
 from sglang_ext.core.table.priority_ranks import PriorityRanks
 from sglang_ext.core.table.prospects import PastUses, Prospects
 from sglang_ext.core.table.row_memory import RowMemory
+from sglang_ext.core.table.window import near_end
 
 STORING, STORED = 1, 2
 _ALL = slice(None)
 _BUCKETS_PER_ROW = 2
-NEAR_END = 2048
-"""Tokens: nearly all prompts that go on from an earlier one part from it so far before its end."""
-APART = 512
-"""Tokens: a window near the end of a prompt lies at a multiple of them, wherever the prompt ends,
-so prompts that share their beginning have it in common."""
 _STAY_SHARE = 8
 """Of the ticks of ages one in so many may lie ahead."""
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
@@ -505,15 +501,21 @@ class PageTable:
         """Make sliding-window copies those used last, alone."""
         self._paths.use_window(self._arrays, rows, self.now)
 
-    def keep_windows_near_end(self, path: Rows) -> None:
+    def keep_windows_near_end(self, path: Rows, *, is_resumed: bool) -> None:
         """A prompt has ended: windows near its end go with their pages and after others inside
-        prompts, and one of them is worth a copy. The next prompt often goes on from somewhere
-        before the end, as a template renders the last words anew or somebody edits them."""
-        token = self.geometry.page_tokens
-        near = path[-max(1, NEAR_END // token) :]
+        prompts.
+
+        Args:
+            is_resumed: the next prompt often goes on from somewhere before the end, as a template
+                renders the last words anew or somebody edits them: one of the windows is worth a
+                copy.
+        """
+        pages, apart = near_end(self.geometry)
+        near = path[-pages:]
         near = near[self.swa_device.present[near] & (self.swa_age[near] < 0)]
         self.swa_age[near] = np.maximum(self.swa_age[near], INSIDE_BAND + self.age[near])
-        apart = max(1, APART // token)
+        if not is_resumed:
+            return
         window = path[: (len(path) - 1) // apart * apart][-self._window :]
         if len(window) and (self.swa_device.present[window] | self.swa_host.ready[window]).all():
             self.resume[window[-1]] = True

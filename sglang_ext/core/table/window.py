@@ -81,6 +81,18 @@ def dense_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]], interva
     return apart if apart < interval else 0
 
 
+NEAR_END = 2048
+"""Tokens: nearly all prompts that go on from an earlier one part from it so far before its end."""
+APART = 512
+"""Tokens: a window near the end of a prompt lies at a multiple of them, wherever the prompt ends,
+so prompts that share their beginning have it in common."""
+
+
+def near_end(geometry: Geometry) -> tuple[int, int]:
+    """(``NEAR_END``, ``APART``) in pages, at least one."""
+    return max(1, NEAR_END // geometry.page_tokens), max(1, APART // geometry.page_tokens)
+
+
 _STORED_SHARE = 8
 """In storage, where there is more room and a bound takes the ends of prompts first."""
 
@@ -96,6 +108,15 @@ def stored_pages(geometry: Geometry, page_bytes: Sequence[Sequence[int]], dense:
     if dense == 0 or len(page_bytes) == 1:
         return 0
     return max(dense, _apart(geometry, page_bytes, _STORED_SHARE))
+
+
+def window_cost(geometry: Geometry, page_bytes: Sequence[Sequence[int]]) -> int:
+    """Pages of full attention that take as many bytes as a window, rounded up; 0 without them.
+
+    Args:
+        page_bytes: as for ``checkpoint_pages``.
+    """
+    return _apart(geometry, page_bytes, 1) if len(page_bytes) > 1 else 0
 
 
 def _apart(geometry: Geometry, page_bytes: Sequence[Sequence[int]], share: int) -> int:
