@@ -358,6 +358,7 @@ class Server:
             "from_host": counted.from_host,
             "verified": counted.verified,
             "prompt": self._prompts,
+            "window_cost": self._served.tree.index.policy.window_cost,
             "counters": self._served.tree.index.counters.as_dict(),
         }
 

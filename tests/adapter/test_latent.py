@@ -34,6 +34,7 @@ def test_conversations_read_what_they_wrote_in_every_tier_and_after_a_restart(
     assert first["from_device"] > 0 < first["from_host"]
     assert second["counters"]["prefetched_pages"] > 0
     assert second["from_host"] > 0.8 * second["prompt"]
+    assert first["window_cost"] > 0
 
 
 @pytest.mark.parametrize("bug", ["the_last_layer_is_not_loaded", "windows_are_not_loaded"])

@@ -53,6 +53,7 @@ def test_with_room_it_is_bounded_where_windows_are_large() -> None:
     policy, geometry = cache.index.policy, cache.geometry
     recompute = promised(geometry, policy.checkpoint_pages, policy.dense_pages)
     assert recompute.with_room < 4000 < recompute.always
+    assert policy.window_cost == 16
     resume_anywhere(cache, RESUMES // 40, seed=1)
     result = cache.result()
     assert cache.index.counters.evicted_host_window_pages == 0, "the host was full"
