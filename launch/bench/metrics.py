@@ -7,7 +7,7 @@ from launch.server import Server
 _PUBLISHED_WITHIN_S = 1.5
 """An idle server looks for something to do once a second, and then publishes what it has done."""
 _MOST_S = 120.0
-"""A server that is busy for longer has something else to do."""
+"""After that they are what they are."""
 _MOVING = "sglang_ext:transfers_in_flight"
 
 
