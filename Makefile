@@ -10,7 +10,7 @@ ONLY ?= *
 # what shares a server is in one file. Servers side by side cannot leave 10 GiB free for each other.
 TESTS := EXT_CPU_HOST_RESERVE_GB=2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-again check bench bench-micro kits soak clean
+.PHONY: demo test test-all check bench bench-micro kits soak clean
 
 demo: .venv/base
 	$(BIN)/python -m launch.demo
@@ -21,10 +21,6 @@ test: .venv/ready
 # the whole matrix, and long runs
 test-all: .venv/ready
 	$(TESTS) --full
-
-# what failed last, one after the other
-test-again: .venv/ready
-	EXT_CPU_HOST_RESERVE_GB=2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --full -v --last-failed --last-failed-no-failures none
 
 check: .venv/ready
 	$(BIN)/ruff check .

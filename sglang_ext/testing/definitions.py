@@ -212,9 +212,7 @@ def descendants(table: PageTable, row: int, levels: int) -> Iterator[int]:
         yield from level
 
 
-def keep_windows_near_end(
-    path: Sequence[ModelPage], geometry: Geometry, *, is_resumed: bool
-) -> None:
+def keep_windows_near_end(path: Sequence[ModelPage], geometry: Geometry, *, copy_one: bool) -> None:
     """A prompt has ended: windows near its end are worth more, and one of them is kept if prompts
     part there."""
     near, apart = near_end(geometry)
@@ -223,5 +221,5 @@ def keep_windows_near_end(
             page.keep_window()
     end = (len(path) - 1) // apart * apart
     window = path[max(0, end - geometry.window_pages) : end]
-    if is_resumed and window and all(page.has_window for page in window):
+    if copy_one and window and all(page.has_window for page in window):
         window[-1].resume = True

@@ -263,8 +263,8 @@ class ModelledIndex(PrefixCache):
         super().end_request(rows, prompt)
         path = [self.pages[self.key(row)] for row in rows[:prompt].tolist()]
         if self.table.is_learned and path:
-            is_resumed = self.expiry.resumes_near_end
-            definitions.keep_windows_near_end(path, self.geometry, is_resumed=is_resumed)
+            copy_one = self.expiry.near_end_pays
+            definitions.keep_windows_near_end(path, self.geometry, copy_one=copy_one)
             self.check_ages()
 
     def check_ages(self) -> None:

@@ -326,10 +326,10 @@ class Server:
         self._arrived = 0
         self._prompts = 0
 
-    def serve(self, requests: Requests, calm: int = 0) -> None:
-        """One after the other; nothing is in flight after each of the last ``calm``."""
+    def serve(self, requests: Requests) -> None:
+        """One after the other."""
         scheduler = self._scheduler
-        for left, (prompt, answer) in zip(itertools.count(len(requests), -1), requests):
+        for prompt, answer in requests:
             self._served.wait_for_storage(str(self._arrived), prompt)
             self._arrived += 1
             self._prompts += len(prompt)
@@ -340,8 +340,6 @@ class Server:
                 self._served.settle()
                 scheduler.serve(prompt, answer)
                 assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
-            if left <= calm:
-                self._served.settle()
 
     def found(self, prompt: np.ndarray, answer: np.ndarray) -> int:
         """Tokens that a request does not compute."""
@@ -368,7 +366,10 @@ def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
     a restart finds of them does not depend on it."""
     served: Any = Served(storage, model)
     server = Server(served, model)
-    server.serve(requests, calm=TALKS)
+    server.serve(requests[:-TALKS])
+    for request in requests[-TALKS:]:
+        server.serve([request])
+        served.settle()
     served.close()
     return server.counted()
 

@@ -262,9 +262,9 @@ def test_a_copy_stays_where_its_room_is_worth_less_than_to_write_it_again() -> N
     assert not expiry.copies_stay
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("pays", [False, True])
 def test_windows_near_the_end_of_a_prompt_go_with_their_pages(
-    monkeypatch: Patch, resumed: bool
+    monkeypatch: Patch, pays: bool
 ) -> None:
     """Three pages are near, and every second page ends a window that is worth a copy where
     prompts part from others behind it."""
@@ -277,12 +277,12 @@ def test_windows_near_the_end_of_a_prompt_go_with_their_pages(
     table.kind[path], table.stay[1] = 1, 5
     table.advance()
     table.use(path)
-    table.keep_windows_near_end(path, is_resumed=resumed)
+    table.keep_windows_near_end(path, copy_one=pays)
     expires = table.age[path]
     assert (table.swa_age[path[:4]] < INSIDE_BAND).all()
     assert table.swa_age[path[4]] == INSIDE_BAND + expires[4]
     assert (table.swa_age[path[5:]] == expires[5:]).all()  # the window at its end
-    assert np.flatnonzero(table.resume[path]).tolist() == ([5, 6] if resumed else [6])
+    assert np.flatnonzero(table.resume[path]).tolist() == ([5, 6] if pays else [6])
 
 
 def talk(engine: SimEngine, turn: int, *, edited: bool) -> None:
@@ -298,10 +298,10 @@ def talk(engine: SimEngine, turn: int, *, edited: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edited", "window_cost", "is_resumed"), [(True, 1, True), (True, 20, False), (False, 0, False)]
+    ("edited", "window_cost", "pays"), [(True, 1, True), (True, 20, False), (False, 0, False)]
 )
 def test_one_of_them_is_copied_only_where_that_saves_more_than_it_takes(
-    monkeypatch: Patch, edited: bool, window_cost: int, is_resumed: bool
+    monkeypatch: Patch, edited: bool, window_cost: int, pays: bool
 ) -> None:
     """Eight pages lie between two windows."""
     monkeypatch.setattr(window_module, "APART", 2 * PAGE)
@@ -311,15 +311,15 @@ def test_one_of_them_is_copied_only_where_that_saves_more_than_it_takes(
     engine, said = SimEngine(Geometry(PAGE, PAGE), sizes), list[bool]()
     keep = PageTable.keep_windows_near_end
 
-    def watched(self: PageTable, path: Any, *, is_resumed: bool) -> None:
-        said.append(is_resumed)
-        keep(self, path, is_resumed=is_resumed)
+    def watched(self: PageTable, path: Any, *, copy_one: bool) -> None:
+        said.append(copy_one)
+        keep(self, path, copy_one=copy_one)
 
     monkeypatch.setattr(PageTable, "keep_windows_near_end", watched)
     for turn in range(12):
         talk(engine, turn, edited=edited)
     assert not said[0], "nobody has come back yet"
-    assert said[-1] == is_resumed
+    assert said[-1] == pays
 
 
 # ---- without a host -----------------------------------------------------------------------
@@ -412,11 +412,13 @@ def run_seeds(seeds: int) -> set[str]:
         seen |= {"stays"} if index.table.stay.any() else set()
         price = isinstance(index.expiry, Expiry) and index.expiry.price
         seen |= {"price"} if price else set()
+        seen |= {"near end"} if index.expiry.near_end_pays else set()
     return seen
 
 
 def test_ranks_agree_and_the_model_too() -> None:
-    wanted = {"stays", "price", "evicted_host_pages", "loaded_pages", "demoted_pages"}
+    wanted = {"stays", "price", "near end"}
+    wanted |= {"evicted_host_pages", "loaded_pages", "demoted_pages"}
     assert wanted <= run_all_seeds()
 
 
@@ -453,7 +455,7 @@ def what_is_expected_back_is_not_copied(patch: Patch) -> None:
 
 
 def windows_near_an_end_are_like_others(patch: Patch) -> None:
-    patch.setattr(PageTable, "keep_windows_near_end", lambda self, path, *, is_resumed: None)
+    patch.setattr(PageTable, "keep_windows_near_end", lambda self, path, *, copy_one: None)
 
 
 def copies_go_first_where_they_stay(patch: Patch) -> None:

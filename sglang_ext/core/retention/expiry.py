@@ -36,7 +36,7 @@ class NoExpiry:
     is_learned = False
     copies_stay = False
     uses_per_1000 = 0.0
-    resumes_near_end = False
+    near_end_pays = False
 
     def watch(self, residency: Residency, attachment: Attachment) -> None:
         """See Expiry."""
@@ -122,7 +122,7 @@ class Expiry:
         return self.is_learned and self.price * requests < _WRITE
 
     @property
-    def resumes_near_end(self) -> bool:
+    def near_end_pays(self) -> bool:
         """Whether a window near the end of a prompt is worth its room: prompts part from earlier
         ones there so often that it saves more than pages would that take as many bytes."""
         ends, near = self._retention.ends
@@ -166,7 +166,7 @@ class Expiry:
         if retention.tick % retention.rebuild == 0:
             self._learn()
         self._residency.use(rows)
-        table.keep_windows_near_end(rows[:prompt], is_resumed=self.resumes_near_end)
+        table.keep_windows_near_end(rows[:prompt], copy_one=self.near_end_pays)
         self._residency.candidates.note_use(rows)
 
     def note_lost(self, rows: Rows) -> None:
@@ -300,8 +300,9 @@ class Expiry:
         found = self._retention.found(0)
         lost = self._lost_value, self._lost_pages
         ticks = self._ticks, self._requests, *self._since
-        left = *(self._longest, self._late, self._left), *self._retention.ends
-        return [self._retention.tick, self.is_learned, self.price, *found, *lost, *left, *ticks]
+        left = self._longest, self._late, self._left
+        told = *found, *lost, *left, *self._retention.ends, *ticks
+        return [self._retention.tick, self.is_learned, self.price, *told]
 
 
 def _returns(chances: Table, expired: Flags) -> Table:

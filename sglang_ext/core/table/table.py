@@ -501,20 +501,20 @@ class PageTable:
         """Make sliding-window copies those used last, alone."""
         self._paths.use_window(self._arrays, rows, self.now)
 
-    def keep_windows_near_end(self, path: Rows, *, is_resumed: bool) -> None:
+    def keep_windows_near_end(self, path: Rows, *, copy_one: bool) -> None:
         """A prompt has ended: windows near its end go with their pages and after others inside
         prompts.
 
         Args:
-            is_resumed: the next prompt often goes on from somewhere before the end, as a template
-                renders the last words anew or somebody edits them: one of the windows is worth a
-                copy.
+            copy_one: one of them is worth a copy, since the next prompt often goes on from
+                somewhere before the end: a template renders the last words anew, or somebody
+                edits them.
         """
         pages, apart = near_end(self.geometry)
         near = path[-pages:]
         near = near[self.swa_device.present[near] & (self.swa_age[near] < 0)]
         self.swa_age[near] = np.maximum(self.swa_age[near], INSIDE_BAND + self.age[near])
-        if not is_resumed:
+        if not copy_one:
             return
         window = path[: (len(path) - 1) // apart * apart][-self._window :]
         if len(window) and (self.swa_device.present[window] | self.swa_host.ready[window]).all():
