@@ -361,10 +361,10 @@ class Server:
         }
 
 
-def serve(storage: Path, model: Model, requests: Requests) -> dict[str, Any]:
+def serve(storage: Path, model: Model, requests: Requests, **options: Any) -> dict[str, Any]:
     """A server from its start to its end. A slow disk takes nothing from the last talks, so what
     a restart finds of them does not depend on it."""
-    served: Any = Served(storage, model)
+    served: Any = Served(storage, model, **options)
     server = Server(served, model)
     server.serve(requests[:-TALKS])
     for request in requests[-TALKS:]:
@@ -441,7 +441,9 @@ def main() -> None:
     model, requests = MODELS[args.model], conversations(args.requests)
     try:
         print(json.dumps(serve(args.folder / "pages", model, requests)))
-        print(json.dumps(serve(args.folder / "pages", model, requests[-TALKS:])))
+        # with room for all that it reads: what it finds is what was stored
+        restarted = serve(args.folder / "pages", model, requests[-TALKS:], hicache_size=0.06)
+        print(json.dumps(restarted))
         if args.branches:
             print(json.dumps(branches(args.folder / "pages", model, requests)))
     except AssertionError as error:
