@@ -66,8 +66,8 @@ class Trouble:
         self._dice = dice
 
     def happens(self, what: str, chance: float) -> bool:
-        """Whether it does this time."""
-        happens = self.is_on and self._dice.random() < chance
+        """Whether it does this time: the first time for certain, however few there are."""
+        happens = self.is_on and (not self.seen[what] or self._dice.random() < chance)
         self.seen[what] += happens
         return happens
 
@@ -88,7 +88,7 @@ class FaultyFiles:
 
     def read(self, name: str, buffers: Any) -> bool:
         """A page, or rubbish in its place."""
-        if not self._trouble.happens("unreadable", 0.08):
+        if not self._trouble.happens("unreadable", 0.04):
             return bool(self._files.read(name, buffers))
         for buffer in buffers:
             buffer[: len(buffer) // 2] = b"\x07" * (len(buffer) // 2)
@@ -98,7 +98,7 @@ class FaultyFiles:
         """Whether a page was written."""
         if self._trouble.happens("raised", 0.02):
             raise OSError("made up")
-        declined = self._trouble.happens("declined", 0.08)
+        declined = self._trouble.happens("declined", 0.04)
         return not declined and bool(self._files.write(name, buffers))
 
 
@@ -135,7 +135,10 @@ def damage(folder: Path, dice: random.Random, seen: Counter[str]) -> None:
     files = sorted(path for path, _ in page_files([folder]))
     if not files:
         return
-    path, kind = dice.choice(files), dice.choice(("flipped", "overwritten", "cut", "removed"))
+    kinds = ("flipped", "overwritten", "cut", "removed")
+    # each of them once before one of them again
+    kind = dice.choice([kind for kind in kinds if not seen[kind]] or kinds)
+    path = dice.choice(files)
     try:
         size = path.stat().st_size
         if kind == "removed":
@@ -187,9 +190,12 @@ def live(process: int, life: int, args: argparse.Namespace) -> None:
         found for found in rank_directories(pages) if found.name == f"{rank.number}-of-{args.ranks}"
     )
     trouble.is_on = True
-    for request in requests if is_last else requests[: len(requests) * 2 // 3]:
+    for count, request in enumerate(requests if is_last else requests[: len(requests) * 2 // 3]):
         server.serve([request])
-        if dice.random() < 0.3:
+        if count % 4 == 0:
+            # whatever else runs here, there is something to read later
+            served.settle()
+        if dice.random() < 0.15:
             damage(own, dice, trouble.seen)
     # what is saved at the end is each rank's own matter: how much depends on its time
     told = {"process": process, "life": life, **server.counted()}

@@ -52,8 +52,9 @@ def check_trouble(told: Told) -> None:
 
 
 def test_two_ranks_in_trouble_read_what_they_wrote(zygote: Zygote, tmp_path: Path) -> None:
-    told = lives(zygote, tmp_path, "--ranks", "2", "--lives", "2", "--seed", "1")
-    assert len(told) == 4
+    # three lives: how much the second one finds depends on what the first one had time to write
+    told = lives(zygote, tmp_path, "--ranks", "2", "--seed", "0")
+    assert len(told) == 6
     check_rows(told)
     check_alike(told)
     check_trouble(told)
