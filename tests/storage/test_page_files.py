@@ -187,13 +187,17 @@ def _write_until_killed(root: Path, number: int) -> None:
 def test_a_writer_killed_a_hundred_times_leaves_no_torn_page(tmp_path: Path) -> None:
     """SIGKILL at random points while it writes; what has a name is whole."""
     rng = random.Random(7)
-    written = 0
+    watched, written = files(tmp_path), 0
     for attempt in range(100):
         first = attempt * 1000
         writer = os.fork()
         if writer == 0:
             _write_until_killed(tmp_path, first)
-        time.sleep(rng.uniform(0.01, 0.05))
+        begun = time.monotonic()
+        while not watched.exists(name(first)):
+            assert time.monotonic() < begun + 120, "it writes nothing"
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.05))
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
         pages = files(tmp_path)
