@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -97,14 +96,15 @@ def test_a_thread_that_takes_parts_and_does_nothing_is_found(
 def test_a_copy_that_does_not_wait_for_its_threads_is_found(
     waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = threading.Event()
+    late, compared = threading.Event(), threading.Event()
 
     def copy(self: Any, *args: Any, **options: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             assert late.wait(120), "the other thread has a part"
         else:
             late.set()
-            time.sleep(0.05)
+            # who waits for it gets its rows late; who does not compares without them
+            compared.wait(0.05 if waits else 120)
         right(self, *args, **options)
 
     def make(components: Sequence[Sequence[Plane]]) -> cpu.CpuPageCopier:
@@ -117,7 +117,10 @@ def test_a_copy_that_does_not_wait_for_its_threads_is_found(
 
     right = cpu._BoundPlane.copy
     monkeypatch.setattr(cpu._BoundPlane, "copy", copy)
-    differences = reference.differences(CASES[0], torch.device("cpu"), make)
+    try:
+        differences = reference.differences(CASES[0], torch.device("cpu"), make)
+    finally:
+        compared.set()
     assert bool(differences) != waits
 
 
