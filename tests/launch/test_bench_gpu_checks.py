@@ -226,7 +226,7 @@ def test_a_record_is_whole_whenever_it_is_read(tmp_path: Path) -> None:
     }
 
 
-def setting_of(tmp_path: Path, limit_s: float = 60.0) -> Setting:
+def setting_of(tmp_path: Path, limit_s: float = 600.0) -> Setting:
     """Of a part on a CPU."""
     (tmp_path / "part").mkdir(exist_ok=True)
     return Setting("cpu", small=True, logs=tmp_path / "part", limit_s=limit_s)
@@ -313,7 +313,9 @@ def test_a_part_that_hangs_is_ended(
     ran: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def left_s(setting: Setting) -> float:
-        return -1.0 if setting.processes.exists() else 60.0
+        # a file that is there may have nothing in it yet
+        has_begun = setting.processes.exists() and setting.processes.read_text()
+        return -1.0 if has_begun else 600.0
 
     monkeypatch.setattr(Setting, "left_s", left_s)
     found = ran(failing_parts.measures_and_hangs)

@@ -63,7 +63,7 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ran:
     """
     monkeypatch.setattr(exact.Numbers, "path", lambda _: tmp_path)
 
-    def run(name: str, servers: Mapping[str, Any], limit_s: float = 60.0) -> Report:
+    def run(name: str, servers: Mapping[str, Any], limit_s: float = 600.0) -> Report:
         setting = Setting("cpu", small=True, logs=tmp_path, limit_s=limit_s)
 
         def up(stack: Any, wanted: Mapping[str, Any], common: Any) -> Any:
