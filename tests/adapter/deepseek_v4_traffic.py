@@ -167,6 +167,7 @@ class Served:
             tp_rank=rank.number,
         )
         self.tree: Any = factory.build_tree_cache(context)
+        self._events = self.tree.check_hicache_events
         # as a worker does before its forward pass
         start_loads = self.tree.ready_to_load_host_cache
         counter = self.tree.cache_controller.layer_done_counter
@@ -192,11 +193,21 @@ class Served:
         tree = self.tree
         self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup))
 
+    def be_calm(self) -> None:
+        """From now on all that a step finds in flight ends in it. A chunk that is computed while
+        pages of the one before are still being copied takes the device from them."""
+
+        def step() -> None:
+            self._events()
+            self.settle()
+
+        self.tree.check_hicache_events = step
+
     def _step_until(self, done: Callable[[], bool]) -> None:
         end = time.monotonic() + _MOST_SECONDS
         while not done():
             assert time.monotonic() < end, "it hangs"
-            self.tree.check_hicache_events()
+            self._events()
 
     def close(self) -> None:
         """A server ends."""
@@ -362,11 +373,12 @@ class Server:
 
 
 def serve(storage: Path, model: Model, requests: Requests, **options: Any) -> dict[str, Any]:
-    """A server from its start to its end. A slow disk takes nothing from the last talks, so what
-    a restart finds of them does not depend on it."""
+    """A server from its start to its end. Slow copies and a slow disk take nothing from the last
+    talks, so what a restart finds of them does not depend on it."""
     served: Any = Served(storage, model, **options)
     server = Server(served, model)
     server.serve(requests[:-TALKS])
+    served.be_calm()
     for request in requests[-TALKS:]:
         server.serve([request])
         served.settle()
