@@ -12,7 +12,7 @@ and compares what it reads in every plane. All of it is from one seed, beside th
 
 Prints one line of JSON for each life of each rank, and ends with an error if a rank does.
 
-    python -m tests.adapter.deepseek_v4_ranks DIRECTORY [BUG] [--ranks N] [--dp N] [--seed N]
+    python -m tests.adapter.deepseek_v4_ranks DIRECTORY [BUG] [--ranks N] [--dp N] [--seed N] [...]
 """
 
 import argparse
@@ -195,7 +195,7 @@ def live(process: int, life: int, args: argparse.Namespace) -> None:
         if count % 4 == 0:
             # whatever else runs here, there is something to read later
             served.settle()
-        if dice.random() < 0.15:
+        if dice.random() < args.damage:
             damage(own, dice, trouble.seen)
     # what is saved at the end is each rank's own matter: how much depends on its time
     told = {"process": process, "life": life, **server.counted()}
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--dp", type=int, default=1, help="with requests of their own")
     parser.add_argument("--lives", type=int, default=len(LIVES), help="all but the last are killed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--damage", type=float, default=0.15, help="pages behind a request")
     args = parser.parse_args()
     base.host_memory_budget_bytes = lambda *_, **__: 1 << 40  # whatever else is running here
     for bug in args.bugs:

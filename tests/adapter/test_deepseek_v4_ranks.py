@@ -102,9 +102,18 @@ def test_two_ranks_each_with_requests_of_their_own(
     ["failed_copies_are_taken", pytest.param("damaged_pages_are_taken", marks=pytest.mark.full)],
 )
 def test_rows_of_another_prefix_are_found(zygote: Zygote, tmp_path: Path, bug: str) -> None:
-    ended = zygote.run("-m", TRAFFIC, str(tmp_path), bug, "--lives", "2", "--seed", "1")
-    assert ended.returncode != 0
-    assert "AssertionError: request" in ended.stderr, ended.stderr[-2000:]
+    """Which pages are read depends on what had time to be written; few seeds read none of those
+    with rubbish."""
+
+    def finds(seed: int) -> bool:
+        (folder := tmp_path / str(seed)).mkdir()
+        options = ("--lives", "2", "--damage", "1", "--seed", str(seed))
+        ended = zygote.run("-m", TRAFFIC, str(folder), bug, *options)
+        found = "AssertionError: request" in ended.stderr
+        assert found == (ended.returncode != 0), ended.stderr[-2000:]
+        return found
+
+    assert any(finds(seed) for seed in range(1, 5))
 
 
 @pytest.mark.full
