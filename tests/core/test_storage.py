@@ -1,6 +1,7 @@
 """Persists and prefetches, step by step, on simulated ranks."""
 
 import numpy as np
+import pytest
 
 from sglang_ext.core import invariants
 from sglang_ext.core.counters import Unfulfilled
@@ -67,6 +68,28 @@ def test_a_prompt_that_has_lost_its_end_in_storage_is_of_use_up_to_a_window_insi
         table, path = engine.index.table, rows_of(engine, tokens(24))
         there = np.flatnonzero(complete_windows(table.window_stored[path] == STORED, 2)) + 1
         assert there.tolist() == stored, dense
+
+
+@pytest.mark.parametrize("eviction", ["lru", "learned"])
+def test_what_has_been_read_for_a_request_does_not_leave_before_it(eviction: str) -> None:
+    """No request has ended with these pages, so nothing has been learned of them; the host would
+    read them in vain if others came first."""
+    store = SimStore()
+    serve(rank(store), tokens(10))
+    fresh = rank(store, eviction=eviction, device_pages=16, device_window_pages=16)
+    for seed in (1, 2, 3, 4):
+        serve(fresh, tokens(7, seed))
+    fresh.arrive(tokens(10))
+    for _ in range(6):
+        step(fresh)
+    read = rows_of(fresh, tokens(10))
+    assert match(fresh, tokens(10)) == len(read) == 10
+    left: list[int] = []
+    while (end := fresh.index.room.next_tail(float("inf"), [])) is not None:
+        left.append(end)
+        fresh.index.room.drop_tail(end)
+    assert len(left) > 1
+    assert left.index(read[-1]) == len(left) - 1, "others have left later"
 
 
 def test_what_storage_has_and_a_request_does_not_get_is_counted_by_reason() -> None:

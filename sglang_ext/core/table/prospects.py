@@ -17,6 +17,10 @@ who has the larger one."""
 class Prospects(Protocol):
     """Who tells that, of the pages with which prefixes end."""
 
+    @property
+    def tick(self) -> int:
+        """Requests so far; 0 where they are not counted."""
+
     def worth(self, rows: Rows) -> NDArray[np.float64]:
         """What prefixes are worth now: larger is more."""
 
@@ -40,6 +44,8 @@ class Ages(Protocol):
 
 class PastUses:
     """By the rank of the eviction policy, then by ``expected_uses``."""
+
+    tick = 0
 
     def __init__(self, table: Ages) -> None:
         self._table = table

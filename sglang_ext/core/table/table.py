@@ -100,7 +100,7 @@ class PageTable:
             with TLRU the most pages that one of their prefixes needs, with SESSIONS how many
             open sessions have used the page.
         kind: (rows,) int8, class of the page; UNKNOWN until a request has ended that used it.
-        used: (rows,) int64, the last such request, in requests; 0 for none.
+        used: (rows,) int64, requests until the last such one, or until the page came.
         stay: (classes,) int64, ticks from its use until a page of that class expires.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
         resume_if_room: (rows,) bool, it is worth a copy as long as that takes nothing away.
@@ -402,6 +402,7 @@ class PageTable:
             digest,
             depth,
             self.now,
+            self.prospects.tick,
             namespaces.numbers[root],
             self._cursor,
             rows,
