@@ -154,10 +154,10 @@ class Server:
         """Whether the process still runs."""
         return self.process.poll() is None
 
-    def healthy(self) -> bool:
-        """Whether the server answers its health check."""
+    def healthy(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server answers its health check in time."""
         try:
-            self.get("/health", timeout_s=5.0)
+            self.get("/health", timeout_s)
         except httpx.HTTPError:
             return False
         return True
