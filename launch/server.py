@@ -154,7 +154,7 @@ class Server:
         """Whether the process still runs."""
         return self.process.poll() is None
 
-    def healthy(self, timeout_s: float = 5.0) -> bool:
+    def healthy(self, timeout_s: float = 30.0) -> bool:
         """Whether the server answers its health check in time."""
         try:
             self.get("/health", timeout_s)
