@@ -43,6 +43,7 @@ from tests.soak.server import (
     served,
 )
 from tests.soak.traffic import SOAK, Pool, Request
+from tests.soak.weights_under_load import NOT_FLUSHED
 
 KEY = "storm"
 WINDOW = 128
@@ -81,7 +82,7 @@ def flush(timeout_s: float) -> Call:
     """Flush, at once or as soon as the server is idle."""
     path = f"/flush_cache?timeout={timeout_s:g}" if timeout_s else "/flush_cache"
     # it waits for what is in flight beyond its timeout
-    return Call("flush", path, limit_s=30.0 + timeout_s, refusals=BUSY)
+    return Call("flush", path, limit_s=120.0 + timeout_s, refusals=BUSY)
 
 
 def attach(directory: Path, policy: str) -> Call:
@@ -149,7 +150,7 @@ class Operator:
             "/update_weights_from_disk",
             {"model_path": model},
             limit_s=240.0,
-            refusals=("the cache was not flushed because",),
+            refusals=(NOT_FLUSHED,),
         )
 
     def calls(self) -> Iterator[Call]:
