@@ -23,7 +23,7 @@ from sglang_ext.arguments import Parser, output_file, whole
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ROOT / ".venv" / "mooncake"
 """What ``mooncake_libraries.sh`` unpacked, if the machine does not have it."""
-_START_S = 30.0
+_START_S = 180.0
 
 
 def environment() -> dict[str, str]:
@@ -39,13 +39,15 @@ class MooncakeStore:
     Args:
         log: file for their output.
         memory_mb: for pages.
+        lease_s: so long what was read stays; None for Mooncake's default.
     """
 
-    def __init__(self, log: Path, memory_mb: int = 512) -> None:
+    def __init__(self, log: Path, memory_mb: int = 512, lease_s: int | None = None) -> None:
         self.port = free_port()
         self._metrics_port = free_port()
         self._log = log
         self._memory_mb = memory_mb
+        self._lease_s = lease_s
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def options(self, **more: object) -> list[str]:
@@ -77,8 +79,10 @@ class MooncakeStore:
                 "mooncake is not installed: pip install -r launch/requirements/mooncake.txt"
             )
         master = Path(package.submodule_search_locations[0]) / "mooncake_master"
-        ports = ["--port", str(self.port), "--metrics_port", str(self._metrics_port)]
-        self._run([str(master), *ports])
+        options = ["--port", str(self.port), "--metrics_port", str(self._metrics_port)]
+        if self._lease_s is not None:
+            options += ["--default_kv_lease_ttl", str(1000 * self._lease_s)]
+        self._run([str(master), *options])
         segment = [sys.executable, "-m", "launch.mooncake", "--lend", str(self.port)]
         self._run([*segment, "--memory-mb", str(self._memory_mb)])
         deadline = time.monotonic() + _START_S
@@ -112,10 +116,12 @@ class MooncakeStore:
 
 
 @contextlib.contextmanager
-def store_running(log: Path, memory_mb: int = 512) -> Iterator[MooncakeStore]:
-    """A store for the length of a with-block."""
+def store_running(
+    log: Path, memory_mb: int = 512, lease_s: int | None = None
+) -> Iterator[MooncakeStore]:
+    """A store for the length of a with-block; see ``MooncakeStore``."""
     log.write_text("")
-    store = MooncakeStore(log, memory_mb)
+    store = MooncakeStore(log, memory_mb, lease_s)
     store.start()
     try:
         yield store

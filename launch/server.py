@@ -1,6 +1,7 @@
 """Start and stop a real SGLang server on this machine; shared by demo, bench and tests."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -57,7 +58,25 @@ PORTS = range(10000, 22000)
 """Ports of servers. The engine takes its own from 22,000 to 29,999, and the system hands out those
 from 32,768 on: none of them takes one away before its server listens, seconds later."""
 
-_ports = itertools.count(random.randrange(len(PORTS)))
+_IN_A_ROW = 500
+"""Ports of one process: more than a whole test run asks for."""
+
+
+@functools.cache
+def _own_ports() -> tuple[Iterator[int], socket.socket | None]:
+    """Numbers of ports that no other process is told as long as this one runs, and what keeps them:
+    a name that only one of them can have. None where all are taken: then anybody's."""
+    parts = [range(first, first + _IN_A_ROW) for first in PORTS[::_IN_A_ROW]]
+    random.shuffle(parts)
+    for part in parts:
+        keeper = socket.socket(socket.AF_UNIX)
+        try:
+            keeper.bind(f"\0sglang-ext ports {part.start}")
+        except OSError:
+            keeper.close()
+        else:
+            return itertools.cycle(part), keeper
+    return itertools.cycle(PORTS), None
 
 
 def free_port() -> int:
@@ -66,14 +85,16 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many such ports in a row. No port is told twice until all have been; another
-    process begins elsewhere."""
+    """The first of so many such ports in a row. No port is told twice until all have been, and none
+    by two processes."""
+    ports, _ = _own_ports()
     while True:
-        first = PORTS[next(_ports) % len(PORTS)]
-        for _ in range(count - 1):
-            next(_ports)
+        row = list(itertools.islice(ports, count))
+        first = row[0]
+        if row != list(range(first, first + count)):
+            continue  # it goes over the end
         with contextlib.ExitStack() as listeners, contextlib.suppress(OSError):
-            for port in range(first, first + count):
+            for port in row:
                 listener = listeners.enter_context(socket.socket())
                 listener.bind(("127.0.0.1", port))
             return first
@@ -133,10 +154,10 @@ class Server:
         """Whether the process still runs."""
         return self.process.poll() is None
 
-    def healthy(self) -> bool:
-        """Whether the server answers its health check."""
+    def healthy(self, timeout_s: float = 30.0) -> bool:
+        """Whether the server answers its health check in time."""
         try:
-            self.get("/health", timeout_s=5.0)
+            self.get("/health", timeout_s)
         except httpx.HTTPError:
             return False
         return True

@@ -1,11 +1,11 @@
 """The architectures of which there are tiny models, and where these are kept between runs."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from launch.models import dflash, gemma4, gpt_oss, llama4, mimo_v2, step
+from launch.models.kept import kept
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "gpt-oss": gpt_oss.make,
@@ -32,9 +32,4 @@ def ready_made(name: str) -> Path:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.blake2b(b"".join(source.read_bytes() for source in sources), digest_size=4)
     out = Path(__file__).resolve().parents[2] / ".models" / f"{name}-{digest.hexdigest()}"
-    if not out.exists():
-        # whole or not at all: another process may look for it
-        unfinished = make(out.with_name(f"{out.name}.{os.getpid()}"))
-        if not out.exists():
-            unfinished.rename(out)
-    return out
+    return kept(out, make)

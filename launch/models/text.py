@@ -13,6 +13,7 @@ import json
 import random
 from pathlib import Path
 
+from launch.models.kept import kept
 from launch.models.tiny import make_model, parse_args
 from sglang_ext.arguments import Parser, output_folder, whole
 
@@ -118,9 +119,7 @@ def make_text_model(out: Path, window: int = 128, seed: int = 0) -> Path:
 def ready_made_text(window: int = 128) -> Path:
     """The model with this window, made unless it is there; kept between runs."""
     out = Path(__file__).resolve().parents[2] / ".models" / f"text-{window}"
-    if not (out / "chat_template.jinja").exists():
-        make_text_model(out, window)
-    return out
+    return kept(out, lambda place: make_text_model(place, window))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from launch.models.kept import kept
 from sglang_ext.arguments import Parser, output_folder, whole
 
 
@@ -144,10 +145,8 @@ def ready_made(window: int, full_every: int = 2) -> Path:
     it is there; kept between runs."""
     name = f"tiny-{window}" if full_every == 2 else f"tiny-{window}-{full_every}"
     out = Path(__file__).resolve().parents[2] / ".models" / name
-    if not (out / "model.safetensors").exists():
-        options = ["--out", str(out), "--window", str(window), "--full-every", str(full_every)]
-        make_model(parse_args(options))
-    return out
+    options = ["--window", str(window), "--full-every", str(full_every)]
+    return kept(out, lambda place: make_model(parse_args(["--out", str(place), *options])))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from tests.fixtures.documents import begins, commands
 PAGE = 16
 LONG = 250
 """Tokens of an answer that has not ended when the next call arrives."""
+SLOW_S = 0.05
+"""Then every token takes so much longer: a caller may be as late as seconds on a busy machine."""
 SEEDS = range(1, 5)
 
 
@@ -72,10 +74,12 @@ def ranks(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]: 
 
 @pytest.fixture(autouse=True)
 def none_left_paused(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that fails in a pause fails alone."""
+    """A test that fails in a pause, or while the server is slow, fails alone."""
     yield
     for name in {"late", "ranks"} & set(request.fixturenames):
-        request.getfixturevalue(name).post("/continue_generation", {})
+        server = request.getfixturevalue(name)
+        server.post("/continue_generation", {})
+        slow_down(server, 0)
 
 
 def prompt(seed: int, length: int = 410) -> list[int]:
@@ -97,17 +101,27 @@ def answer(server: Server, seed: int, length: int = 8) -> list[int]:
     return tokens
 
 
+def slow_down(server: Server, seconds: float) -> None:
+    """How much longer each step of a server takes from now on."""
+    server.post("/slow_down", {"forward_sleep_time": seconds})
+
+
 class Running:
-    """A long answer that is being generated."""
+    """A long answer that is being generated, slowly until somebody asks for it."""
 
     def __init__(self, server: Server, seed: int, *, tokens: int = LONG, **fields: Any) -> None:
         """``fields`` go into the request as they are."""
         self._server, self._pool, self._fields = server, ThreadPoolExecutor(1), fields
         self._length = tokens
         self._begun = threading.Event()
-        self._tokens: list[int] = []
-        self.future: Future[list[int]] = self._pool.submit(self._read, seed)
+        slow_down(server, SLOW_S)
+        self._future: Future[list[int]] = self._pool.submit(self._read, seed)
         assert self._begun.wait(180.0)
+
+    def result(self) -> list[int]:
+        """All of its tokens."""
+        slow_down(self._server, 0)
+        return self._future.result()
 
     def _read(self, seed: int) -> list[int]:
         body = {
@@ -156,7 +170,7 @@ def test_memory_is_not_released_while_a_request_runs(late: Server, expected) -> 
     said = refused(lambda: late.post("/release_memory_occupation", {}))
     assert "memory was not released" in said
     late.post("/continue_generation", {})
-    assert running.future.result() == expected[1]
+    assert running.result() == expected[1]
 
 
 def test_memory_is_released_in_a_pause(late: Server, expected) -> None:  # noqa: ANN001
@@ -165,7 +179,7 @@ def test_memory_is_released_in_a_pause(late: Server, expected) -> None:  # noqa:
     late.post("/release_memory_occupation", {})
     late.post("/resume_memory_occupation", {})
     late.post("/continue_generation", {})
-    assert running.future.result() == expected[3]
+    assert running.result() == expected[3]
 
 
 # ---- pauses ------------------------------------------------------------------
@@ -180,13 +194,14 @@ def test_a_flush_and_new_weights_in_a_pause(late: Server, expected) -> None:  # 
     updated = late.post("/update_weights_from_disk", {"model_path": model})
     assert updated["success"], updated
     late.post("/continue_generation", {})
-    assert running.future.result() == expected[4]
+    assert running.result() == expected[4]
 
 
 def test_new_weights_right_after_an_answer(late: Server, expected) -> None:  # noqa: ANN001
     assert answer(late, 2, 20) == expected[2][:20]
     model = json.loads(late.get("/model_info"))["model_path"]
-    updated = late.post("/update_weights_from_disk", {"model_path": model})
+    body = {"model_path": model}
+    updated = when_idle(lambda: late.post("/update_weights_from_disk", body))
     assert updated["success"], updated
     assert answer(late, 2, 20) == expected[2][:20]
 
@@ -206,13 +221,14 @@ def test_a_pause_in_place_keeps_what_runs(late: Server, expected) -> None:  # no
     late.post("/pause_generation", {"mode": "in_place"})
     assert "Timed out" in refused(lambda: late.post("/flush_cache?timeout=1", {}))
     late.post("/continue_generation", {})
-    assert running.future.result() == expected[2]
+    assert running.result() == expected[2]
 
 
 def test_a_pause_that_aborts(late: Server, expected) -> None:  # noqa: ANN001
     running = Running(late, 3)
     late.post("/pause_generation", {"mode": "abort"})
-    tokens = running.future.result()
+    tokens = running.result()
+    assert len(tokens) < LONG
     assert tokens == expected[3][: len(tokens)]
     late.post("/flush_cache?timeout=180", {})
     late.post("/continue_generation", {})
@@ -229,7 +245,7 @@ def test_storage_is_detached_and_attached_in_a_pause(
     when_idle(lambda: late.post("/hicache/storage-backend", {}, method="DELETE"))
     when_idle(lambda: attach(late, tmp_path))
     late.post("/continue_generation", {})
-    assert running.future.result() == expected[1]
+    assert running.result() == expected[1]
 
 
 def attach(server: Server, directory: Path, **settings: Any) -> None:
@@ -387,7 +403,7 @@ def test_calls_that_read_or_slow_down(late: Server, expected) -> None:  # noqa: 
     late.post("/slow_down", {"forward_sleep_time": 0.001})
     late.post("/slow_down", {"forward_sleep_time": 0})
     assert "attached" in late.get("/get_hicache_l3_cache_layout")
-    assert running.future.result() == expected[1]
+    assert running.result() == expected[1]
 
 
 def test_calls_of_the_documents_are_answered(late: Server, expected) -> None:  # noqa: ANN001
@@ -411,7 +427,7 @@ def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Pat
         "class_name": "FailsOnOneRank",
         "interface_v1": 1,
     }
-    said = refused(lambda: attach(ranks, tmp_path, **fails))
+    said = refused(lambda: when_idle(lambda: attach(ranks, tmp_path, **fails)))
     assert "did not start" in said
     assert answer(ranks, 2) == expected[2][:8]
     when_idle(lambda: attach(ranks, tmp_path))
@@ -435,4 +451,4 @@ def test_two_ranks_release_and_pause(ranks: Server, expected) -> None:  # noqa: 
     updated = ranks.post("/update_weights_from_disk", {"model_path": model})
     assert updated["success"], updated
     ranks.post("/continue_generation", {})
-    assert running.future.result() == expected[1]
+    assert running.result() == expected[1]

@@ -24,13 +24,15 @@ from tests.e2e.exported import assert_all_is_there, assert_counted
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import DISK, GPU, ON_HOST
 from tests.fixtures.scrape import Scrape
+from tests.soak.weights_under_load import NOT_FLUSHED
 
 TIERS = ("--enable-hierarchical-cache", "--hicache-ratio", "2")
 TRAFFIC = Traffic(conversations=6, rounds=4, fork=0.0, parallel=4, seed=23)
 PAGE, WINDOW_PAGES = 16, 8
 TIER_NAMES = ("device", "host", "storage")
-BUSY = ("not idle", "Flush cache failed")
-"""What a server says to a call that it refuses until it is idle."""
+BUSY = ("not idle", "Flush cache failed", NOT_FLUSHED)
+"""What a server says to a call that it refuses until it is idle, which it is not at once after an
+answer: the batch of the answer is its last one for a moment."""
 
 
 def stored_in(directory: Path, policy: str = "wait_complete", **settings: Any) -> list[str]:
@@ -237,6 +239,7 @@ def test_attach_detach_clear_and_verify(serve, tmp_path: Path, capsys) -> None: 
         server.post("/hicache/storage-backend/clear", {})
         flush(server)
         assert cached(generate(server, prompt(1), 8)) == {"device": 0, "host": 0, "storage": 0}
+        flush(server)  # nobody writes any more where files are put and removed
         place = next(tmp_path.glob("*/0-of-1/ff"))
         shutil.rmtree(place)
         place.write_text("in the way")

@@ -10,6 +10,10 @@ from tests.e2e.conftest import RANKS
 from tests.soak.storm import LATE, OPTIONS, passed, storm
 from tests.soak.traffic import SOAK, ask
 
+LEAST = 21
+"""Calls that are made and requests that are completed, on a slow machine later than after the time
+that is given here."""
+
 
 @pytest.mark.parametrize(
     ("minutes", "dp"),
@@ -31,7 +35,7 @@ def test_a_storm_of_calls_costs_no_token_and_no_server(serve, minutes: float, dp
     def start() -> Any:
         return serve(128, *OPTIONS, *more, *several, **LATE, **ranks)
 
-    result = storm(start, pool, 3, 16, minutes=minutes, dp=dp)
+    result = storm(start, pool, 3, 16, minutes=minutes, dp=dp, least=LEAST)
     assert passed(result), result
-    assert result["requests"]["completed"] > 20, result
-    assert sum(result["calls"].values()) > 15, result
+    assert result["requests"]["completed"] >= LEAST, result
+    assert sum(result["calls"].values()) >= LEAST, result

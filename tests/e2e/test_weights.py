@@ -15,9 +15,9 @@ from launch.models.tiny import ready_made
 from launch.server import Server
 from launch.traffic import generate
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
-from tests.e2e.test_storage import cached, flush, prompt, stop_gracefully, stored_in
+from tests.e2e.test_storage import cached, flush, prompt, stop_gracefully, stored_in, when_idle
 from tests.soak import weights_under_load
-from tests.soak.weights_under_load import Answers, go_back_and_forth, update, wrong
+from tests.soak.weights_under_load import Answers, go_back_and_forth, wrong
 
 PAGE = ("--page-size", "16")
 ASKED = [prompt(40, 810), *weights_under_load.prompts(20)]
@@ -44,6 +44,11 @@ def ask(server: Server, number: int) -> tuple[list[int], int]:
     """(answer, tokens from storage) of a prompt."""
     result = generate(server, ASKED[number], weights_under_load.ANSWER)
     return result["output_ids"], cached(result)["storage"]
+
+
+def update(server: Server, model: Path, **fields: Any) -> None:
+    """Load other weights, behind an answer."""
+    when_idle(lambda: weights_under_load.update(server, model, **fields))
 
 
 def test_what_is_stored_of_weights_ends_with_them(

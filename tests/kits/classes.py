@@ -95,7 +95,9 @@ class CacheHit(OnServer):
 
 
 class AbortAll(AbortAllMixin, OnServer):
-    """All requests are aborted in the middle of their answers."""
+    """All requests are aborted in the middle of their answers: none comes later than that."""
+
+    abort_all_sleep = 6
 
 
 class WaitingTimeout(WaitingTimeoutMixin, OnServer):
@@ -111,7 +113,8 @@ class PauseResume(PauseResumeInPlaceMixin, OnServer):
 
     pause_ignore_eos = True
     pause_num_requests = 8
-    pause_max_new_tokens = 128
+    # none ends just when the pause begins
+    pause_max_new_tokens = 512
     pause_duration = 1
 
 

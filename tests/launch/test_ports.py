@@ -1,11 +1,14 @@
 """A port that was told is nobody else's before its server listens, seconds later."""
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 from sglang.srt.utils.network import get_free_port_below_ephemeral
 
 from launch.server import PORTS, free_port, free_ports
+from tests.conftest import ROOT
 
 
 def test_neither_the_system_nor_the_engine_hands_out_the_ports_of_servers() -> None:
@@ -20,3 +23,16 @@ def test_no_port_is_told_twice() -> None:
     rows = [range(first, first + 7) for first in (free_ports(7) for _ in range(20))]
     told = single + [port for row in rows for port in row]
     assert len(set(told)) == len(told)
+
+
+def test_none_is_told_by_two_processes() -> None:
+    """However many both of them ask for."""
+    told = {free_port() for _ in range(600)}
+    ask = "from launch.server import free_port; print(*(free_port() for _ in range(600)))"
+    others = [
+        subprocess.run(
+            [sys.executable, "-c", ask], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert all(told.isdisjoint(map(int, ports)) for ports in others)

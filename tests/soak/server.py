@@ -60,6 +60,8 @@ IDLE_S = 4.0
 """How long the server gets to notice that it is idle and to check its pools."""
 KEPT = 5
 """Messages of a kind that the report keeps."""
+PATIENCE_S = 900.0
+"""So much longer than asked for a run lasts, if it has to come to something first."""
 Start = Callable[[Sequence[str], Path, Mapping[str, str]], AbstractContextManager[Server]]
 """Starts a server for the length of a with-block: options, log, variables."""
 
@@ -135,6 +137,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="NAME=M",
         help="for one of them",
+    )
+    parser.add_argument(
+        "--least", type=whole(0), default=0, help="requests to complete, however long it takes"
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="glob patterns")
     parser.add_argument("--list", action="store_true", help="print the names and exit")
@@ -239,6 +244,13 @@ class Tally:
                 self.drafts["proposals"] += meta.get("spec_verify_ct", 0)
                 self.drafts["accepted"] += meta.get("spec_num_correct_drafts", 0)
 
+    def came_to(self, least: int) -> bool:
+        """Whether so many requests were completed, and one was aborted and one found tokens on the
+        host. Nothing is asked of none."""
+        with self._lock:
+            seen = self.counts["aborted"] > 0 and self.tokens["host"] > 0
+            return not least or (self.counts["completed"] >= least and seen)
+
     def report(self) -> dict[str, Any]:
         """Counts, the first messages of each kind and the hit rate."""
         cached = self.tokens["device"] + self.tokens["host"]
@@ -264,13 +276,18 @@ class Soak:
         self._picker = Picker(pool, seed)
         self._stop = threading.Event()
 
-    def run(self, clients: int, minutes: float) -> None:
-        """Send requests for so long, or until the server dies."""
+    def run(self, clients: int, minutes: float, least: int = 0) -> None:
+        """Send requests for so long and until they came to something, see ``Tally.came_to``; or
+        until the server dies."""
         start = time.monotonic()
+        enough = start + 60 * minutes
         with ThreadPoolExecutor(clients) as threads:
             running_clients = [threads.submit(self._client) for _ in range(clients)]
             try:
-                while time.monotonic() < start + 60 * minutes and self._server.is_alive():
+                while self._server.is_alive() and (
+                    (now := time.monotonic()) < enough
+                    or (now < enough + PATIENCE_S and not self.tally.came_to(least))
+                ):
                     self.memory.append(
                         ((time.monotonic() - start) / 60, resident_mb(self._server.process.pid))
                     )
@@ -394,7 +411,8 @@ def soak(
     environment: dict[str, str],
     start: Start = running,
 ) -> dict[str, Any]:
-    """One configuration on a fresh server."""
+    """One configuration on a fresh server, for ``minutes`` and until ``args.least`` requests were
+    completed."""
     chosen = MATRIX[name]
     traffic = dataclasses.replace(SOAK, conversations=args.conversations)
     model = served(chosen.window, args.drafts)
@@ -414,11 +432,11 @@ def soak(
     try:
         with start([*model.arguments(), *COMMON, *options], log, variables) as server:
             driver = Soak(server, pool, args.seed)
-            driver.run(args.clients, minutes)
+            driver.run(args.clients, minutes, args.least)
             time.sleep(IDLE_S)
             result |= driver.tally.report()
             result["minutes_lived"] = driver.memory[-1][0]
-            result["crashed"] = not (server.is_alive() and server.healthy())
+            result["crashed"] = not (server.is_alive() and server.healthy(REQUEST_TIMEOUT_S))
             if not result["crashed"]:
                 result["memory"] = memory_report(driver.memory, minutes)
                 result["cache_events"] = cache_events(server.get("/metrics"))

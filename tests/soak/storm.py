@@ -35,6 +35,7 @@ from sglang_ext.arguments import Parser, number, output_file, whole
 from tests.soak.server import (
     COMMON,
     KEPT,
+    PATIENCE_S,
     ROOT,
     cache_events,
     log_report,
@@ -42,6 +43,7 @@ from tests.soak.server import (
     served,
 )
 from tests.soak.traffic import SOAK, Pool, Request
+from tests.soak.weights_under_load import NOT_FLUSHED
 
 KEY = "storm"
 WINDOW = 128
@@ -80,7 +82,7 @@ def flush(timeout_s: float) -> Call:
     """Flush, at once or as soon as the server is idle."""
     path = f"/flush_cache?timeout={timeout_s:g}" if timeout_s else "/flush_cache"
     # it waits for what is in flight beyond its timeout
-    return Call("flush", path, limit_s=30.0 + timeout_s, refusals=BUSY)
+    return Call("flush", path, limit_s=120.0 + timeout_s, refusals=BUSY)
 
 
 def attach(directory: Path, policy: str) -> Call:
@@ -148,7 +150,7 @@ class Operator:
             "/update_weights_from_disk",
             {"model_path": model},
             limit_s=240.0,
-            refusals=("the cache was not flushed because",),
+            refusals=(NOT_FLUSHED,),
         )
 
     def calls(self) -> Iterator[Call]:
@@ -203,15 +205,18 @@ class Storm:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def run(self, clients: int, minutes: float) -> None:
-        """Storm for so long, or until the server dies; then ask for every answer once more."""
-        deadline = time.monotonic() + 60 * minutes
+    def run(self, clients: int, minutes: float, least: int = 0) -> None:
+        """Storm for so long and until so many calls were made and requests completed, or until the
+        server dies; then ask for every answer once more."""
+        enough = time.monotonic() + 60 * minutes
         with ThreadPoolExecutor(clients) as threads:
             futures = [threads.submit(self._client) for _ in range(clients)]
             try:
                 paused = False
                 for call in self._operator.calls():
-                    if time.monotonic() > deadline or not self._server.is_alive():
+                    now, seen = time.monotonic(), self._came_to(least)
+                    is_over = now > enough and (seen or now > enough + PATIENCE_S)
+                    if is_over or not self._server.is_alive():
                         break
                     self._make(call)
                     paused = call is not CONTINUE and (paused or call.name.startswith("pause"))
@@ -226,6 +231,10 @@ class Storm:
         if self._server.is_alive():
             for conversation in self._pool:
                 self._ask(conversation[-1], "at the end")
+
+    def _came_to(self, least: int) -> bool:
+        with self._lock:
+            return min(self.requests["completed"], sum(self.calls.values())) >= least
 
     def _make(self, call: Call) -> None:
         start = time.monotonic()
@@ -322,13 +331,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def storm(
-    start: Callable[[], Any], pool: Pool, seed: int, clients: int, minutes: float, *, dp: int = 1
+    start: Callable[[], Any],
+    pool: Pool,
+    seed: int,
+    clients: int,
+    minutes: float,
+    *,
+    dp: int = 1,
+    least: int = 0,
 ) -> dict[str, Any]:
     """A storm on a fresh server.
 
     Args:
         start: gives a running server for the length of a with-block.
         dp: its DP ranks.
+        least: calls that are made and requests that are completed, however long it takes.
     """
     result: dict[str, Any] = {"crashed": True, "problems": []}
     try:
@@ -338,10 +355,10 @@ def storm(
             prompts = [request.prompt for requests in pool for request in requests]
             operator = Operator(seed, Path(directory), model, prompts)
             driver = Storm(server, pool, operator, seed, dp=dp)
-            driver.run(clients, minutes)
+            driver.run(clients, minutes, least)
             time.sleep(IDLE_S)
             result |= driver.report()
-            result["crashed"] = not (server.is_alive() and server.healthy())
+            result["crashed"] = not (server.is_alive() and server.healthy(REQUEST_TIMEOUT_S))
             log = server.log.read_text(errors="replace")
             result |= log_report(log)
             result["leaks"] = len(re.findall("memory leak detected", log))

@@ -34,6 +34,9 @@ OPTIONS = (
     *("--skip-server-warmup", "--hicache-io-backend", "direct", "--page-size", "16"),
 )
 ANSWER = 8
+NOT_FLUSHED = "the cache was not flushed because"
+"""What the engine says if anything runs; right behind an answer its batch is the last one for a
+moment."""
 Prompt = list[int]
 Answers = list[list[int]]
 Start = Callable[..., contextlib.AbstractContextManager[Server]]
@@ -58,6 +61,27 @@ def update(server: Server, model: Path, **fields: Any) -> None:
         httpx.HTTPStatusError: the server did not.
     """
     server.post("/update_weights_from_disk", {"model_path": str(model), **fields})
+
+
+def update_under_load(server: Server, model: Path) -> bool:
+    """Load other weights; False: what the old ones have computed was there for a while beside the
+    new ones, and requests may have got some of both.
+
+    Raises:
+        httpx.HTTPStatusError: the server did not.
+    """
+    try:
+        update(server, model)
+    except httpx.HTTPStatusError as error:
+        if NOT_FLUSHED not in error.response.text:
+            raise
+    else:
+        return True
+    # as the engine says
+    server.post("/pause_generation", {"mode": "retract"})
+    update(server, model)
+    server.post("/continue_generation", {})
+    return False
 
 
 def answer_all(server: Server, asked: Sequence[Prompt], clients: int = 4) -> Answers:
@@ -134,7 +158,7 @@ class Clients:
         except (httpx.HTTPError, KeyError) as error:
             self.errors.append(error)
 
-    def wait_for(self, more: int, timeout_s: float = 120.0) -> None:
+    def wait_for(self, more: int, timeout_s: float = 600.0) -> None:
         """Wait for so many replies more.
 
         Raises:
@@ -170,7 +194,7 @@ class Outcome:
     """What happened.
 
     Attributes:
-        replies: answers under load; spans: which weights were there when.
+        replies: answers under load, each of one kind of weights; spans: which ones were there when.
         afterwards: answers of a server of the first weights, and its tokens from storage.
     """
 
@@ -192,16 +216,21 @@ def go_back_and_forth(
 ) -> Outcome:
     """Change the weights under load, then start anew with the first ones."""
     with start() as server, Clients(server, asked, clients, seed=0) as load:
-        times = [(0, 0.0, 0.0)]
+        times, mixed = [(0, 0.0, 0.0)], list[tuple[float, float]]()
         load.wait_for(replies_between)
         for number in range(1, updates + 1):
             model = number % len(models)
             wanted = time.monotonic()
-            update(server, models[model])
+            alone = update_under_load(server, models[model])
             times.append((model, wanted, time.monotonic()))
+            mixed += [] if alone else [times[-1][1:]]
             load.wait_for(replies_between)
             time.sleep(seconds_between)
-        replies = load.replies
+    replies = [
+        reply
+        for reply in load.replies
+        if not any(since <= reply.ended and reply.began <= until for since, until in mixed)
+    ]
     ends = [there for _, _, there in times[1:]] + [float("inf")]
     spans = [Span(m, wanted, end) for (m, wanted, _), end in zip(times, ends, strict=True)]
     if load.errors:
