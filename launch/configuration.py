@@ -40,7 +40,10 @@ Every option means what it means in stock. These have something to add here.
 | `--hicache-mem-layout` | `layer_first` becomes `page_first`: on the host a page is in one place |
 | `--hicache-io-backend` | which of the engine's copies run, if the engine copies |
 | `--hicache-write-policy` | what is copied to the host at once; all copy ahead of eviction |
-| `--radix-eviction-policy` | order of eviction on the device, see the next section. `tlru` takes \
+| `--radix-eviction-policy` | order of eviction on the device, see the next section. `lfu`, \
+`slru`, `priority` and `tlru` rank pages. Windows leave the device by their last use, as in stock \
+0.5.23 (`findings/sglang-window-eviction-policy.sh`), and without a host tier they are lost. Hits \
+count with any write policy; in stock none does with `write_back`. `tlru` takes \
 `threshold` and `next_prompt_estimate` in `--radix-eviction-policy-config`, as in stock |
 | `--schedule-low-priority-values-first` | with eviction by priority, low values stay longest |
 | `--page-size` | below 16 the table has pages of 16 tokens, and prefixes are found to the token |

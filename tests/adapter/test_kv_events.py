@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sglang.srt.disaggregation.kv_events import KVEventBatch
 from sglang.srt.mem_cache.events import KVCacheEventRecorder, KvEventLoraNames
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
@@ -318,6 +319,21 @@ def test_events_are_those_of_the_engines_recorder(
     assert followed.take() == theirs.stored(tokens[: known + pairs])
     serve(engine, tokens, namespace)
     assert followed.take() == theirs.stored(tokens[known : end + pairs])
+
+
+def test_whoever_reads_with_the_engines_type_cannot_read_pairs() -> None:
+    """As with the engine's own cache; a router must take both (``docs/operations.md``)."""
+    decoder = msgspec.msgpack.Decoder(KVEventBatch)
+    for overlap in (0, 1):
+        engine = engine_of(16, overlap)
+        followed = Followed(engine, pairs=bool(overlap))
+        serve(engine, prompt(4))
+        sent = msgspec.msgpack.encode(KVEventBatch(ts=0.0, events=followed.events.take()))
+        if not overlap:
+            assert len(decoder.decode(sent).events) == 2
+            continue
+        with pytest.raises(msgspec.ValidationError, match=r"Expected `int`, got `array`"):
+            decoder.decode(sent)
 
 
 # ---- what is told when -------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every policy evicts leaves before what they hang on."""
 
+import dataclasses
 import itertools
 import sys
 from types import SimpleNamespace
@@ -15,10 +16,11 @@ from sglang_ext.core.eviction_policy import POLICIES
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.table.geometry import Geometry
 from sglang_ext.core.table.table import PageTable
+from sglang_ext.core.write_policy import WritePolicy
 from sglang_ext.testing.engine import SimEngine
 from sglang_ext.testing.interpreted import INTERPRETED
 from sglang_ext.testing.sizes import PRIORITIES, Sizes
-from tests.failures.scenarios import PAGE, join, prompt, rows_of
+from tests.failures.scenarios import PAGE, find, join, prompt, rows_of
 
 RANKS = st.integers(0, MAX_RANK)
 PATHS = st.lists(st.tuples(st.integers(0, 1 << 30), RANKS), min_size=1, max_size=30)
@@ -76,11 +78,12 @@ SERVED = {  # (prefixes in the order of their requests, their priorities, the on
 }
 
 
+@pytest.mark.parametrize("write", list(WritePolicy))
 @pytest.mark.parametrize("case", SERVED)
-def test_what_goes_first(case: str) -> None:
+def test_what_goes_first(case: str, write: WritePolicy) -> None:
     order, priorities, victim = SERVED[case]
     policy = case.partition(":")[0]
-    engine = SimEngine(Geometry(PAGE, 32), Sizes(40, 40, eviction=policy))
+    engine = SimEngine(Geometry(PAGE, 32), Sizes(40, 40, eviction=policy, write=write))
     for number, seed in enumerate(order):
         tokens = join(prompt(4, seed), prompt(1, 100 + number))
         request = engine.start(tokens, priority=priorities.get(seed, 0))
@@ -88,6 +91,28 @@ def test_what_goes_first(case: str) -> None:
         engine.finish(request)
     last = {seed: rows_of(engine, prompt(4, seed))[-1] for seed in (1, 2, 3)}
     assert min(last, key=lambda seed: engine.index.table.age[last[seed]]) == victim
+    engine.check_idle()
+
+
+@pytest.mark.parametrize("host", [0, 40])
+@pytest.mark.parametrize("policy", ["lru", "lfu", "slru", "priority"])
+def test_windows_leave_the_device_by_their_last_use_and_are_found_on_the_host(
+    policy: str, host: int
+) -> None:
+    """Policies rank pages, and windows on the device have no rank of their own. Without a host the
+    window of the most wanted prompt is lost, as with the engine's own cache."""
+    room = Sizes(40, device_window_pages=10, host_pages=host, host_window_pages=host)
+    engine = SimEngine(Geometry(PAGE, 32), dataclasses.replace(room, eviction=policy))
+    for seed in (1, 1, 1, 2, 3, 4, 5):
+        tokens = prompt(4, seed)
+        request = engine.start(tokens, priority=9 if seed == 1 else 0)
+        engine.compute(request, len(tokens))
+        engine.finish(request)
+        engine.settle()
+    found = [find(engine, prompt(4, seed)) for seed in (1, 2, 3, 4, 5)]
+    assert [match.device_pages for match in found] == [0, 0, 4, 4, 4]
+    assert [len(match.rows) for match in found] == ([4] * 5 if host else [0, 0, 4, 4, 4])
+    assert len(rows_of(engine, prompt(4, 1))) == 4, "full attention has room for all"
     engine.check_idle()
 
 
