@@ -219,7 +219,7 @@ def test_a_tail_has_the_class_of_the_page_before() -> None:
         engine.compute(request, length)
         engine.finish(request)
     table = engine.index.table
-    rows = np.flatnonzero(table.used)
+    rows = np.flatnonzero(table.kind)
     assert sorted(table.depth[rows].tolist()) == [0, 1, 2]
     assert len(set(table.kind[rows].tolist())) == 1
     assert engine.index.expiry.private_state()[0] == 1
