@@ -333,7 +333,7 @@ def digest_ahead(c, pages, digest, depth, out):
 @compiled(
     Tuple((int64, int64))(TABLE, PAGES, int64, uint64, int64, int64, int64, int64, int64, LONGS)
 )
-def append(table, pages, parent, digest, depth, tick, request, space, cursor, out):
+def append(table, pages, parent, digest, depth, tick, requests, space, cursor, out):
     """See ``PageTable.add_rows``; writes the rows to ``out`` and returns how many they are and
     where the next search for a free one begins."""
     c = columns(table)
@@ -381,7 +381,7 @@ def append(table, pages, parent, digest, depth, tick, request, space, cursor, ou
         c.last_request[row] = NO_REQUEST
         c.age[row] = 0
         c.kind[row] = 0
-        c.used[row] = request
+        c.used[row] = requests
     for i in range(count):
         c.links[out[i], TOP] = out[i + 1] if i + 1 < count else -1
         if i > 0:
