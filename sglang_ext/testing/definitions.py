@@ -80,7 +80,7 @@ def admitted(table: PageTable, expiry: Expiry) -> NDArray[np.bool_]:
     admitted = np.zeros(table.capacity, dtype=bool)
     rows = np.flatnonzero(table.parent != FREE)
     for row in rows.tolist():
-        kind, age = int(table.kind[row]), expiry.tick - int(table.used[row])
+        kind, age = int(table.kind[row]), expiry.requests_ended - int(table.used[row])
         chance = expiry.estimate.returns_while_worth(kind, age, expiry.price)
         admitted[row] = kind == UNKNOWN or chance >= ENOUGH
     for row in rows[~table.device.present[rows]].tolist():
@@ -104,7 +104,7 @@ def least_worth(
     """
     ranks = {}
     for row in rows:
-        cell = int(table.kind[row]) * BINS + age_bin(expiry.tick - int(table.used[row]))
+        cell = int(table.kind[row]) * BINS + age_bin(expiry.requests_ended - int(table.used[row]))
         ranks[row] = int(expiry.estimate.ranks[cell])
     paths = {row: set(table.path(row).tolist()) for row in rows}
 
@@ -133,7 +133,7 @@ def ends_alone(
 
 def worth(table: PageTable, expiry: Expiry, row: int, forks: int) -> tuple[int, float]:
     """What the host goes by with learned retention."""
-    kind, age = int(table.kind[row]), expiry.tick - int(table.used[row])
+    kind, age = int(table.kind[row]), expiry.requests_ended - int(table.used[row])
     if not expiry.is_learned:
         return 0, min(1 + forks, 255) / (age + 1)
     return expiry.estimate.value(kind, age), 1 / (age + 1)

@@ -342,7 +342,7 @@ def test_what_is_worth_least_goes_and_nothing_before_what_is_below_it(data: st.D
     pages = table.parent, table.kind, table.used
     scratch = np.zeros(12, dtype=np.int32)
     least_worth(np.array(pool, dtype=np.int64), *pages, 4, ranks, scratch, least)
-    told: Any = SimpleNamespace(tick=4, estimate=SimpleNamespace(ranks=ranks))
+    told: Any = SimpleNamespace(requests_ended=4, estimate=SimpleNamespace(ranks=ranks))
     assert least.tolist() == definitions.least_worth(table, told, pool)(len(least))
     for i, row in enumerate(least.tolist()):
         assert not set(table.path(row)[:-1].tolist()) & set(least[:i].tolist())

@@ -140,8 +140,8 @@ class Expiry:
         return self._retention.estimate
 
     @property
-    def tick(self) -> int:
-        """Requests so far."""
+    def requests_ended(self) -> int:
+        """See Prospects."""
         return self._retention.tick
 
     def ended(self, rows: Rows, prompt: int) -> None:

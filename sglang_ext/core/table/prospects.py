@@ -18,8 +18,8 @@ class Prospects(Protocol):
     """Who tells that, of the pages with which prefixes end."""
 
     @property
-    def tick(self) -> int:
-        """Requests so far; 0 where they are not counted."""
+    def requests_ended(self) -> int:
+        """How many have; 0 where they are not counted."""
 
     def worth(self, rows: Rows) -> NDArray[np.float64]:
         """What prefixes are worth now: larger is more."""
@@ -45,7 +45,7 @@ class Ages(Protocol):
 class PastUses:
     """By the rank of the eviction policy, then by ``expected_uses``."""
 
-    tick = 0
+    requests_ended = 0
 
     def __init__(self, table: Ages) -> None:
         self._table = table

@@ -100,7 +100,7 @@ class PageTable:
             with TLRU the most pages that one of their prefixes needs, with SESSIONS how many
             open sessions have used the page.
         kind: (rows,) int8, class of the page; UNKNOWN until a request has ended that used it.
-        used: (rows,) int64, requests until the last such one, or until the page came.
+        used: (rows,) int64, requests that had ended with the last such one, or when it came.
         stay: (classes,) int64, ticks from its use until a page of that class expires.
         resume: (rows,) bool, the window that ends with this page is worth keeping.
         resume_if_room: (rows,) bool, it is worth a copy as long as that takes nothing away.
@@ -402,7 +402,7 @@ class PageTable:
             digest,
             depth,
             self.now,
-            self.prospects.tick,
+            self.prospects.requests_ended,
             namespaces.numbers[root],
             self._cursor,
             rows,
