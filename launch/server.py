@@ -6,12 +6,14 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ CPU = {
 }
 """Environment of the CPU reference platform."""
 
+_MOST_OF_A_LINE = 400
+_TROUBLE = re.compile(r"error|exception|fail|lost|refus|timed? ?out|traceback", re.IGNORECASE)
+
 OURS = ("--radix-cache-backend", "swa_hicache")
 """Options that select our cache."""
 
@@ -54,9 +59,10 @@ def inherited() -> dict[str, str]:
     }
 
 
-PORTS = range(10000, 22000)
-"""Ports of servers. The engine takes its own from 22,000 to 29,999, and the system hands out those
-from 32,768 on: none of them takes one away before its server listens, seconds later."""
+PORTS = range(17500, 22000)
+"""Ports of servers. Mooncake takes its own from 12,300 to 14,300 and from 15,000 to 17,000, the
+engine from 22,000 to 29,999, and the system hands out those from 32,768 on: none of them takes one
+away before its server listens, seconds later."""
 
 _IN_A_ROW = 500
 """Ports of one process: more than a whole test run asks for."""
@@ -138,12 +144,15 @@ class Server:
         """POST JSON (or PUT, DELETE) and return the decoded answer.
 
         Raises:
-            httpx.HTTPStatusError: the server refuses.
+            httpx.HTTPStatusError: the server refuses; with what it says of it.
             httpx.HTTPError: it cannot be reached, or does not answer in time.
         """
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         answer = self._http.request(method, path, json=body, headers=headers, timeout=timeout_s)
-        text = answer.raise_for_status().text
+        text = answer.text
+        if not answer.is_success:
+            told = f"{answer.status_code} for {answer.url}: {text[:_MOST_OF_A_LINE]}"
+            raise httpx.HTTPStatusError(told, request=answer.request, response=answer)
         return json.loads(text) if text.startswith(("{", "[")) else text
 
     def get(self, path: str, timeout_s: float = 30.0) -> str:
@@ -182,8 +191,15 @@ class Server:
 
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""
-        text = self.log.read_text(errors="replace").splitlines()[-lines:]
-        return "\n".join(line[:400] for line in text)
+        return self._last(lines, lambda _: True)
+
+    def complaints(self, lines: int = 8) -> str:
+        """The last lines of the log that tell of trouble."""
+        return self._last(lines, _TROUBLE.search)
+
+    def _last(self, lines: int, counts: Callable[[str], object]) -> str:
+        text = filter(counts, self.log.read_text(errors="replace").splitlines())
+        return "\n".join(line[:_MOST_OF_A_LINE] for line in deque(text, lines))
 
 
 def start(
@@ -234,6 +250,16 @@ def wait_until_healthy(server: Server, timeout_s: float = 600.0) -> None:
 
 
 @contextlib.contextmanager
+def heard(server: Server) -> Iterator[None]:
+    """What goes wrong in a with-block also tells what the server complained of."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{server.log.name}, complaints:\n{server.complaints()}")
+        raise
+
+
+@contextlib.contextmanager
 def running(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
@@ -241,6 +267,7 @@ def running(
     server = start(arguments, log, environment)
     try:
         wait_until_healthy(server)
-        yield server
+        with heard(server):
+            yield server
     finally:
         server.stop()

@@ -16,11 +16,13 @@ Prints one line of JSON for each life of each rank, and ends with an error if a 
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ class Trouble:
         self.seen: Counter[str] = Counter()
         self.is_on = False
         self._dice = dice
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Nothing goes wrong in a with-block."""
+        self.is_on, before = False, self.is_on
+        try:
+            yield
+        finally:
+            self.is_on = before
 
     def happens(self, what: str, chance: float) -> bool:
         """Whether it does this time: the first time for certain, however few there are."""
@@ -193,8 +204,11 @@ def live(process: int, life: int, args: argparse.Namespace) -> None:
     for count, request in enumerate(requests if is_last else requests[: len(requests) * 2 // 3]):
         server.serve([request])
         if count % 4 == 0:
-            # whatever else runs here, there is something to read later
             served.settle()
+            # whatever has failed or runs here, there is something to read later: a storage that
+            # fails is left alone for longer than a few requests take
+            with trouble.away():
+                served.write_all()
         if dice.random() < args.damage:
             damage(own, dice, trouble.seen)
     # what is saved at the end is each rank's own matter: how much depends on its time

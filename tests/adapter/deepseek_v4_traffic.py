@@ -193,6 +193,12 @@ class Served:
         tree = self.tree
         self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup))
 
+    def write_all(self) -> None:
+        """Until storage has been asked to take all that waits for it, whatever pauses it made."""
+        tree = self.tree
+        persists = tree.index.persists
+        self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup or persists.n_waiting))
+
     def be_calm(self) -> None:
         """From now on all that a step finds in flight ends in it. A chunk that is computed while
         pages of the one before are still being copied takes the device from them."""

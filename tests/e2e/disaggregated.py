@@ -8,8 +8,10 @@ from typing import Any
 
 from launch.server import Server, free_port
 
-OVER_TCP = {"MOONCAKE_PROTOCOL": "tcp"}
-"""Variables with which Mooncake moves KV between processes of one machine."""
+OVER_TCP = {"MOONCAKE_PROTOCOL": "tcp", "MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "65535"}
+"""Variables with which Mooncake moves KV between processes of one machine. Servers with other
+numbers of ranks send each token of each layer by itself, and what does not fit into the queue
+fails with its request: its 1,024 places are too few beside other work."""
 
 
 def role(mode: str, bootstrap: int) -> list[str]:

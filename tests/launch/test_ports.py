@@ -10,12 +10,17 @@ from sglang.srt.utils.network import get_free_port_below_ephemeral
 from launch.server import PORTS, free_port, free_ports
 from tests.conftest import ROOT
 
+MOONCAKE = (range(12300, 14301), range(15000, 17001))
+"""Where its clients and its transfers look for ports: ``AutoPortBinder``,
+``findAvailableTcpPort``."""
 
-def test_neither_the_system_nor_the_engine_hands_out_the_ports_of_servers() -> None:
+
+def test_nobody_else_hands_out_the_ports_of_servers() -> None:
     system = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     engine = inspect.signature(get_free_port_below_ephemeral).parameters["low"].default
     assert {free_port() for _ in range(100)} <= set(PORTS)
     assert PORTS.stop <= min(system, engine)
+    assert all(ports.stop <= PORTS.start for ports in MOONCAKE)
 
 
 def test_no_port_is_told_twice() -> None:
