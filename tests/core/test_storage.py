@@ -6,6 +6,7 @@ import pytest
 from sglang_ext.core import invariants
 from sglang_ext.core.counters import Unfulfilled
 from sglang_ext.core.plan import Declined, DeclineReason, TransferKind
+from sglang_ext.core.storage.attachment import FIRST_PAUSE_MS
 from sglang_ext.core.storage.ledger import StorageLedger
 from sglang_ext.core.storage.plan import Prefetch
 from sglang_ext.core.table.table import STORED, STORING
@@ -150,6 +151,26 @@ def test_what_fails_to_be_written_is_written_later() -> None:
         step(engine)
     path = table.lookup(tokens(6)[: 6 * PAGE].reshape(-1, PAGE), None)
     assert (table.stored[path] == STORED).all()
+
+
+def test_writes_that_fail_together_are_one_failure() -> None:
+    """However many were on their way when storage stumbled: it is tried again after one pause."""
+    engine = rank(host_pages=200)
+    index = engine.index
+    for seed in range(12):
+        request = engine.start(tokens(4, seed))
+        engine.compute(request, 100 * PAGE)
+        engine.finish(request)
+    engine.settle()
+    plans = index.persists.begin(0)
+    assert len(plans) > 3
+    for plan in plans:
+        index.persists.commit(plan.op, 0, 7)
+    assert index.attachment.paused_until == 7 + FIRST_PAUSE_MS
+    assert not index.persists.begin(6 + FIRST_PAUSE_MS)
+    plan, *_ = index.persists.begin(7 + FIRST_PAUSE_MS)
+    index.persists.commit(plan.op, 0, 200)
+    assert index.attachment.paused_until == 200 + 2 * FIRST_PAUSE_MS
 
 
 def test_a_storage_that_lost_everything_is_filled_again() -> None:

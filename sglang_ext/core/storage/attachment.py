@@ -6,7 +6,8 @@ from sglang_ext.core.storage.keys import Key, namespace_seed
 from sglang_ext.core.storage.plan import StorageLimits
 
 FIRST_PAUSE_MS = 100
-"""Storage is left alone for so long when a persist has failed; then twice as long."""
+"""Storage is left alone for so long when a persist has failed; then twice as long, if one fails
+that was tried after that."""
 _LONGEST_PAUSE_MS = 10_000
 
 
@@ -73,5 +74,7 @@ class Attachment:
         if ok:
             self._pause_ms = FIRST_PAUSE_MS
             return
+        if now_ms < self.paused_until:
+            return  # it was on its way when another one failed: both have met the same trouble
         self.paused_until = now_ms + self._pause_ms
         self._pause_ms = min(2 * self._pause_ms, _LONGEST_PAUSE_MS)
