@@ -137,6 +137,21 @@ def test_other_prefill_servers(  # noqa: ANN201
 
 
 @pytest.mark.full
+def test_transfers_that_fail_take_nothing_along(serve, tmp_path: Path) -> None:  # noqa: ANN001
+    """What two ranks send of a long prompt does not fit into a queue of Mooncake's of the usual
+    length: the engine refuses the request on both servers."""
+    usual = {"MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "1024"}
+    page = ["--page-size", "16"]
+    options = [*stored_in(tmp_path), *page, "--chunked-prefill-size", "4096", "--tp", "2"]
+    with disaggregated(serve, 128, options, page, tokens=4096, **RANKS, **usual) as pair:
+        for talk in range(2):
+            body = {"input_ids": tokens(talk, 3600), "sampling_params": {"max_new_tokens": 8}}
+            with pytest.raises(httpx.HTTPStatusError, match=r"500 .* transfer failed"):
+                pair.post("/generate", body)
+        assert_nothing_left(pair)
+
+
+@pytest.mark.full
 def test_small_pages_are_shared_whole(serve, reference, tmp_path: Path) -> None:  # noqa: ANN001
     """What has been sent of a page must not be given back while it is read."""
     expected = reference(128, TRAFFIC)
