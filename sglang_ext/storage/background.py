@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 _BATCH = 64
 """Pages between two looks at whether anybody still waits for them."""
 
+_MOST_OBJECTS = 256
+"""In one call of the page store. Mooncake over TCP queues 1,024 parts for each of its peers and
+lets as many wait for a second; what is beyond them fails. Each object is K and V, and one call
+reads while another writes."""
+
 _MOST_SECONDS_TO_CLOSE = 5.0
 """A storage that hangs must not keep the server from ending."""
 
@@ -78,6 +83,7 @@ class BackgroundStorage:
         self.writes = True
         self._store = store
         self._per_page = geometry.slots_per_page
+        self._batch = min(_BATCH, _MOST_OBJECTS // self._per_page)
         self._window_pages = geometry.window_pages
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self._lookups, self._reads, self._writes = (
@@ -162,8 +168,8 @@ class BackgroundStorage:
         return stored
 
     def _batches(self, objects: Objects) -> Iterator[Objects]:
-        for start in range(0, len(objects), _BATCH):
-            stop = min(start + _BATCH, len(objects))
+        for start in range(0, len(objects), self._batch):
+            stop = min(start + self._batch, len(objects))
             keys = objects.keys[start * self._per_page : stop * self._per_page]
             yield Objects(keys, objects.slots[start:stop])
 

@@ -21,7 +21,7 @@ CHANGES = "\0"
 """In a template: a value stands here."""
 LEAST_LETTERS = 12
 """Of a text that tells anything: ``%s`` alone would be every line."""
-ENGINE = ("managers/tokenizer_manager.py",)
+ENGINE = ("managers/tokenizer_manager.py", "disaggregation/mooncake/conn.py")
 """Files of the engine whose lines are quoted."""
 
 

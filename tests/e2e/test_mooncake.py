@@ -1,5 +1,9 @@
 """Two servers that share one Mooncake store over TCP."""
 
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -7,6 +11,7 @@ from pathlib import Path
 from launch.mooncake import environment, store_running
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
+from tests.conftest import ROOT
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.conversations import Conversations, differences
 from tests.e2e.test_operations import refused
@@ -75,3 +80,20 @@ def wait_until_used(server: Server, tokens: list[int]) -> None:
         assert time.monotonic() < deadline, "the store is not used again"
         time.sleep(0.5)
         flush(server)
+
+
+def test_small_pages_fit_into_its_queue(tmp_path: Path) -> None:
+    """With pages of one token, reads beside writes: a queue of Mooncake's that is full fails what
+    comes next."""
+    with store_running(tmp_path / "mooncake.log", memory_mb=512) as store:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.e2e.mooncake_batches", str(store.port)],
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, **environment()},
+            text=True,
+            timeout=600,
+        )
+    moved = re.search(r"^moved (\d+) of (\d+)$", done.stdout, re.MULTILINE)
+    assert moved, done.stderr[-2000:]
+    assert moved[1] == moved[2]
