@@ -302,7 +302,9 @@ def run(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
             stem = folder / name.replace(",", "").replace(" ", "_")
             steps = stem.with_suffix(".steps")
             print(f"starting the server: {name}", flush=True)
-            environment = {**CPU, "EXT_CPU_STEP_TIMES": str(steps)}
+            # a pass that computes on all cores has to share them with copies to the host, which
+            # a GPU does by itself
+            environment = {**CPU, "OMP_NUM_THREADS": "1", "EXT_CPU_STEP_TIMES": str(steps)}
             server = stack.enter_context(
                 running([*options, *own], stem.with_suffix(".log"), environment)
             )
