@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ CPU = {
 """Environment of the CPU reference platform."""
 
 _MOST_OF_A_LINE = 400
-_TROUBLE = re.compile(r"error|exception|fail|lost|refus|timed? ?out|traceback", re.IGNORECASE)
+_TROUBLE = "(?i)error|exception|fail|lost|refus|timed? ?out|traceback"
 
 OURS = ("--radix-cache-backend", "swa_hicache")
 """Options that select our cache."""
@@ -149,15 +148,12 @@ class Server:
         """
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         answer = self._http.request(method, path, json=body, headers=headers, timeout=timeout_s)
-        text = answer.text
-        if not answer.is_success:
-            told = f"{answer.status_code} for {answer.url}: {text[:_MOST_OF_A_LINE]}"
-            raise httpx.HTTPStatusError(told, request=answer.request, response=answer)
+        text = _text(answer)
         return json.loads(text) if text.startswith(("{", "[")) else text
 
     def get(self, path: str, timeout_s: float = 30.0) -> str:
         """GET and return the text; raises what ``post`` raises."""
-        return self._http.get(path, timeout=timeout_s).raise_for_status().text
+        return _text(self._http.get(path, timeout=timeout_s))
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
@@ -191,15 +187,23 @@ class Server:
 
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""
-        return self._last(lines, lambda _: True)
+        return self._last(lines, "")
 
     def complaints(self, lines: int = 8) -> str:
         """The last lines of the log that tell of trouble."""
-        return self._last(lines, _TROUBLE.search)
+        return self._last(lines, _TROUBLE)
 
-    def _last(self, lines: int, counts: Callable[[str], object]) -> str:
-        text = filter(counts, self.log.read_text(errors="replace").splitlines())
-        return "\n".join(line[:_MOST_OF_A_LINE] for line in deque(text, lines))
+    def _last(self, lines: int, pattern: str) -> str:
+        text = self.log.read_text(errors="replace").splitlines()
+        found = [line[:_MOST_OF_A_LINE] for line in text if re.search(pattern, line)]
+        return "\n".join(found[-lines:])
+
+
+def _text(answer: httpx.Response) -> str:
+    if not answer.is_success:
+        told = f"{answer.status_code} for {answer.url}: {answer.text[:_MOST_OF_A_LINE]}"
+        raise httpx.HTTPStatusError(told, request=answer.request, response=answer)
+    return answer.text
 
 
 def start(
@@ -250,7 +254,7 @@ def wait_until_healthy(server: Server, timeout_s: float = 600.0) -> None:
 
 
 @contextlib.contextmanager
-def heard(server: Server) -> Iterator[None]:
+def explained_by(server: Server) -> Iterator[None]:
     """What goes wrong in a with-block also tells what the server complained of."""
     try:
         yield
@@ -267,7 +271,7 @@ def running(
     server = start(arguments, log, environment)
     try:
         wait_until_healthy(server)
-        with heard(server):
+        with explained_by(server):
             yield server
     finally:
         server.stop()
