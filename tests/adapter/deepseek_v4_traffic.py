@@ -186,18 +186,18 @@ class Served:
             name, tree.root_node_handle(), prompt.tolist(),
             matched_prefix_tokens=[], extra_key=None, cache_salt=None,
         )  # fmt: skip
-        self._step_until(lambda: tree.check_prefetch_progress(name))
+        self.step_until(lambda: tree.check_prefetch_progress(name))
 
     def settle(self) -> None:
         """Until nothing is in flight or on its way to storage."""
         tree = self.tree
-        self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup))
+        self.step_until(lambda: not (tree.in_flight or tree.ongoing_backup))
 
     def write_all(self) -> None:
         """Until storage has been asked to take all that waits for it, whatever pauses it made."""
         tree = self.tree
         persists = tree.index.persists
-        self._step_until(lambda: not (tree.in_flight or tree.ongoing_backup or persists.n_waiting))
+        self.step_until(lambda: not (tree.in_flight or tree.ongoing_backup or persists.n_waiting))
 
     def be_calm(self) -> None:
         """From now on all that a step finds in flight ends in it. A chunk that is computed while
@@ -209,7 +209,8 @@ class Served:
 
         self.tree.check_hicache_events = step
 
-    def _step_until(self, done: Callable[[], bool]) -> None:
+    def step_until(self, done: Callable[[], bool]) -> None:
+        """Steps of a scheduler."""
         end = time.monotonic() + _MOST_SECONDS
         while not done():
             assert time.monotonic() < end, "it hangs"
@@ -345,18 +346,23 @@ class Server:
 
     def serve(self, requests: Requests) -> None:
         """One after the other."""
-        scheduler = self._scheduler
         for prompt, answer in requests:
             self._served.wait_for_storage(str(self._arrived), prompt)
             self._arrived += 1
             self._prompts += len(prompt)
-            rejected = scheduler.counted.rejected
-            scheduler.serve(prompt, answer)
-            if scheduler.counted.rejected > rejected:
-                # pages are held while they are copied; an engine tries again in its next step
-                self._served.settle()
-                scheduler.serve(prompt, answer)
-                assert scheduler.counted.rejected == rejected + 1, "a request is never admitted"
+            # pages are held while they are copied, and any step may begin to copy some: an engine
+            # tries again in its next one
+            self._served.step_until(lambda request=(prompt, answer): self._is_served(*request))
+
+    def _is_served(self, prompt: np.ndarray, answer: np.ndarray) -> bool:
+        """Whether a request was admitted, and so has ended; if not, what held pages has."""
+        counted = self._scheduler.counted
+        rejected = counted.rejected
+        self._scheduler.serve(prompt, answer)
+        if counted.rejected == rejected:
+            return True
+        self._served.settle()
+        return False
 
     def found(self, prompt: np.ndarray, answer: np.ndarray) -> int:
         """Tokens that a request does not compute."""
