@@ -49,6 +49,9 @@ KEY = "storm"
 WINDOW = 128
 REQUEST_TIMEOUT_S = 300.0
 """A request that takes longer hangs, pauses included."""
+LIMIT_S = 240.0
+"""A call that takes longer hangs. A detach alone lets transfers end for ten seconds, twice, and
+storage for sixty; a pause and new weights wait for the requests that run."""
 IDLE_S = 4.0
 TURN_S = 10.0
 """So long DP ranks have requests, all of them or one alone."""
@@ -66,7 +69,6 @@ class Call:
     """A call of the operator.
 
     Attributes:
-        limit_s: a call that takes longer hangs.
         refusals: what the server may say instead of doing it.
     """
 
@@ -74,15 +76,13 @@ class Call:
     path: str
     body: dict[str, Any] = dataclasses.field(default_factory=dict)
     method: str = "POST"
-    limit_s: float = 60.0
     refusals: tuple[str, ...] = ()
 
 
 def flush(timeout_s: float) -> Call:
     """Flush, at once or as soon as the server is idle."""
     path = f"/flush_cache?timeout={timeout_s:g}" if timeout_s else "/flush_cache"
-    # it waits for what is in flight beyond its timeout
-    return Call("flush", path, limit_s=120.0 + timeout_s, refusals=BUSY)
+    return Call("flush", path, refusals=BUSY)
 
 
 def attach(directory: Path, policy: str) -> Call:
@@ -130,7 +130,7 @@ def cache(name: str, prompt: list[int]) -> Call:
 
 def pause(mode: str) -> Call:
     """Pause generation."""
-    return Call(f"pause {mode}", "/pause_generation", {"mode": mode}, limit_s=120.0)
+    return Call(f"pause {mode}", "/pause_generation", {"mode": mode})
 
 
 class Operator:
@@ -149,7 +149,6 @@ class Operator:
             "update weights",
             "/update_weights_from_disk",
             {"model_path": model},
-            limit_s=240.0,
             refusals=(NOT_FLUSHED,),
         )
 
@@ -248,7 +247,7 @@ class Storm:
 
     def _outcome(self, call: Call) -> str:
         try:
-            self._server.post(call.path, call.body, call.limit_s, call.method)
+            self._server.post(call.path, call.body, LIMIT_S, call.method)
         except httpx.HTTPStatusError as error:
             status, said = error.response.status_code, error.response.text
             known = status == 400 and any(text in said for text in call.refusals)
