@@ -1,11 +1,12 @@
 """The same multi-turn load on stock SGLang and on ours, side by side.
 
-Makes a model, starts the server three times (the engine's own cache, without a host tier and with
+Makes a model, starts three servers (the engine's own cache, without a host tier and with
 its HiCache; our cache with as much host memory), prints one table, writes ``out/demo.json`` and
 ``out/demo.png``.
 """
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -16,7 +17,15 @@ from typing import Any
 from launch.bench import multiturn
 from launch.bench.pairs import HOST_TIER, OURS_HOST, STOCK, STOCK_HOST
 from launch.models import tiny
-from launch.server import CPU, OURS, ServerError, running
+from launch.server import (
+    CPU,
+    OURS,
+    Server,
+    ServerError,
+    explained_by,
+    start,
+    wait_until_healthy,
+)
 from sglang_ext.arguments import Parser, output_folder, whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +35,7 @@ SERVER = (
     *("--dtype", "float32", "--page-size", "64", "--max-total-tokens", str(DEVICE_TOKENS)),
     *("--mem-fraction-static", "0.5", "--chunked-prefill-size", "1024"),
     *("--max-running-requests", "8", "--hicache-io-backend", "direct"),
+    "--sleep-on-idle",
 )
 CONFIGURATIONS = {
     STOCK: (),
@@ -65,19 +75,43 @@ def load_arguments(args: argparse.Namespace, model: Path, port: int, tag: str) -
     return [*listed, "--disable-random-sample", "--disable-auto-run", "--enable-round-barrier"]
 
 
-def run(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
-    """One configuration on a fresh server."""
+def start_server(args: argparse.Namespace, model: Path, name: str) -> Server:
+    """A server of one configuration, which has only begun to start."""
     log = args.out / f"server_{'_'.join(re.findall('[a-z]+', name.lower()))}.log"
     print(f"starting the server: {name}", flush=True)
     arguments = ["--model-path", str(model), *SERVER, *CONFIGURATIONS[name]]
-    try:
-        with running(arguments, log, CPU) as server:
-            result = multiturn.main(load_arguments(args, model, server.port, name))[0]
-    except ServerError as error:
-        sys.exit(f"{name}: {str(error).partition(':')[0]}; see {log}")
+    return start(arguments, log, CPU)
+
+
+def measure(args: argparse.Namespace, model: Path, name: str, server: Server) -> dict[str, Any]:
+    """What the load does on a server."""
+    result: dict[str, Any] = multiturn.main(load_arguments(args, model, server.port, name))[0]
     for where in ("host", "port", "model_path", "log_file"):  # of this machine alone
         del result["arguments"][where]
     return result
+
+
+def run(args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
+    """The load on a fresh server of each configuration, one after the other.
+
+    A start imports for half a minute, on one core at a time: so they all start at once, and wait
+    for their turn asleep.
+    """
+    with contextlib.ExitStack() as stack:
+        servers: dict[str, Server] = {}
+        for name in CONFIGURATIONS:
+            servers[name] = start_server(args, model, name)
+            stack.callback(servers[name].stop)
+        results = {}
+        for name, server in servers.items():
+            try:
+                wait_until_healthy(server)
+            except ServerError as error:
+                sys.exit(f"{name}: {str(error).partition(':')[0]}; see {server.log}")
+        for name, server in servers.items():
+            with explained_by(server):
+                results[name] = measure(args, model, name, server)
+    return results
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
@@ -134,7 +168,7 @@ def main() -> None:
         tiny.make_model(
             tiny.parse_args(["--out", str(model), "--size", "small", "--window", "128"])
         )
-    results = {name: run(args, model, name) for name in CONFIGURATIONS}
+    results = run(args, model)
     print_table(results)
     (args.out / "demo.json").write_text(json.dumps(results, indent=2))
     plot(results, args.out / "demo.png")

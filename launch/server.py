@@ -151,7 +151,7 @@ class Server:
         text = _text(answer)
         return json.loads(text) if text.startswith(("{", "[")) else text
 
-    def get(self, path: str, timeout_s: float = 30.0) -> str:
+    def get(self, path: str, timeout_s: float = 120.0) -> str:
         """GET and return the text; raises what ``post`` raises."""
         return _text(self._http.get(path, timeout=timeout_s))
 

@@ -1,7 +1,5 @@
 """The demo compares like with like."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,64 @@ def test_both_host_tiers_have_the_same_options_beside_the_cache() -> None:
     assert ours == (*OURS, *stock)
 
 
-def test_a_server_that_does_not_start_is_one_line_with_its_log(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    @contextlib.contextmanager
-    def running(*_: Any) -> Iterator[None]:
-        raise ServerError("server exited with 1:\nTraceback and so on")
-        yield
+class FakeServer:
+    """A server process that starts, or has ended."""
 
-    monkeypatch.setattr(demo, "running", running)
-    args = demo.parse_args(["--out", str(tmp_path)])
+    def __init__(self, log: Path) -> None:
+        self.log, self.port, self.stopped = log, 1, False
+
+    def stop(self) -> int:
+        """See Server."""
+        self.stopped = True
+        return 0
+
+    def complaints(self) -> str:
+        """See Server."""
+        return ""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeServer]:
+    """Servers that the demo has started, which answer at once."""
+    servers: list[FakeServer] = []
+
+    def start(_: list[str], log: Path, __: dict[str, str]) -> FakeServer:
+        servers.append(FakeServer(log))
+        return servers[-1]
+
+    monkeypatch.setattr(demo, "start", start)
+    monkeypatch.setattr(demo, "wait_until_healthy", lambda _: None)
+    return servers
+
+
+def test_a_server_that_does_not_start_is_one_line_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, started: list[FakeServer], tmp_path: Path
+) -> None:
+    def wait(server: FakeServer) -> None:
+        if server is started[1]:
+            raise ServerError("server exited with 1:\nTraceback and so on")
+
+    monkeypatch.setattr(demo, "wait_until_healthy", wait)
     with pytest.raises(SystemExit) as ended:
-        demo.run(args, tmp_path, demo.STOCK)
-    log = tmp_path / "server_stock_device_only.log"
-    assert ended.value.code == f"{demo.STOCK}: server exited with 1; see {log}"
+        demo.run(demo.parse_args(["--out", str(tmp_path)]), tmp_path)
+    log = tmp_path / "server_stock_hicache.log"
+    assert ended.value.code == f"{demo.STOCK_HOST}: server exited with 1; see {log}"
+    assert [server.stopped for server in started] == [True] * 3
+
+
+def test_each_server_is_measured_beside_the_same_others(
+    monkeypatch: pytest.MonkeyPatch, started: list[FakeServer], tmp_path: Path
+) -> None:
+    def load(arguments: list[str]) -> list[dict[str, Any]]:
+        assert [server.stopped for server in started] == [False] * 3
+        given = dict.fromkeys(("host", "port", "model_path", "log_file", "num_clients"))
+        return [{"arguments": given, "tag": arguments[arguments.index("--tag") + 1]}]
+
+    monkeypatch.setattr(demo.multiturn, "main", load)
+    results = demo.run(demo.parse_args(["--out", str(tmp_path)]), tmp_path)
+    told = {name: (result["tag"], list(result["arguments"])) for name, result in results.items()}
+    assert told == {name: (name, ["num_clients"]) for name in demo.CONFIGURATIONS}
+    assert [server.stopped for server in started] == [True] * 3
 
 
 def result(scale: float) -> dict[str, dict[str, float] | float]:
