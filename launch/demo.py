@@ -1,7 +1,7 @@
 """The same multi-turn load on stock SGLang and on ours, side by side.
 
-Makes a model, starts three servers (the engine's own cache, without a host tier and with
-its HiCache; our cache with as much host memory), prints one table, writes ``out/demo.json`` and
+Makes a model, starts three servers (the engine's own cache, without a host tier and with its
+HiCache; our cache with as much host memory), prints one table, writes ``out/demo.json`` and
 ``out/demo.png``.
 """
 
@@ -102,12 +102,12 @@ def run(args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
         for name in CONFIGURATIONS:
             servers[name] = start_server(args, model, name)
             stack.callback(servers[name].stop)
-        results = {}
         for name, server in servers.items():
             try:
                 wait_until_healthy(server)
             except ServerError as error:
                 sys.exit(f"{name}: {str(error).partition(':')[0]}; see {server.log}")
+        results = {}
         for name, server in servers.items():
             with explained_by(server):
                 results[name] = measure(args, model, name, server)
