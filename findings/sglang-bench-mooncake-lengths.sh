@@ -7,10 +7,9 @@
 # others however few tokens the record has in it. The warm-up beside it has 512 words for each id.
 # Times, lengths of answers, and which prompts share how many blocks are those of the trace.
 #
-# So about is the hit rate of a cache without a bound. But prompts need a quarter of the memory: a
-# host tier of 50 GB does about what one of 200 GB does for the trace. They are computed in a
-# fraction of their time, and the rate of prompt tokens is a quarter of the trace's. The report's
-# count of input tokens is that of the prompts that were sent. `--mooncake-block-size`, to choose
+# So about is the hit rate of a cache without a bound. But prompts need a quarter of the memory, and
+# the rate of prompt tokens is a quarter of the trace's. The report counts the
+# tokens that were sent. `--mooncake-block-size`, to choose
 # the length of a block, was proposed in sgl-project/sglang#20461 and is not in this version.
 #
 # With `--mooncake-num-rounds` above 1 each round has the whole context once more, and is handed out

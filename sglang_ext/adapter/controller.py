@@ -25,7 +25,7 @@ Pools = tuple[tuple[int, ...], tuple[int, ...]]
 that have one of the windows."""
 _MOST_SECONDS_TO_SAVE = 10.0
 """The engine kills a scheduler that has not ended 15 seconds after it was told to."""
-_SECONDS_TO_SETTLE = 10.0
+SECONDS_TO_SETTLE = 10.0
 """So long a call of the engine that needs an idle server waits for what is in flight."""
 _A_MOMENT = 0.001
 
@@ -251,7 +251,7 @@ class HostTierController:
             self._storage.go_on()
 
     def _wait_until_done(self) -> None:
-        deadline = time.monotonic() + _SECONDS_TO_SETTLE
+        deadline = time.monotonic() + SECONDS_TO_SETTLE
         while self.is_busy and self.all_ranks(time.monotonic() < deadline):
             time.sleep(_A_MOMENT)
             self._commit(self._agreed()[0])

@@ -210,7 +210,11 @@ class Served:
         self.tree.check_hicache_events = step
 
     def step_until(self, done: Callable[[], bool]) -> None:
-        """Steps of a scheduler."""
+        """Steps of a scheduler until it is so.
+
+        Raises:
+            AssertionError: it never is.
+        """
         end = time.monotonic() + _MOST_SECONDS
         while not done():
             assert time.monotonic() < end, "it hangs"
@@ -347,14 +351,17 @@ class Server:
     def serve(self, requests: Requests) -> None:
         """One after the other."""
         for prompt, answer in requests:
-            self._served.wait_for_storage(str(self._arrived), prompt)
-            self._arrived += 1
-            self._prompts += len(prompt)
-            # pages are held while they are copied, and any step may begin to copy some: an engine
-            # tries again in its next one
-            self._served.step_until(lambda request=(prompt, answer): self._is_served(*request))
+            self._serve(prompt, answer)
 
-    def _is_served(self, prompt: np.ndarray, answer: np.ndarray) -> bool:
+    def _serve(self, prompt: np.ndarray, answer: np.ndarray) -> None:
+        self._served.wait_for_storage(str(self._arrived), prompt)
+        self._arrived += 1
+        self._prompts += len(prompt)
+        # pages are held while they are copied, and any step may begin to copy some: an engine
+        # tries again in its next one
+        self._served.step_until(lambda: self._is_admitted(prompt, answer))
+
+    def _is_admitted(self, prompt: np.ndarray, answer: np.ndarray) -> bool:
         """Whether a request was admitted, and so has ended; if not, what held pages has."""
         counted = self._scheduler.counted
         rejected = counted.rejected

@@ -222,7 +222,7 @@ def test_what_storage_was_promised_is_waited_for(
     ranks: list[Rank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # what is late on a busy machine comes, too
-    monkeypatch.setattr(controller_module, "_SECONDS_TO_SETTLE", 120.0)
+    monkeypatch.setattr(controller_module, "SECONDS_TO_SETTLE", 120.0)
     with_a_path_to_write(ranks)
     timers = [threading.Timer(0.05 * (1 + n), r.setup.store.go_on.set) for n, r in enumerate(ranks)]
     for timer in timers:
@@ -237,7 +237,7 @@ def test_what_takes_too_long_is_not_waited_for(
     ranks: list[Rank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One rank's storage is done at once, the other's is not."""
-    monkeypatch.setattr(controller_module, "_SECONDS_TO_SETTLE", 0.05)
+    monkeypatch.setattr(controller_module, "SECONDS_TO_SETTLE", 0.05)
     with_a_path_to_write(ranks)
     ranks[0].setup.store.go_on.set()
     together(ranks, lambda rank: settle(rank, give_up=False))
@@ -249,7 +249,7 @@ def test_what_takes_too_long_is_given_up_on_every_rank(
     ranks: list[Rank], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write that has begun ends, what comes after it is not written."""
-    monkeypatch.setattr(controller_module, "_SECONDS_TO_SETTLE", 0.05)
+    monkeypatch.setattr(controller_module, "SECONDS_TO_SETTLE", 0.05)
     with_a_path_to_write(ranks)
     fast, slow = (rank.front.tier for rank in ranks)
     assert fast is not None
@@ -264,7 +264,7 @@ def test_what_takes_too_long_is_given_up_on_every_rank(
         if tier is slow:
             ranks[1].setup.store.go_on.set()
         # from here on it ends
-        monkeypatch.setattr(controller_module, "_SECONDS_TO_SETTLE", 120.0)
+        monkeypatch.setattr(controller_module, "SECONDS_TO_SETTLE", 120.0)
 
     monkeypatch.setattr(StorageTier, "give_up", give_up_and_go_on)
     together(ranks, lambda rank: settle(rank, give_up=True))

@@ -49,9 +49,6 @@ KEY = "storm"
 WINDOW = 128
 REQUEST_TIMEOUT_S = 300.0
 """A request that takes longer hangs, pauses included."""
-LIMIT_S = 240.0
-"""A call that takes longer hangs. A detach alone lets transfers end for ten seconds, twice, and
-storage for sixty; a pause and new weights wait for the requests that run."""
 IDLE_S = 4.0
 TURN_S = 10.0
 """So long DP ranks have requests, all of them or one alone."""
@@ -69,6 +66,7 @@ class Call:
     """A call of the operator.
 
     Attributes:
+        limit_s: a call that takes longer hangs.
         refusals: what the server may say instead of doing it.
     """
 
@@ -76,13 +74,15 @@ class Call:
     path: str
     body: dict[str, Any] = dataclasses.field(default_factory=dict)
     method: str = "POST"
+    limit_s: float = 60.0
     refusals: tuple[str, ...] = ()
 
 
 def flush(timeout_s: float) -> Call:
     """Flush, at once or as soon as the server is idle."""
     path = f"/flush_cache?timeout={timeout_s:g}" if timeout_s else "/flush_cache"
-    return Call("flush", path, refusals=BUSY)
+    # it waits for what is in flight beyond its timeout
+    return Call("flush", path, limit_s=120.0 + timeout_s, refusals=BUSY)
 
 
 def attach(directory: Path, policy: str) -> Call:
@@ -97,7 +97,14 @@ def attach(directory: Path, policy: str) -> Call:
     return Call("attach", "/hicache/storage-backend", body, "PUT", refusals=BUSY)
 
 
-DETACH = Call("detach", "/hicache/storage-backend", method="DELETE", refusals=BUSY)
+DETACH = Call(
+    "detach",
+    "/hicache/storage-backend",
+    method="DELETE",
+    # the cache itself waits for transfers, twice for ten seconds, and for storage, for sixty
+    limit_s=120.0,
+    refusals=BUSY,
+)
 CLEAR = Call("clear", "/hicache/storage-backend/clear")
 CONTINUE = Call("continue", "/continue_generation")
 RELEASE = Call("release", "/release_memory_occupation", refusals=("memory was not released",))
@@ -130,7 +137,7 @@ def cache(name: str, prompt: list[int]) -> Call:
 
 def pause(mode: str) -> Call:
     """Pause generation."""
-    return Call(f"pause {mode}", "/pause_generation", {"mode": mode})
+    return Call(f"pause {mode}", "/pause_generation", {"mode": mode}, limit_s=120.0)
 
 
 class Operator:
@@ -149,6 +156,7 @@ class Operator:
             "update weights",
             "/update_weights_from_disk",
             {"model_path": model},
+            limit_s=240.0,
             refusals=(NOT_FLUSHED,),
         )
 
@@ -247,7 +255,7 @@ class Storm:
 
     def _outcome(self, call: Call) -> str:
         try:
-            self._server.post(call.path, call.body, LIMIT_S, call.method)
+            self._server.post(call.path, call.body, call.limit_s, call.method)
         except httpx.HTTPStatusError as error:
             status, said = error.response.status_code, error.response.text
             known = status == 400 and any(text in said for text in call.refusals)
