@@ -8,9 +8,9 @@
 # Times, lengths of answers, and which prompts share how many blocks are those of the trace.
 #
 # So about is the hit rate of a cache without a bound. But prompts need a quarter of the memory, and
-# the rate of prompt tokens is a quarter of the trace's. The report counts the
-# tokens that were sent. `--mooncake-block-size`, to choose
-# the length of a block, was proposed in sgl-project/sglang#20461 and is not in this version.
+# the rate of prompt tokens is a quarter of the trace's. The report counts the tokens that were sent.
+# `--mooncake-block-size`, to choose the length of a block, was proposed in sgl-project/sglang#20461
+# and is not in this version.
 #
 # With `--mooncake-num-rounds` above 1 each round has the whole context once more, and is handed out
 # at once, with made-up answers: it does not wait for the one before it.
