@@ -109,6 +109,11 @@ class Residency:
     def adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
         """Merge a request's slots into rows that exist."""
         table = self.table
+        spare, windows = copies.adopted(self.candidates.state, rows, np.ascontiguousarray(swa))
+        if spare == windows == len(rows):  # what was computed a second time is in the way
+            self.device_pool.release_window(full, swa)
+            self.device_pool.release(full)
+            return
         missing = ~table.device.present[rows]
         if missing.any():
             self.give(rows[missing], full[missing], swa[missing])

@@ -225,6 +225,28 @@ def test_a_tail_has_the_class_of_the_page_before() -> None:
     assert engine.index.expiry.private_state()[0] == 1
 
 
+def test_when_the_other_rule_decides_only_ends_of_prefixes_are_classified_anew() -> None:
+    """Not all that the host has: it may be a million pages."""
+    retention = Told(0, [100] * 5)
+    engine = engine_that_is_told(retention, host_pages=32, host_window_pages=32)
+    for seed in range(3):
+        serve(engine, seed)
+        engine.settle()
+    known = np.concatenate([find(engine, prompt(4, seed)).rows for seed in range(3)])
+    candidates, prospects = engine.index.residency.candidates, engine.index.table.prospects
+    before = dict(candidates.look_at_tails().places)
+    assert 1 < len(before) < len(known)
+    looked: list[np.ndarray] = []
+    candidates.tell_looked(looked.append)
+    retention.told = False
+    serve(engine, 9, pages=1)
+    after = candidates.look_at_tails().places
+    rows = list(before)
+    told = prospects.places_of(np.array(rows))
+    assert [after[row] for row in rows] == told != [before[row] for row in rows]
+    assert looked and not np.isin(known, np.concatenate(looked)).any()
+
+
 def test_above_a_host_pages_stay_as_long_as_those_that_leave() -> None:
     """Whatever is worth something would stay; but what it costs there is a load."""
     engine = engine_that_is_told(Told(0, [100] * 5), host_pages=32, host_window_pages=32)

@@ -7,9 +7,10 @@ Each is one call over the arrays of ``candidates``: of what it reads nothing is 
 import numpy as np
 from numba.core.types import Array, UniTuple, boolean, int64
 
+from sglang_ext.core.compiled.arrays import SLOTS
 from sglang_ext.core.compiled.build import compiled
 from sglang_ext.core.compiled.candidates import STATE, fields
-from sglang_ext.core.compiled.constants import FREE, INSIDE_BAND
+from sglang_ext.core.compiled.constants import ABSENT, FREE, INSIDE_BAND
 from sglang_ext.core.compiled.windows import complete_windows, deepest_resume
 
 _LONGS = Array(int64, 1, "C")
@@ -143,6 +144,26 @@ def evicted(state, rows, windows, alone):
             alone[n_alone] = row
             n_alone += 1
     return n_windows, n_alone
+
+
+@compiled(UniTuple(int64, 2)(STATE, _LONGS, SLOTS))
+def adopted(state, rows, windows):
+    """What becomes of pages that a request has computed and the table has already.
+
+    Args:
+        windows: slots of the request's windows.
+
+    Returns:
+        How many of the pages are where the table needs nothing of the request: on the device, with
+        a window there unless the request has none; and how many windows the request has.
+    """
+    c = fields(state)
+    spare, live = int64(0), int64(0)
+    for i in range(rows.size):
+        row, has_window = rows[i], windows[i, 0] != ABSENT
+        live += has_window
+        spare += c.device[row] and (c.swa_device[row] or not has_window)
+    return spare, live
 
 
 @compiled(UniTuple(int64, 2)(STATE, _LONGS, _LONGS))

@@ -13,7 +13,9 @@ _INTS = Array(int32, 1, "C")
 def clear_rows(array: NDArray[np.int64], rows: NDArray[np.int32]) -> None:
     """Set rows of an array to 0."""
     for i in range(rows.size):
-        array[rows[i], :] = 0
+        row = rows[i]
+        for place in range(array.shape[1]):
+            array[row, place] = 0
 
 
 @compiled(boolean(_INTS, Array(int64, 1, "C"), int64, _INTS, _INTS))
@@ -32,6 +34,11 @@ def slots_with_peers(
         page: tokens.
     """
     have_peers = True
+    if page == 1:  # two divisions a token would take most of the time
+        for i in range(full.size):
+            full[i], swa[i] = tokens[i], peers[tokens[i]]
+            have_peers &= swa[i] != 0
+        return have_peers
     for i in range(full.size):
         token = tokens[i * page]
         full[i] = token // page

@@ -68,9 +68,18 @@ class Tails:
         self._entries += 1
 
     def _forget_what_is_out_of_date(self) -> None:
-        places, self._classes, self._entries = self.places, {}, 0
-        for row, place in places.items():
-            self._put(row, place)
+        self._classes, self._entries = {}, len(self.places)
+        for row, (rank, uses, last) in self.places.items():
+            self._classes.setdefault(rank, {}).setdefault(uses, []).append((last, row))
+        for classes in self._classes.values():
+            for heap in classes.values():
+                heapq.heapify(heap)
+
+    def classify_anew(self) -> None:
+        """Other things say now what prefixes are worth: all of them belong elsewhere. O(tails)."""
+        rows = list(self.places)
+        self.places = dict(zip(rows, self.places_of(rows), strict=True))
+        self._forget_what_is_out_of_date()
 
     def take(self, limit: float) -> int | None:
         """The end that is worth least, if less than ``limit``; it has to be put back unless it is
@@ -79,19 +88,17 @@ class Tails:
             rank = min(self._classes)
             if rank == _PINNED:
                 return None
-            best: tuple[float, int, int] | None = None
-            for place, row in self._first_ones(rank):
-                worth = self._table.prospects.worth_of(place)
-                if best is None or worth < best[0] or (worth == best[0] and row < best[1]):
-                    best = (worth, row, place[1])
-            if best is None:
+            first = self._first_ones(rank)
+            if not first:
                 del self._classes[rank]
                 continue
-            if best[0] >= limit:
+            worth_of = self._table.prospects.worth_of
+            worth, row, uses = min((worth_of(place), row, place[1]) for place, row in first)
+            if worth >= limit:
                 return None
-            heapq.heappop(self._classes[rank][best[2]])
+            heapq.heappop(self._classes[rank][uses])
             self._entries -= 1
-            return best[1]
+            return row
         return None
 
     def _first_ones(self, rank: int) -> list[tuple[Place, int]]:

@@ -258,8 +258,7 @@ class Expiry:
             self._longest = max(0, min(longest, table.longest_stay))
         self._late = self._left = 0
         if self.is_learned != self._was_learned:
-            # classes are others now
-            self._residency.candidates.note_all()
+            self._residency.candidates.look_at_tails().classify_anew()
         tick, requests = self._since
         # a request that ends has at least one tick; whoever divides by them need not rely on that
         self._ticks = max(1, table.tick - tick)
