@@ -10,6 +10,7 @@ import msgspec
 from sglang_ext.adapter.options import EARLY_REFUSALS, OWN_CACHE, REFUSALS
 from sglang_ext.arguments import Parser, output_file
 from sglang_ext.config import BACKEND, TOGGLE, VARIABLES, ExtConfig, Variable
+from sglang_ext.core.eviction_policy import POLICIES
 
 _INTRODUCTION = f"""\
 # Configuration
@@ -27,7 +28,9 @@ An empty variable counts as unset. An unknown `SGLANG_EXT_*` variable and a valu
 allowed end the server at start, with one line.
 """
 
-_ENGINE = """\
+*_FIRST, _LAST = (f"`{name}`" for name in POLICIES if name != "lru")
+_RANKING = f"{', '.join(_FIRST)} and {_LAST}"
+_ENGINE = f"""\
 
 ## Options of the engine that the cache uses
 
@@ -40,8 +43,8 @@ Every option means what it means in stock. These have something to add here.
 | `--hicache-mem-layout` | `layer_first` becomes `page_first`: on the host a page is in one place |
 | `--hicache-io-backend` | which of the engine's copies run, if the engine copies |
 | `--hicache-write-policy` | what is copied to the host at once; all copy ahead of eviction |
-| `--radix-eviction-policy` | order of eviction on the device, see the next section. `lfu`, \
-`slru`, `priority` and `tlru` rank pages. Windows leave the device by their last use, as in stock \
+| `--radix-eviction-policy` | order of eviction on the device, see the next section. \
+{_RANKING} rank pages. Windows leave the device by their last use, as in stock \
 0.5.23 (`findings/sglang-window-eviction-policy.sh`), and without a host tier they are lost. Hits \
 count with any write policy; in stock none does with `write_back`. `tlru` takes \
 `threshold` and `next_prompt_estimate` in `--radix-eviction-policy-config`, as in stock |

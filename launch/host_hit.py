@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             back = _timed(server, "after the others", text)
     except httpx.HTTPError as error:
         said = str(error).partition("\n")[0]
-        print(f"{args.url} did not answer: {said}", file=sys.stderr)
+        early = isinstance(error, httpx.ConnectError)
+        hint = "; a server listens when its log says that it is fired up" if early else ""
+        print(f"{args.url} did not answer: {said}{hint}", file=sys.stderr)
         return 1
     if tiers(back)[1] == 0:
         print("no token came from the host: send more --others, or a longer prompt")

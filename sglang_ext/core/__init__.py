@@ -6,7 +6,7 @@ the calls made, so all ranks that get the same calls hold the same table.
 Who owns what
 -------------
 ``cache.PrefixCache`` builds these objects and passes calls on. Each has its state for itself; the
-others call its methods. A flush replaces all of them but the two at the end.
+others call its methods. A flush replaces all of them but those that say so.
 
 ================================  ================================================================
 ``table.table.PageTable``         rows, digests, ages, four columns of slots (``SlotColumn``); its

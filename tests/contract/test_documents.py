@@ -86,3 +86,35 @@ def test_the_readme_is_read_to_its_end() -> None:
 def test_figures_name_no_place_of_the_machine_they_come_from() -> None:
     for file in (ROOT / "docs" / "benchmarks" / "data").glob("*.json"):
         assert not re.findall(r'"/[^"]*/[^"]*"', file.read_text()), file.name
+
+
+# ---- names -------------------------------------------------------------------------------
+
+NAME_IN_FILE = re.compile(r"`(\w+)` in `([\w/]+\.py)`")
+
+
+def test_names_that_a_document_puts_in_a_file_are_there() -> None:
+    """In lines as they are wrapped, and of files that are there."""
+    named = [
+        (document.name, *found)
+        for document in (ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+        for found in NAME_IN_FILE.findall(" ".join(document.read_text().split()))
+    ]
+    assert len(named) > 10
+    missing = [(where, name, file) for where, name, file in named if not holds(file, name)]
+    assert not missing, missing
+
+
+def holds(end: str, name: str) -> bool:
+    """Whether a file of the project whose path ends so has a name."""
+    files = (file for top in OURS for file in (ROOT / top).rglob(Path(end).name))
+    return any(
+        file.as_posix().endswith(f"/{end}") and re.search(rf"\b{name}\b", file.read_text())
+        for file in files
+    )
+
+
+def test_architecture_has_all_files_of_the_adapter() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    files = {file.name for file in (ROOT / "sglang_ext" / "adapter").glob("[a-z]*.py")}
+    assert not {name for name in files if f"`{name}`" not in text}

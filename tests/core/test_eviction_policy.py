@@ -95,7 +95,7 @@ def test_what_goes_first(case: str, write: WritePolicy) -> None:
 
 
 @pytest.mark.parametrize("host", [0, 40])
-@pytest.mark.parametrize("policy", ["lru", "lfu", "slru", "priority"])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_windows_leave_the_device_by_their_last_use_and_are_found_on_the_host(
     policy: str, host: int
 ) -> None:
