@@ -1,5 +1,6 @@
 """What an operator asks of the cache of a real server: see docs/cache-control.md."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -10,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from launch.bench.metrics import settled
+from launch.bench import metrics
 from launch.server import OURS, Server, dp_attention
 from launch.traffic import tokens
 from sglang_ext.tools import cache
@@ -45,7 +46,23 @@ def server(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(128, *options, "--enable-metrics", tokens=2048) as server:
         server.key = KEY
         yield server
-        assert_idle_and_alive(server)
+        with as_user(server):
+            assert_idle_and_alive(server)
+
+
+@contextlib.contextmanager
+def as_user(server: Server) -> Iterator[None]:
+    """With the key of those who may only ask, where the server has keys."""
+    key = server.key
+    server.key = "public" if key else None
+    yield
+    server.key = key
+
+
+def settled(server: Server) -> str:
+    """As ``launch.bench.metrics.settled``."""
+    with as_user(server):
+        return metrics.settled(server)
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +82,8 @@ def answer(server: Server, seed: int, **fields: Any) -> tuple[list[int], dict[st
         "sampling_params": {"temperature": 0, "max_new_tokens": ANSWER},
         **fields,
     }
-    key = server.key
-    server.key = "public" if key else None
-    result = server.post("/generate", body)
-    server.key = key
+    with as_user(server):
+        result = server.post("/generate", body)
     return result["output_ids"], cached(result)
 
 
@@ -335,4 +350,5 @@ def test_ranks_agree(serve, expected: dict[int, list[int]], kind: str) -> None: 
         assert quota(server, extra_key="a", size="0%")["used"] == 0
         for seed in ASKED:
             assert answer(server, seed, extra_key="a")[0] == expected[seed]
-        assert_idle_and_alive(server)
+        with as_user(server):
+            assert_idle_and_alive(server)

@@ -22,9 +22,9 @@ PAGE = ("--page-size", "16")
 ROOM = ("--max-total-tokens", "6144")
 TIGHT = ("--max-total-tokens", "1536")
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
-FEW = ("ngram",)
-"""Drafts without a model. Those of models are compared with tiers in `test_draft_tiers`, and with
-stock's cache in the whole matrix."""
+FEW = ("standalone",)
+"""The only drafts that often stand. The KV of others is compared with tiers in `test_draft_tiers`,
+and with stock's cache in the whole matrix."""
 
 
 def drafted(

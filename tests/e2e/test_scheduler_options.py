@@ -52,7 +52,7 @@ SERVERS = {
     "random": (*HOST, "--schedule-policy", "random", "--page-size", "64"),
 }
 
-FULL = ("by routing key", "random")
+FULL = ("no preemption", "by routing key", "random")
 """Another order of those that wait, as `lpm`, `lof` and `hrrn` are; nothing else is unlike."""
 
 

@@ -6,13 +6,12 @@ import json
 import random
 import re
 import threading
-import time
 
 import httpx
 import pytest
 
 from launch.bench.metrics import metric, settled
-from launch.server import CPU, OURS, wait_until_healthy
+from launch.server import CPU, OURS, wait_until_ready
 from launch.traffic import Traffic, generate, tokens
 from sglang_ext.tools.status import Metrics, screen
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
@@ -179,7 +178,6 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
         finally:
             stop.set()
             thread.join()
-        time.sleep(0.5)
         assert_idle_and_alive(server)
         assert "#retracted_reqs" in server.log.read_text(errors="replace")
     assert not differences(expected, answers)
@@ -279,7 +277,7 @@ def test_the_toggle_alone_selects_cache_and_host_tier(model, tmp_path, zygote) -
     arguments += ["--mem-fraction-static", "0.5"]
     server = zygote.start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_SWA_HICACHE": "1"})
     try:
-        wait_until_healthy(server)
+        wait_until_ready(server)
         assert "impl=SwaHiCache" in server.log.read_text()
         assert "hicache_attached=True" in server.log.read_text()
     finally:

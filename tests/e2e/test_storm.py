@@ -18,7 +18,7 @@ that is given here."""
 @pytest.mark.parametrize(
     ("minutes", "dp"),
     [
-        (0.25, 1),
+        (0.1, 1),
         pytest.param(1.5, 1, marks=pytest.mark.full),
         pytest.param(1.5, 2, marks=pytest.mark.full, id="dp ranks"),
     ],

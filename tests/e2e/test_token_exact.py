@@ -1,7 +1,6 @@
 """The oracle: with the cache on, every token equals the server without a cache."""
 
 import itertools
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,10 +59,23 @@ MATRIX = [
     )
 ]
 PAIRWISE = cover(MATRIX)
+TWO_RANKS = [cell for cell in PAIRWISE if cell.ranks > 1 and cell.policy in LATER]
+"""Those of two ranks that ``make test`` takes, in each of which another way of copying is late: of
+the others its cells of one rank have all that ranks may change, and they take a third of the time."""
 SHORT = Traffic(conversations=6, rounds=4)
 
 
-@pytest.mark.parametrize("cell", PAIRWISE, ids=lambda cell: "-".join(map(str, filter(None, cell))))
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(
+            cell,
+            marks=[] if cell.ranks == 1 or cell in TWO_RANKS else pytest.mark.full,
+            id="-".join(map(str, filter(None, cell))),
+        )
+        for cell in PAIRWISE
+    ],
+)
 def test_host_tier_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) -> None:  # noqa: ANN001
     expected = reference(cell.window, SHORT)
     conversations = Conversations(SHORT)
@@ -73,7 +85,6 @@ def test_host_tier_is_token_exact(serve, reference, cell: Cell, tmp_path: Path) 
         if cell.tier == "storage":
             flush(server)
         last = conversations.hold(server, 1)
-        time.sleep(0.5)  # the idle checks run in the scheduler's idle loop
         assert_idle_and_alive(server)
     assert not differences([*answers, *last], expected)
     # what is still held where not everything is copied depends on who else runs just then
@@ -108,7 +119,6 @@ def test_long_conversations_are_token_exact(serve, reference, cell: Cell, tmp_pa
     expected = reference(cell.window, LONG)
     with serve(cell.window, *cell.options(tmp_path), **cell.environment) as server:
         answers = converse(server, LONG)
-        time.sleep(0.5)
         assert_idle_and_alive(server)
     assert not differences(expected, answers)
     rates = hit_rates(answers)
