@@ -166,6 +166,7 @@ def test_memory_is_released_and_resumed_once(late: Server, expected) -> None:  #
     assert answer(late, 2) == expected[2][:8]
 
 
+@pytest.mark.full
 def test_memory_is_not_released_while_a_request_runs(late: Server, expected) -> None:  # noqa: ANN001
     running = Running(late, 1)
     late.post("/pause_generation", {"mode": "in_place"})
