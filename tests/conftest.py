@@ -101,6 +101,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether all seeds of seeded traffic are asked for, as long runs are: else a part will do."""
+    return bool(pytestconfig.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """Forks servers from a process that has imported the engine."""
     process = Zygote()

@@ -11,21 +11,25 @@ from tests import conftest
 from tests.conftest import ROOT
 
 ON_SERVERS = ("tests/e2e", "tests/kits")
+CUT = "- both -"
+COLLECT = f"""
+import sys, pytest
+assert pytest.main(["--collect-only", *sys.argv[1:]]) == 0
+print("{CUT}")
+assert pytest.main(["--collect-only", "--full", *sys.argv[1:]]) == 0
+"""
 
 
 @pytest.fixture(scope="module")
 def selected() -> tuple[list[str], list[str]]:
-    """Tests on servers that ``make test`` runs, and those that ``make test-all`` does."""
-    return collected(), collected("--full")
-
-
-def collected(*options: str) -> list[str]:
-    """Names of the tests that pytest selects."""
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "--collect-only"]
-    run = subprocess.run(
-        [*command, *options, *ON_SERVERS], capture_output=True, text=True, cwd=ROOT, check=True
+    """Tests on servers that ``make test`` runs, and those that ``make test-all`` does: by a process
+    that imports them once."""
+    command = [sys.executable, "-W", "ignore", "-c", COLLECT, *ON_SERVERS]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    short, full = (
+        [line for line in part.splitlines() if "::" in line] for part in run.stdout.split(CUT)
     )
-    return [line for line in run.stdout.splitlines() if "::" in line]
+    return short, full
 
 
 def test_every_file_has_a_test_in_the_short_selection(

@@ -250,9 +250,9 @@ def traffic(seeds: Any) -> Iterator[Simulation]:
         yield simulation
 
 
-def test_quotas_hold_in_the_traffic() -> None:
+def test_quotas_hold_in_the_traffic(full: bool) -> None:
     seen: set[str] = set()
-    for simulation in traffic(range(30)):
+    for simulation in traffic(range(30 if full else 12)):
         seen |= simulation.engine.seen
         counters = simulation.engine.index.counters.as_dict()
         seen |= {name for name, count in counters.items() if count}

@@ -18,7 +18,7 @@ from sglang_ext.tools import cache
 from tests.conftest import ROOT
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_operations import attach
-from tests.e2e.test_storage import TIERS, cached, prompt, stored_in, when_idle
+from tests.e2e.test_storage import TIERS, cached, flush, prompt, stored_in, when_idle
 from tests.fixtures.scrape import Scrape
 
 KEY, PAGE = "secret", 16
@@ -71,7 +71,7 @@ def emptied(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "server" in request.fixturenames:
         shared = request.getfixturevalue("server")
-        shared.post("/flush_cache?timeout=180", {})
+        flush(shared)
         shared.post("/hicache/storage-backend/clear", {})
 
 
@@ -140,7 +140,7 @@ def test_a_pinned_prompt_stays_on_the_host(
 def test_a_flush_ends_all_pins(server: Server) -> None:
     answer(server, KEPT)
     assert call(server, "pin", KEPT)["pinned"] > 0
-    server.post("/flush_cache?timeout=180", {})
+    flush(server)
     found = call(server, "lookup", KEPT)
     assert (found["device"], found["host"], found["pinned"]) == (0, 0, 0)
 
@@ -186,7 +186,7 @@ def test_storage_is_read_before_anybody_asks(
 ) -> None:
     answer(server, KEPT)
     settled(server)
-    server.post("/flush_cache?timeout=180", {})
+    flush(server)
     before = call(server, "lookup", KEPT)
     assert (before["device"], before["host"], before["found"]) == (0, 0, 0)
     assert before["storage"] >= LENGTH - PAGE
@@ -236,7 +236,7 @@ def test_a_namespace_keeps_to_its_quota(
         assert scrape.total("namespace_bytes", extra_key="b") == 0
         asked = call(server, "lookup", 1, extra_key="a")
         assert (asked["namespace_bytes"], asked["quota_bytes"]) == (used(server)["a"], bound)
-        server.post("/flush_cache?timeout=180", {})
+        flush(server)
         assert quota(server, list=True)["namespaces"] == [
             {"extra_key": "a", "cache_salt": None, "used": 0, "bound": bound}
         ]

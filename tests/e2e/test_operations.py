@@ -16,7 +16,7 @@ from launch.server import OURS, Server
 from launch.traffic import generate
 from tests.e2e import test_storage
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
-from tests.e2e.test_storage import TIERS, cached, stored_in, when_idle
+from tests.e2e.test_storage import TIERS, cached, flush, stored_in, when_idle
 from tests.fixtures.calls import Call
 from tests.fixtures.documents import begins, commands
 
@@ -233,7 +233,7 @@ def test_a_pause_that_aborts(late: Server, expected) -> None:  # noqa: ANN001
     tokens = running.result()
     assert len(tokens) < LONG
     assert tokens == expected[3][: len(tokens)]
-    late.post("/flush_cache?timeout=180", {})
+    flush(late)
     late.post("/continue_generation", {})
     assert answer(late, 3) == expected[3][:8]
 
@@ -307,9 +307,7 @@ WAYS = {
     "chat": Way(
         "/v1/chat/completions", chat, lambda said: said["choices"][0]["message"]["content"]
     ),
-    "sagemaker": Way(
-        "/invocations", chat, lambda said: said["choices"][0]["message"]["content"]
-    ),
+    "sagemaker": Way("/invocations", chat, lambda said: said["choices"][0]["message"]["content"]),
     "anthropic": Way("/v1/messages", chat, lambda said: said["content"][0]["text"]),
     "ollama chat": Way(
         "/api/chat",
@@ -332,7 +330,7 @@ def test_every_way_to_ask_gives_the_same_tokens(late: Server) -> None:
         return way.words(late.post(way.path, way.body(texts[name]))).split()
 
     first = {name: said(name) for name in WAYS}
-    late.post("/flush_cache?timeout=180", {})
+    flush(late)
     assert {name: said(name) for name in WAYS} == first
     for name, words in texts.items():
         plain = late.post("/generate", {"text": words, "sampling_params": sampling})["text"]
@@ -451,7 +449,7 @@ def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Pat
     assert answer(ranks, 2) == expected[2][:8]
     when_idle(lambda: attach(ranks, tmp_path))
     assert answer(ranks, 3) == expected[3][:8]
-    ranks.post("/flush_cache?timeout=180", {})
+    flush(ranks)
     again = generate(ranks, prompt(3), 8)
     assert again["output_ids"] == expected[3][:8]
     assert cached(again)["storage"] > 0
@@ -459,6 +457,7 @@ def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Pat
     when_idle(lambda: ranks.post("/hicache/storage-backend", {}, method="DELETE"))
 
 
+@pytest.mark.full
 def test_two_ranks_release_and_pause(ranks: Server, expected) -> None:  # noqa: ANN001
     assert answer(ranks, 1) == expected[1][:8]
     ranks.post("/release_memory_occupation", {})

@@ -53,7 +53,8 @@ SERVERS = {
 }
 
 FULL = ("no preemption", "by routing key", "random")
-"""Another order of those that wait, as `lpm`, `lof` and `hrrn` are; nothing else is unlike."""
+"""Another order of those that wait, as `lpm`, `lof`, `hrrn` and priorities are; nothing else is
+unlike."""
 
 
 def fields_of(name: str, number: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sglang_ext.tools.status import Metrics, screen
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences
 from tests.e2e.exported import assert_counted
+from tests.e2e.test_storage import flush
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import GPU, ON_HOST
 from tests.fixtures.scrape import Scrape
@@ -129,7 +130,7 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert 1000 < metric(metrics, "sglang:evicted_tokens_total") < 10_000
         reason = 'reason="write_through_unbacked_eviction"'
         assert f'pool="kv",pp_rank="0",{reason}' in metrics or reason in metrics
-        server.post("/flush_cache?timeout=180", {})
+        flush(server)
         empty = generate(server, prompt(1), 8)
         assert cached(empty) == {"device": 0, "host": 0}
         assert empty["output_ids"] == first["output_ids"]
@@ -183,6 +184,7 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
     assert not differences(expected, answers)
 
 
+@pytest.mark.full
 def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     traffic = Traffic(conversations=6, rounds=3, seed=11)
     router = KvSubscriber()

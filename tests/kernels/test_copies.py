@@ -53,9 +53,12 @@ def test_without_a_gpu_the_check_says_that_it_checked_nothing(
     assert "nothing was checked" in capsys.readouterr().err
 
 
-def test_the_gpu_kernel_compiles_for_every_gpu() -> None:
-    lines = engine_child("tests.kernels.cubins")
-    assert len(lines) == 3 * 4 * 2 * 2
+@pytest.mark.parametrize(
+    "architectures", [("90",), pytest.param(("80", "100"), marks=pytest.mark.full)], ids=" ".join
+)
+def test_the_gpu_kernel_compiles_for_every_gpu(architectures: tuple[str, ...]) -> None:
+    lines = engine_child("tests.kernels.cubins", *architectures)
+    assert len(lines) == len(architectures) * 4 * 2 * 2
     assert all(int(line.split()[-1]) > 1000 for line in lines), lines
     # neighbouring lanes on neighbouring words: otherwise the link to the host carries single words
     assert {line.split()[-2] for line in lines} == {"1"}, lines
