@@ -9,7 +9,7 @@ from sglang_ext.testing.machine import IndexMachine
 def test_the_index_does_what_the_model_does(full: bool) -> None:
     """The same examples every time: new ones are for the long run. Rules that never get into
     trouble prove nothing."""
-    few = settings(max_examples=120, stateful_step_count=60, deadline=None, derandomize=True)
+    few = settings(max_examples=160, stateful_step_count=60, deadline=None, derandomize=True)
     budget = settings(few, max_examples=500) if full else few
     run_state_machine_as_test(IndexMachine, settings=budget)
     wanted = {

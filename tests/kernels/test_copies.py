@@ -12,7 +12,7 @@ from tests.conftest import engine_child
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_the_cpu_kernel_is_the_reference(threads: int) -> None:
     def make(components: list[list[Plane]]) -> CpuPageCopier:
         return CpuPageCopier(components, threads, smallest_part=1)
