@@ -144,8 +144,10 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert "Allocating" not in log, "the engine's own lines count the memory twice"
 
 
+@pytest.mark.full
 def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
-    """Clients that go away, and a device pool that cannot hold the running requests."""
+    """Clients that go away, and a device pool that cannot hold the running requests: with pages of
+    one token, beside the soak."""
     traffic = Traffic(conversations=6, rounds=3, answer=(30, 90), parallel=6, seed=7)
     expected = reference(128, traffic)
     options = ["--page-size", "1", "--chunked-prefill-size", "128"]
