@@ -158,6 +158,7 @@ def from_storage(server: Server, expected: Expected, *ranks: int) -> list[bool]:
     return found
 
 
+@pytest.mark.full
 def test_a_flush_is_said_to_be_done_when_all_ranks_have(server: Server, expected: Expected) -> None:
     """A rank that is idle flushes at once, one that is not refuses."""
     running = Running(server, 1, tokens=40, routed_dp_rank=1)

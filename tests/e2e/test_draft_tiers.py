@@ -26,8 +26,7 @@ ROOM = ("--max-total-tokens", "6144")
 TIGHT = ("--max-total-tokens", "1536")
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
 FEW = ("eagle3",)
-"""Beside the pages of full attention. Drafts that are packed into the windows' pages hit a host in
-`test_dp_drafts`."""
+"""Beside the pages of full attention; others are packed into the windows' pages."""
 CLOSE = 0.02
 STORED = ("mimo-v2", "eagle3", "standalone", "step-3.5", "gemma-4")
 """The last one has no KV of its own: its drafts read what the model has stored."""

@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from launch.mooncake import environment, store_running
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
@@ -82,6 +84,7 @@ def wait_until_used(server: Server, tokens: list[int]) -> None:
         flush(server)
 
 
+@pytest.mark.full
 def test_small_pages_fit_into_its_queue(tmp_path: Path) -> None:
     """With pages of one token, reads beside writes: a queue of Mooncake's that is full fails what
     comes next."""

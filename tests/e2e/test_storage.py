@@ -344,10 +344,10 @@ def flush(server: Server) -> None:
     when_idle(lambda: server.post("/flush_cache", {}))
 
 
-def test_storage_with_faults(serve, reference, tmp_path: Path) -> None:  # noqa: ANN001
+def test_storage_with_faults(serve, reference, tmp_path: Path, full: bool) -> None:  # noqa: ANN001
     """Misses after hits, short reads, slow and hanging operations, a full disk: all tokens are
     right, and no request waits for ever."""
-    traffic = dataclasses.replace(TRAFFIC, fork=0.3, seed=29)
+    traffic = dataclasses.replace(TRAFFIC, rounds=4 if full else 3, fork=0.3, seed=29)
     faulty = {
         "backend_name": "faulty",
         "module_path": "tests.e2e.faulty_backend",
