@@ -64,15 +64,17 @@ def server_environment(own: argparse.Namespace) -> dict[str, str]:
     return {**kept, **(CPU if own.cpu else {})}
 
 
+def server_arguments(own: argparse.Namespace, engine: Sequence[str]) -> list[str]:
+    """Options of the server: those that are for the engine, and what selects a cache."""
+    host = [] if own.device_only else ["--enable-hierarchical-cache"]
+    return [*engine, *([] if own.stock else [*OURS, *host])]
+
+
 def main() -> None:
     """Replace this process by the server."""
     own, engine = parse_args()
     check_plugins([*([] if own.stock else [BACKEND]), *(["ext_cpu_fixes"] if own.cpu else [])])
-    if not own.stock:
-        engine += OURS
-        if not own.device_only:
-            engine.append("--enable-hierarchical-cache")
-    command = [sys.executable, "-m", "sglang.launch_server", *engine]
+    command = [sys.executable, "-m", "sglang.launch_server", *server_arguments(own, engine)]
     os.execve(command[0], command, server_environment(own))
 
 

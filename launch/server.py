@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +146,16 @@ class Server:
             httpx.HTTPStatusError: the server refuses; with what it says of it.
             httpx.HTTPError: it cannot be reached, or does not answer in time.
         """
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        answer = self._http.request(method, path, json=body, headers=headers, timeout=timeout_s)
-        text = _text(answer)
+        text = self._ask(method, path, timeout_s, json=body)
         return json.loads(text) if text.startswith(("{", "[")) else text
 
     def get(self, path: str, timeout_s: float = 120.0) -> str:
         """GET and return the text; raises what ``post`` raises."""
-        return _text(self._http.get(path, timeout=timeout_s))
+        return self._ask("GET", path, timeout_s)
+
+    def _ask(self, method: str, path: str, timeout_s: float, **body: Any) -> str:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return _text(self._http.request(method, path, headers=headers, timeout=timeout_s, **body))
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
@@ -161,8 +163,16 @@ class Server:
 
     def healthy(self, timeout_s: float = 30.0) -> bool:
         """Whether the server answers its health check in time."""
+        return self._answers("/health", timeout_s)
+
+    def ready(self) -> bool:
+        """Whether the server has started. The engine says so at once; behind a check of its health
+        it waits for a second, whatever the check has found."""
+        return self._answers("/ready", 30.0)
+
+    def _answers(self, path: str, timeout_s: float) -> bool:
         try:
-            self.get("/health", timeout_s)
+            self.get(path, timeout_s)
         except httpx.HTTPError:
             return False
         return True
@@ -243,14 +253,25 @@ def wait_until_healthy(server: Server, timeout_s: float = 600.0) -> None:
     Raises:
         ServerError: it exited or did not answer in time; with the end of its log.
     """
+    _wait_until(server, server.healthy, timeout_s, 0.25)
+
+
+def wait_until_ready(server: Server, timeout_s: float = 600.0) -> None:
+    """Block until the server takes requests; raises what ``wait_until_healthy`` raises."""
+    _wait_until(server, server.ready, timeout_s, 0.05)
+
+
+def _wait_until(
+    server: Server, answers: Callable[[], bool], timeout_s: float, pause_s: float
+) -> None:
     deadline = time.monotonic() + timeout_s
-    while not server.healthy():
+    while not answers():
         if not server.is_alive():
             raise ServerError(f"server exited with {server.process.poll()}:\n{server.tail()}")
         if time.monotonic() > deadline:
             server.stop()
             raise ServerError(f"server not healthy after {timeout_s:.0f} s:\n{server.tail()}")
-        time.sleep(0.25)
+        time.sleep(pause_s)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,10 @@ LONGEST_FIRST = (
     "tests/e2e/test_drafts.py",
     "tests/e2e/test_draft_tiers.py",
     "tests/e2e/test_dp_drafts.py",
+    "tests/adapter/test_deepseek_v4.py",
     "tests/adapter/test_deepseek_v4_ranks.py",
+    "tests/kits/test_kits.py",
+    "tests/e2e/test_cache_control.py",
     "tests/e2e/test_scheduler_options.py",
     "tests/e2e/test_weights.py",
     "tests/e2e/test_dp_attention.py",
@@ -32,7 +35,6 @@ LONGEST_FIRST = (
     "tests/e2e/test_pipeline.py",
     "tests/e2e/test_edges.py",
     "tests/e2e/test_patches.py",
-    "tests/kits/test_kits.py",
     "tests/e2e/test_quick_start.py",
     "tests/e2e/test_mooncake.py",
     "tests/e2e/test_soak.py",
@@ -43,7 +45,7 @@ LONGEST_FIRST = (
     "tests/e2e/test_window_only.py",
     "tests/kernels/test_copies.py",
     "tests/patches/test_engine_patches.py",
-    "tests/core/test_golden.py",
+    "tests/tools/test_documented_commands.py",
     "tests/core/test_index_machine.py",
     "tests/sizing/test_bounded_recompute.py",
     "tests/core/test_seeded_bugs.py",
@@ -51,12 +53,13 @@ LONGEST_FIRST = (
     "tests/core/test_storage_bugs.py",
     "tests/core/test_simulation.py",
     "tests/core/test_expiry.py",
+    "tests/core/test_golden.py",
     "tests/core/test_quotas.py",
     "tests/storage/test_page_files.py",
     "tests/core/test_retention.py",
     "tests/contract/test_selection.py",
     "tests/launch/test_bench_trace.py",
-    "tests/tools/test_documented_commands.py",
+    "tests/launch/test_bench_gpu_checks.py",
     "tests/doctor/test_doctor.py",
     "tests/core/test_pressure.py",
 )
@@ -98,6 +101,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("full")]
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether all seeds of seeded traffic are asked for, as long runs are: else a part will do."""
+    return bool(pytestconfig.getoption("--full"))
 
 
 @pytest.fixture(scope="session")

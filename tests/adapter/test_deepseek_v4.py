@@ -27,6 +27,7 @@ def test_every_plane_of_every_page_goes_to_every_tier_and_back(zygote: Zygote) -
     assert all(line.endswith("ok") for line in lines), lines
 
 
+@pytest.mark.full
 def test_rows_of_any_width_are_copied_by_both_kernels(zygote: Zygote) -> None:
     lines = zygote.lines("tests.adapter.byte_views")
     assert len(lines) == 4

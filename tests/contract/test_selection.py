@@ -11,29 +11,45 @@ from tests import conftest
 from tests.conftest import ROOT
 
 ON_SERVERS = ("tests/e2e", "tests/kits")
+CUT = "- both -"
+COLLECT = f"""
+import sys, pytest
+assert pytest.main(["--collect-only", *sys.argv[1:]]) == 0
+print("{CUT}")
+assert pytest.main(["--collect-only", "--full", *sys.argv[1:]]) == 0
+"""
 
 
 @pytest.fixture(scope="module")
 def selected() -> tuple[list[str], list[str]]:
-    """Tests on servers that ``make test`` runs, and those that ``make test-all`` does."""
-    return collected(), collected("--full")
-
-
-def collected(*options: str) -> list[str]:
-    """Names of the tests that pytest selects."""
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "--collect-only"]
-    run = subprocess.run(
-        [*command, *options, *ON_SERVERS], capture_output=True, text=True, cwd=ROOT, check=True
+    """Tests on servers that ``make test`` runs, and those that ``make test-all`` does: by a process
+    that imports them once."""
+    command = [sys.executable, "-W", "ignore", "-c", COLLECT, *ON_SERVERS]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    short, full = (
+        [line for line in part.splitlines() if "::" in line] for part in run.stdout.split(CUT)
     )
-    return [line for line in run.stdout.splitlines() if "::" in line]
+    return short, full
 
 
-def test_every_file_has_a_test_in_the_short_selection(
+OF_ONE_KIND = {
+    "drafts, with the host tier": ("test_draft_tiers.py", "test_drafts.py", "test_dp_drafts.py"),
+    "traffic and calls at random": ("test_soak.py", "test_storm.py"),
+}
+"""Files of which the first one is in the short selection. The others have the same servers in other
+configurations, or longer: drafts with stock's cache and with DP attention, an operator's calls that
+`test_operations.py` makes one after the other."""
+
+
+def test_every_kind_of_check_has_a_test_in_the_short_selection(
     selected: tuple[list[str], list[str]],
 ) -> None:
-    short, _ = selected
+    short, full = selected
     files = {str(file.relative_to(ROOT)) for file in _files()}
-    assert files == {name.partition("::")[0] for name in short}
+    more = {f"tests/e2e/{name}" for names in OF_ONE_KIND.values() for name in names[1:]}
+    assert more < files
+    assert {name.partition("::")[0] for name in short} == files - more
+    assert {name.partition("::")[0] for name in full} == files
 
 
 def _files() -> Iterator[Path]:

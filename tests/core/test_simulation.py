@@ -21,10 +21,10 @@ FEW = (*range(20), 33, 37)
 
 
 @pytest.fixture(scope="module")
-def reached(pytestconfig: pytest.Config) -> set[str]:
+def reached(full: bool) -> set[str]:
     """What happened in all seeds together. A failing seed is in the traceback."""
     seen: set[str] = set()
-    for seed in range(SEEDS) if pytestconfig.getoption("--full") else FEW:
+    for seed in range(SEEDS) if full else FEW:
         simulation = Simulation(seed, ranks=1 + seed % 3)
         simulation.run(STEPS)
         seen |= simulation.engine.seen

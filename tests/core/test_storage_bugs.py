@@ -18,7 +18,7 @@ from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
 SEEDS, STEPS = 360, 800
-FIRST = (7, 5, 44, 281, 20, 3)
+FIRST = (7, 3, 44, 281, 20, 5)
 """Seeds that find what few others do; they come first."""
 
 
@@ -192,11 +192,11 @@ def run_all_seeds() -> None:
 
 
 def test_storage_with_faults_is_never_wrong_and_nobody_waits_for_ever(
-    pytestconfig: pytest.Config,
+    full: bool,
 ) -> None:
     """Rare transitions are reached, too."""
     reached: set[str] = set()
-    for seed in range(60 if pytestconfig.getoption("--full") else 20):
+    for seed in range(60 if full else 20):
         simulation = Simulation(seed, ranks=1 + seed % 3, storage=True)
         simulation.run(600)
         reached |= simulation.engine.seen

@@ -1,5 +1,6 @@
 """What an operator asks of the cache of a real server: see docs/cache-control.md."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -10,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from launch.bench.metrics import settled
+from launch.bench import metrics
 from launch.server import OURS, Server, dp_attention
 from launch.traffic import tokens
 from sglang_ext.tools import cache
 from tests.conftest import ROOT
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.test_operations import attach
-from tests.e2e.test_storage import TIERS, cached, prompt, stored_in, when_idle
+from tests.e2e.test_storage import TIERS, cached, flush, prompt, stored_in, when_idle
 from tests.fixtures.scrape import Scrape
 
 KEY, PAGE = "secret", 16
@@ -45,7 +46,23 @@ def server(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(128, *options, "--enable-metrics", tokens=2048) as server:
         server.key = KEY
         yield server
-        assert_idle_and_alive(server)
+        with as_user(server):
+            assert_idle_and_alive(server)
+
+
+@contextlib.contextmanager
+def as_user(server: Server) -> Iterator[None]:
+    """With the key of those who may only ask, where the server has keys."""
+    key = server.key
+    server.key = "public" if key else None
+    yield
+    server.key = key
+
+
+def settled(server: Server) -> str:
+    """As ``launch.bench.metrics.settled``."""
+    with as_user(server):
+        return metrics.settled(server)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +71,7 @@ def emptied(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "server" in request.fixturenames:
         shared = request.getfixturevalue("server")
-        shared.post("/flush_cache?timeout=180", {})
+        flush(shared)
         shared.post("/hicache/storage-backend/clear", {})
 
 
@@ -65,10 +82,8 @@ def answer(server: Server, seed: int, **fields: Any) -> tuple[list[int], dict[st
         "sampling_params": {"temperature": 0, "max_new_tokens": ANSWER},
         **fields,
     }
-    key = server.key
-    server.key = "public" if key else None
-    result = server.post("/generate", body)
-    server.key = key
+    with as_user(server):
+        result = server.post("/generate", body)
     return result["output_ids"], cached(result)
 
 
@@ -125,7 +140,7 @@ def test_a_pinned_prompt_stays_on_the_host(
 def test_a_flush_ends_all_pins(server: Server) -> None:
     answer(server, KEPT)
     assert call(server, "pin", KEPT)["pinned"] > 0
-    server.post("/flush_cache?timeout=180", {})
+    flush(server)
     found = call(server, "lookup", KEPT)
     assert (found["device"], found["host"], found["pinned"]) == (0, 0, 0)
 
@@ -171,7 +186,7 @@ def test_storage_is_read_before_anybody_asks(
 ) -> None:
     answer(server, KEPT)
     settled(server)
-    server.post("/flush_cache?timeout=180", {})
+    flush(server)
     before = call(server, "lookup", KEPT)
     assert (before["device"], before["host"], before["found"]) == (0, 0, 0)
     assert before["storage"] >= LENGTH - PAGE
@@ -221,7 +236,7 @@ def test_a_namespace_keeps_to_its_quota(
         assert scrape.total("namespace_bytes", extra_key="b") == 0
         asked = call(server, "lookup", 1, extra_key="a")
         assert (asked["namespace_bytes"], asked["quota_bytes"]) == (used(server)["a"], bound)
-        server.post("/flush_cache?timeout=180", {})
+        flush(server)
         assert quota(server, list=True)["namespaces"] == [
             {"extra_key": "a", "cache_salt": None, "used": 0, "bound": bound}
         ]
@@ -335,4 +350,5 @@ def test_ranks_agree(serve, expected: dict[int, list[int]], kind: str) -> None: 
         assert quota(server, extra_key="a", size="0%")["used"] == 0
         for seed in ASKED:
             assert answer(server, seed, extra_key="a")[0] == expected[seed]
-        assert_idle_and_alive(server)
+        with as_user(server):
+            assert_idle_and_alive(server)

@@ -5,6 +5,7 @@ it. So what is drafted is compared, at every step of every request, with a serve
 on the device, and tokens with one that drafts nothing and caches nothing.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ TRAFFIC = Traffic(conversations=4, rounds=3, fork=0.0, parallel=1, seed=7)
 ROOM = ("--max-total-tokens", "6144")
 TIGHT = ("--max-total-tokens", "1536")
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
-FEW = ("mimo-v2", "eagle3")
-"""Packed into the windows' pages, and beside those of full attention."""
+FEW = ("eagle3",)
+"""Beside the pages of full attention; others are packed into the windows' pages."""
 CLOSE = 0.02
 STORED = ("mimo-v2", "eagle3", "standalone", "step-3.5", "gemma-4")
 """The last one has no KV of its own: its drafts read what the model has stored."""
@@ -34,16 +35,16 @@ STORED = ("mimo-v2", "eagle3", "standalone", "step-3.5", "gemma-4")
 class Drafts:
     """Servers of one kind of drafts, and the requests that they get one after another."""
 
-    def __init__(self, zygote: Zygote, folder: Path, name: str) -> None:
+    def __init__(self, zygote: Zygote, folder: Path, name: str, traffic: Traffic) -> None:
         self.zygote, self.folder, self.kind = zygote, folder, KINDS[name]
-        self.held = Conversations(TRAFFIC)
+        self.traffic, self.held = traffic, Conversations(traffic)
 
     def without(self, page: int) -> list[Answer]:
         """Of a server that neither drafts nor caches."""
         options = [*COMMON, *ROOM, "--page-size", str(page), "--disable-radix-cache"]
         arguments = [*self.kind.without(), *options]
         with self.zygote.running(arguments, self.folder / "plain.log", STRICT_CHECKS) as server:
-            return converse(server, TRAFFIC)
+            return converse(server, self.traffic)
 
     def draft(self, name: str, rounds: int, page: int, *options: str) -> Drafted:
         """The next rounds with another server."""
@@ -68,15 +69,21 @@ def assert_same_drafts(found: Drafted, device: Drafted) -> None:
 
 
 @pytest.fixture(scope="module")
+def traffic(full: bool) -> Traffic:
+    """What is asked: of two rounds the second one hits already."""
+    return TRAFFIC if full else dataclasses.replace(TRAFFIC, rounds=2)
+
+
+@pytest.fixture(scope="module")
 def on_device(
-    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+    zygote: Zygote, traffic: Traffic, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], Drafted]:
     """What is answered and drafted with all hits on the device, by name and page."""
 
     @functools.cache
     def of(name: str, page: int) -> Drafted:
         folder = tmp_path_factory.mktemp("device")
-        return Drafts(zygote, folder, name).draft("device", TRAFFIC.rounds, page, *ROOM)
+        return Drafts(zygote, folder, name, traffic).draft("device", traffic.rounds, page, *ROOM)
 
     return of
 
@@ -91,11 +98,17 @@ CELLS = [
 
 @pytest.mark.parametrize(("name", "page"), CELLS)
 def test_drafts_after_hits_on_the_host(
-    zygote: Zygote, tmp_path: Path, on_device: Callable[[str, int], Drafted], name: str, page: int
+    zygote: Zygote,
+    tmp_path: Path,
+    traffic: Traffic,
+    on_device: Callable[[str, int], Drafted],
+    name: str,
+    page: int,
 ) -> None:
-    expected = Drafts(zygote, tmp_path, name).without(page)
+    expected = Drafts(zygote, tmp_path, name, traffic).without(page)
     device = on_device(name, page)
-    host = Drafts(zygote, tmp_path, name).draft("host", TRAFFIC.rounds, page, *TIGHT, *HOST)
+    drafts = Drafts(zygote, tmp_path, name, traffic)
+    host = drafts.draft("host", traffic.rounds, page, *TIGHT, *HOST)
     assert hit_rates(host.answers)["host_share"] > 0
     assert not differences(host.answers, expected)
     assert not differences(device.answers, expected)
@@ -105,12 +118,17 @@ def test_drafts_after_hits_on_the_host(
 @pytest.mark.full
 @pytest.mark.parametrize("name", STORED)
 def test_drafts_after_a_restart_with_storage(
-    zygote: Zygote, tmp_path: Path, on_device: Callable[[str, int], Drafted], name: str
+    zygote: Zygote,
+    tmp_path: Path,
+    traffic: Traffic,
+    on_device: Callable[[str, int], Drafted],
+    name: str,
 ) -> None:
     """The last round is with a server that has nothing but what the first one has stored."""
     device = on_device(name, 16)
-    drafts, stored = Drafts(zygote, tmp_path, name), stored_in(tmp_path / "pages")[len(OURS) :]
-    first = drafts.draft("first", TRAFFIC.rounds - 1, 16, *ROOM, *stored)
+    stored = stored_in(tmp_path / "pages")[len(OURS) :]
+    drafts = Drafts(zygote, tmp_path, name, traffic)
+    first = drafts.draft("first", traffic.rounds - 1, 16, *ROOM, *stored)
     last = drafts.draft("last", 1, 16, *ROOM, *stored)
     assert sum(answer.storage_tokens for answer in last.answers) > 0
     assert not differences([*first.answers, *last.answers], device.answers)

@@ -17,8 +17,13 @@ from launch.server import OURS, Server
 from tests.e2e.conftest import assert_idle_and_alive
 from tests.e2e.test_storage import flush, stored_in
 
-# a tier with every page, and every tier with a page (the rest of the product: --all-kits)
-CELLS = [("device", 1), ("host", 16), ("storage", 64)]
+# a tier with every page, and every tier with a page (the rest of the product: --all-kits); a server
+# with a storage has the other tiers too
+CELLS = [
+    pytest.param("device", 1, marks=pytest.mark.full),
+    pytest.param("host", 16, marks=pytest.mark.full),
+    ("storage", 64),
+]
 MORE = [(tier, page) for tier in ("device", "host", "storage") for page in (1, 16, 64)]
 SCHEMA = {
     "type": "object",

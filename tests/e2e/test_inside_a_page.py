@@ -82,7 +82,8 @@ def check_what_is_told(server: Server, router: KvSubscriber, answers: Answers) -
 
 
 @pytest.mark.parametrize(
-    ("tokens", "tier", "form"), [(12_000, (), "default"), (1_200, HOST, "dynamo")]
+    ("tokens", "tier", "form"),
+    [pytest.param(12_000, (), "default", marks=pytest.mark.full), (1_200, HOST, "dynamo")],
 )
 def test_each_request_finds_what_the_engines_own_cache_finds(
     serve,  # noqa: ANN001

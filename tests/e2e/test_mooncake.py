@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from launch.mooncake import environment, store_running
 from launch.server import OURS, Server
 from launch.traffic import Traffic, generate
@@ -32,7 +34,7 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
     # neither what a busy machine needs for a read, nor for the way from a read to the next call
     # makes a difference
     with store_running(tmp_path / "mooncake.log", lease_s=600) as store:
-        settings = {"prefetch_threshold": PAGE, "prefetch_timeout_base": 10}
+        settings = {"prefetch_threshold": PAGE, "prefetch_timeout_base": 6}
         options = [
             *(*OURS, *TIERS, "--page-size", str(PAGE), *store.options(**settings)),
             *("--hicache-storage-prefetch-policy", "timeout"),
@@ -82,6 +84,7 @@ def wait_until_used(server: Server, tokens: list[int]) -> None:
         flush(server)
 
 
+@pytest.mark.full
 def test_small_pages_fit_into_its_queue(tmp_path: Path) -> None:
     """With pages of one token, reads beside writes: a queue of Mooncake's that is full fails what
     comes next."""

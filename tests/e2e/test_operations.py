@@ -2,10 +2,11 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -15,7 +16,7 @@ from launch.server import OURS, Server
 from launch.traffic import generate
 from tests.e2e import test_storage
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
-from tests.e2e.test_storage import TIERS, cached, stored_in, when_idle
+from tests.e2e.test_storage import TIERS, cached, flush, stored_in, when_idle
 from tests.fixtures.calls import Call
 from tests.fixtures.documents import begins, commands
 
@@ -58,6 +59,7 @@ def late(serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  
     with serve(128, *options, tokens=8192, SGLANG_EXT_TEST_REPORT_DELAY_MS="1000") as server:
         server.key = "secret"
         yield server
+        time.sleep(1.0)  # the last copies
         assert_idle_and_alive(server)
 
 
@@ -164,6 +166,7 @@ def test_memory_is_released_and_resumed_once(late: Server, expected) -> None:  #
     assert answer(late, 2) == expected[2][:8]
 
 
+@pytest.mark.full
 def test_memory_is_not_released_while_a_request_runs(late: Server, expected) -> None:  # noqa: ANN001
     running = Running(late, 1)
     late.post("/pause_generation", {"mode": "in_place"})
@@ -230,7 +233,7 @@ def test_a_pause_that_aborts(late: Server, expected) -> None:  # noqa: ANN001
     tokens = running.result()
     assert len(tokens) < LONG
     assert tokens == expected[3][: len(tokens)]
-    late.post("/flush_cache?timeout=180", {})
+    flush(late)
     late.post("/continue_generation", {})
     assert answer(late, 3) == expected[3][:8]
 
@@ -265,59 +268,73 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor 
 WORDS = " ".join(f"t{token}" for token in prompt(1, 200))
 
 SCORE = {"model": "m", "query": WORDS, "items": ["t7", "t8 t9"], "label_token_ids": [5, 6]}
-CHAT = {
-    "model": "m",
-    "messages": [{"role": "user", "content": WORDS}],
-    "max_tokens": 8,
-    "temperature": 0,
+
+
+class Way(NamedTuple):
+    """A way to ask for a text: where, what is said of it, and where the answer has its words."""
+
+    path: str
+    body: Callable[[str], dict[str, Any]]
+    words: Callable[[Any], str]
+
+
+def chat(words: str, **fields: Any) -> dict[str, Any]:
+    """A conversation that begins with these words."""
+    messages = [{"role": "user", "content": words}]
+    return {"model": "m", "messages": messages, "max_tokens": 8, "temperature": 0, **fields}
+
+
+FEW = {"num_predict": 8, "temperature": 0}
+WAYS = {
+    "completions": Way(
+        "/v1/completions",
+        lambda words: {"model": "m", "prompt": words, "max_tokens": 8, "temperature": 0},
+        lambda said: said["choices"][0]["text"],
+    ),
+    "vertex": Way(
+        "/vertex_generate",
+        lambda words: {
+            "instances": [{"text": words}],
+            "parameters": {"sampling_params": {"temperature": 0, "max_new_tokens": 8}},
+        },
+        lambda said: said["predictions"][0]["text"],
+    ),
+    "ollama": Way(
+        "/api/generate",
+        lambda words: {"model": "m", "prompt": words, "stream": False, "options": FEW},
+        lambda said: said["response"],
+    ),
+    "chat": Way(
+        "/v1/chat/completions", chat, lambda said: said["choices"][0]["message"]["content"]
+    ),
+    "sagemaker": Way("/invocations", chat, lambda said: said["choices"][0]["message"]["content"]),
+    "anthropic": Way("/v1/messages", chat, lambda said: said["content"][0]["text"]),
+    "ollama chat": Way(
+        "/api/chat",
+        lambda words: chat(words, stream=False, options=FEW),
+        lambda said: said["message"]["content"],
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "words"),
-    [
-        (
-            "/v1/completions",
-            {"model": "m", "prompt": WORDS, "max_tokens": 8, "temperature": 0},
-            lambda said: said["choices"][0]["text"],
-        ),
-        (
-            "/vertex_generate",
-            {
-                "instances": [{"text": WORDS}],
-                "parameters": {"sampling_params": {"temperature": 0, "max_new_tokens": 8}},
-            },
-            lambda said: said["predictions"][0]["text"],
-        ),
-        (
-            "/api/generate",
-            {
-                "model": "m",
-                "prompt": WORDS,
-                "stream": False,
-                "options": {"num_predict": 8, "temperature": 0},
-            },
-            lambda said: said["response"],
-        ),
-        ("/v1/chat/completions", CHAT, lambda said: said["choices"][0]["message"]["content"]),
-        ("/invocations", CHAT, lambda said: said["choices"][0]["message"]["content"]),
-        ("/v1/messages", CHAT, lambda said: said["content"][0]["text"]),
-        (
-            "/api/chat",
-            {**CHAT, "stream": False, "options": {"num_predict": 8, "temperature": 0}},
-            lambda said: said["message"]["content"],
-        ),
-    ],
-    ids=["completions", "vertex", "ollama", "chat", "sagemaker", "anthropic", "ollama chat"],
-)
-def test_every_way_to_ask_gives_the_same_tokens(
-    late: Server, path: str, body: dict[str, Any], words: Callable[[Any], str]
-) -> None:
+def test_every_way_to_ask_gives_the_same_tokens(late: Server) -> None:
+    """Each with words of its own, which are computed once and come from storage then."""
     sampling = {"temperature": 0, "max_new_tokens": 8}
-    plain = late.post("/generate", {"text": WORDS, "sampling_params": sampling})["text"]
-    assert words(late.post(path, body)).split() == plain.split()
-    late.post("/flush_cache?timeout=180", {})
-    assert words(late.post(path, body)).split() == plain.split()
+    texts = {
+        name: " ".join(f"t{token}" for token in prompt(100 + number, 200))
+        for number, name in enumerate(WAYS)
+    }
+
+    def said(name: str) -> list[str]:
+        way = WAYS[name]
+        return way.words(late.post(way.path, way.body(texts[name]))).split()
+
+    first = {name: said(name) for name in WAYS}
+    flush(late)
+    assert {name: said(name) for name in WAYS} == first
+    for name, words in texts.items():
+        plain = late.post("/generate", {"text": words, "sampling_params": sampling})["text"]
+        assert first[name] == plain.split(), name
 
 
 REFUSED = [
@@ -432,7 +449,7 @@ def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Pat
     assert answer(ranks, 2) == expected[2][:8]
     when_idle(lambda: attach(ranks, tmp_path))
     assert answer(ranks, 3) == expected[3][:8]
-    ranks.post("/flush_cache?timeout=180", {})
+    flush(ranks)
     again = generate(ranks, prompt(3), 8)
     assert again["output_ids"] == expected[3][:8]
     assert cached(again)["storage"] > 0
@@ -440,6 +457,7 @@ def test_an_attach_that_fails_on_one_rank(ranks: Server, expected, tmp_path: Pat
     when_idle(lambda: ranks.post("/hicache/storage-backend", {}, method="DELETE"))
 
 
+@pytest.mark.full
 def test_two_ranks_release_and_pause(ranks: Server, expected) -> None:  # noqa: ANN001
     assert answer(ranks, 1) == expected[1][:8]
     ranks.post("/release_memory_occupation", {})

@@ -52,8 +52,9 @@ SERVERS = {
     "random": (*HOST, "--schedule-policy", "random", "--page-size", "64"),
 }
 
-FULL = ("by routing key", "random")
-"""Another order of those that wait, as `lpm`, `lof` and `hrrn` are; nothing else is unlike."""
+FULL = ("no preemption", "by routing key", "random")
+"""Another order of those that wait, as `lpm`, `lof`, `hrrn` and priorities are; nothing else is
+unlike."""
 
 
 def fields_of(name: str, number: int) -> dict[str, Any]:

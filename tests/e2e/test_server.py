@@ -6,18 +6,18 @@ import json
 import random
 import re
 import threading
-import time
 
 import httpx
 import pytest
 
 from launch.bench.metrics import metric, settled
-from launch.server import CPU, OURS, wait_until_healthy
+from launch.server import CPU, OURS, wait_until_ready
 from launch.traffic import Traffic, generate, tokens
 from sglang_ext.tools.status import Metrics, screen
 from tests.e2e.conftest import RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences
 from tests.e2e.exported import assert_counted
+from tests.e2e.test_storage import flush
 from tests.fixtures.kv_subscriber import KvSubscriber
 from tests.fixtures.kv_view import GPU, ON_HOST
 from tests.fixtures.scrape import Scrape
@@ -130,7 +130,7 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert 1000 < metric(metrics, "sglang:evicted_tokens_total") < 10_000
         reason = 'reason="write_through_unbacked_eviction"'
         assert f'pool="kv",pp_rank="0",{reason}' in metrics or reason in metrics
-        server.post("/flush_cache?timeout=180", {})
+        flush(server)
         empty = generate(server, prompt(1), 8)
         assert cached(empty) == {"device": 0, "host": 0}
         assert empty["output_ids"] == first["output_ids"]
@@ -144,8 +144,10 @@ def test_flush_metrics_and_policies(serve) -> None:  # noqa: ANN001
         assert "Allocating" not in log, "the engine's own lines count the memory twice"
 
 
+@pytest.mark.full
 def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa: ANN001
-    """Clients that go away, and a device pool that cannot hold the running requests."""
+    """Clients that go away, and a device pool that cannot hold the running requests: with pages of
+    one token, beside the soak."""
     traffic = Traffic(conversations=6, rounds=3, answer=(30, 90), parallel=6, seed=7)
     expected = reference(128, traffic)
     options = ["--page-size", "1", "--chunked-prefill-size", "128"]
@@ -179,12 +181,12 @@ def test_aborts_and_retraction_under_pressure(serve, reference) -> None:  # noqa
         finally:
             stop.set()
             thread.join()
-        time.sleep(0.5)
         assert_idle_and_alive(server)
         assert "#retracted_reqs" in server.log.read_text(errors="replace")
     assert not differences(expected, answers)
 
 
+@pytest.mark.full
 def test_two_ranks_agree(serve, reference) -> None:  # noqa: ANN001
     traffic = Traffic(conversations=6, rounds=3, seed=11)
     router = KvSubscriber()
@@ -279,7 +281,7 @@ def test_the_toggle_alone_selects_cache_and_host_tier(model, tmp_path, zygote) -
     arguments += ["--mem-fraction-static", "0.5"]
     server = zygote.start(arguments, tmp_path / "log", {**CPU, "SGLANG_EXT_SWA_HICACHE": "1"})
     try:
-        wait_until_healthy(server)
+        wait_until_ready(server)
         assert "impl=SwaHiCache" in server.log.read_text()
         assert "hicache_attached=True" in server.log.read_text()
     finally:

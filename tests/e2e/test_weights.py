@@ -110,7 +110,8 @@ def send_tensors(server: Server, model: Path) -> None:
     torch.multiprocessing.set_sharing_strategy(sharing)
 
 
-@pytest.mark.parametrize("tp", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.full
+@pytest.mark.parametrize("tp", [1, 2])
 def test_weights_that_change_under_load(
     serve,  # noqa: ANN001
     models: list[Path],

@@ -6,6 +6,7 @@ copy are neighbours, bytes of the cubin.
 
 import itertools
 import re
+import sys
 
 import triton
 import triton.language as tl
@@ -14,14 +15,13 @@ from triton.compiler import ASTSource
 
 from sglang_ext.kernels.page_copy import gpu_kernel
 
-ARCHITECTURES = (80, 90, 100)
 WORDS = ((tl.int64, 8), (tl.int32, 4), (tl.int16, 2), (tl.int8, 1))
 TILES = ((4, 256), (1, 1024))
 
 
 def main() -> None:
-    """Every variant."""
-    variants = itertools.product(ARCHITECTURES, WORDS, TILES, (True, False))
+    """Every variant for the architectures that are named."""
+    variants = itertools.product(map(int, sys.argv[1:]), WORDS, TILES, (True, False))
     for architecture, (word, size), (rows, columns), to_host in variants:
         constants = {
             "SEGMENTS": 4,

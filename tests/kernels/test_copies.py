@@ -12,7 +12,7 @@ from tests.conftest import engine_child
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_the_cpu_kernel_is_the_reference(threads: int) -> None:
     def make(components: list[list[Plane]]) -> CpuPageCopier:
         return CpuPageCopier(components, threads, smallest_part=1)
@@ -53,9 +53,12 @@ def test_without_a_gpu_the_check_says_that_it_checked_nothing(
     assert "nothing was checked" in capsys.readouterr().err
 
 
-def test_the_gpu_kernel_compiles_for_every_gpu() -> None:
-    lines = engine_child("tests.kernels.cubins")
-    assert len(lines) == 3 * 4 * 2 * 2
+@pytest.mark.parametrize(
+    "architectures", [("90",), pytest.param(("80", "100"), marks=pytest.mark.full)], ids=" ".join
+)
+def test_the_gpu_kernel_compiles_for_every_gpu(architectures: tuple[str, ...]) -> None:
+    lines = engine_child("tests.kernels.cubins", *architectures)
+    assert len(lines) == len(architectures) * 4 * 2 * 2
     assert all(int(line.split()[-1]) > 1000 for line in lines), lines
     # neighbouring lanes on neighbouring words: otherwise the link to the host carries single words
     assert {line.split()[-2] for line in lines} == {"1"}, lines

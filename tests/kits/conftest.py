@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pytest.param(
                 *(cell, kit, test),
                 id=f"{cell.name}-{kit.name}-{test}",
-                marks=[pytest.mark.full] if cell in registry.FULL and not whole else [],
+                marks=[pytest.mark.full] if (cell, kit.name) in registry.FULL and not whole else [],
             )
             for cell, kit, test in chosen
         ],

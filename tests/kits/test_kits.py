@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.models.text import ready_made_text
-from launch.server import CPU, STRICT_CHECKS, Server, wait_until_healthy
+from launch.server import CPU, STRICT_CHECKS, Server, wait_until_ready
+from tests.e2e.conftest import assert_idle_and_alive
 from tests.fixtures.zygote import Zygote
 from tests.kits.cells import Cell
 from tests.kits.registry import Kit
@@ -34,7 +35,7 @@ class Servers:
             self.stop()
             self._count += 1
             self._running = key, self._start(cell, kit)
-            wait_until_healthy(self._running[1])
+            wait_until_ready(self._running[1])
         return self._running[1], self._scratch
 
     @property
@@ -73,4 +74,4 @@ def test_kit(servers: Servers, cell: Cell, kit: Kit, test: str) -> None:
     problems = [text for _, text in (*result.failures, *result.errors, *result.skipped)]
     assert result.testsRun == 1
     assert not problems, problems[0]
-    wait_until_healthy(server)
+    assert_idle_and_alive(server)

@@ -66,6 +66,7 @@ def test_nothing_else_that_is_installed_here_can_be_imported(bare: Run) -> None:
     assert not [path for path in said[1:] if "site-packages" in path and ".venv" in path]
 
 
+@pytest.mark.full
 def test_every_module_that_the_bench_needs_is_brought_or_there(bare: Run) -> None:
     code = "\n".join(
         [

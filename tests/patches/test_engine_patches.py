@@ -29,6 +29,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *patches: str) -> dict
     return answer
 
 
+@pytest.mark.full
 def test_attention_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other two are hooked as in an engine without patches."""
     answer = seen(tmp_path, monkeypatch, "0001", "0004")
@@ -39,6 +40,7 @@ def test_attention_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert answer["host pools"]["replaced"]
 
 
+@pytest.mark.full
 def test_window_memory_and_host_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other two are hooked as in an engine without patches."""
     answer = seen(tmp_path, monkeypatch, "0002", "0003")

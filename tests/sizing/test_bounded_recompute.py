@@ -30,8 +30,15 @@ def resume_anywhere(cache: Replay, resumes: int, seed: int) -> None:
         prompts = [*prompts[-60:], prompt]
 
 
-@pytest.mark.parametrize("interval", [128, 512])
-@pytest.mark.parametrize("host_share", [0.5, 2.0])
+@pytest.mark.parametrize(
+    ("host_share", "interval"),
+    [
+        (0.5, 128),
+        (2.0, 512),
+        pytest.param(0.5, 512, marks=pytest.mark.full),
+        pytest.param(2.0, 128, marks=pytest.mark.full),
+    ],
+)
 def test_a_resume_anywhere_is_bounded(interval: int, host_share: float) -> None:
     page_bytes = (MODEL.full_token_bytes + MODEL.swa_token_bytes) * PAGE
     budget = Budget(600, 480, int(host_share * 600 * page_bytes))

@@ -24,7 +24,7 @@ import httpx
 
 from launch.bench.metrics import metric
 from launch.models.tiny import ready_made
-from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_healthy
+from launch.server import OURS, STRICT_CHECKS, Server, ServerError, wait_until_ready
 from launch.traffic import Traffic, generate
 from sglang_ext.arguments import Parser, output_file, whole
 from tests.fixtures.zygote import Zygote
@@ -104,7 +104,7 @@ def known_answers(zygote: Zygote, log: Path) -> Pool:
     arguments = ["--model-path", str(ready_made(WINDOW)), *COMMON, "--disable-radix-cache"]
     server = zygote.start([*arguments, "--max-total-tokens", "16384"], log, STRICT_CHECKS)
     try:
-        wait_until_healthy(server)
+        wait_until_ready(server)
         return ask(server, TRAFFIC)
     finally:
         kill(server)
@@ -136,7 +136,7 @@ def main() -> int:
     for number in range(args.kills):
         server = zygote.start(options(folder / "pages"), folder / "server.log", STRICT_CHECKS)
         try:
-            wait_until_healthy(server)
+            wait_until_ready(server)
             total += serve_until_killed(server, pool, args.seed * 1000 + number)
             total["kills"] += 1
         except ServerError as error:

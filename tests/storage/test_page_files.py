@@ -184,11 +184,11 @@ def _write_until_killed(root: Path, number: int) -> None:
         number += 1
 
 
-def test_a_writer_killed_a_hundred_times_leaves_no_torn_page(tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_leaves_no_torn_page(tmp_path: Path, full: bool) -> None:
     """SIGKILL at random points while it writes; what has a name is whole."""
     rng = random.Random(7)
-    watched, written = files(tmp_path), 0
-    for attempt in range(100):
+    watched, written, kills = files(tmp_path), 0, 100 if full else 25
+    for attempt in range(kills):
         first = attempt * 1000
         writer = os.fork()
         if writer == 0:
@@ -208,4 +208,4 @@ def test_a_writer_killed_a_hundred_times_leaves_no_torn_page(tmp_path: Path) -> 
         written += number - first
         assert pages.counters.damaged == pages.counters.foreign == 0
         pages.clear()
-    assert written > 100, "it was killed before it wrote anything"
+    assert written > kills, "it was killed before it wrote anything"
