@@ -32,24 +32,12 @@ def selected() -> tuple[list[str], list[str]]:
     return short, full
 
 
-OF_ONE_KIND = {
-    "drafts, with the host tier": ("test_draft_tiers.py", "test_drafts.py", "test_dp_drafts.py"),
-    "traffic and calls at random": ("test_soak.py", "test_storm.py"),
-}
-"""Files of which the first one is in the short selection. The others have the same servers in other
-configurations, or longer: drafts with stock's cache and with DP attention, an operator's calls that
-`test_operations.py` makes one after the other."""
-
-
-def test_every_kind_of_check_has_a_test_in_the_short_selection(
+def test_every_file_has_a_test_in_the_short_selection(
     selected: tuple[list[str], list[str]],
 ) -> None:
-    short, full = selected
+    short, _ = selected
     files = {str(file.relative_to(ROOT)) for file in _files()}
-    more = {f"tests/e2e/{name}" for names in OF_ONE_KIND.values() for name in names[1:]}
-    assert more < files
-    assert {name.partition("::")[0] for name in short} == files - more
-    assert {name.partition("::")[0] for name in full} == files
+    assert files == {name.partition("::")[0] for name in short}
 
 
 def _files() -> Iterator[Path]:

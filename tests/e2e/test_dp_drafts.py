@@ -57,7 +57,6 @@ def server(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert_idle_and_alive(server)
 
 
-@pytest.mark.full
 def test_an_idle_rank_beside_one_that_drafts(server: Server, expected: Callable) -> None:
     """The idle one drafts and verifies as many tokens, of nobody."""
     answers = hold(server, ONE, lambda _: 1)

@@ -22,6 +22,9 @@ PAGE = ("--page-size", "16")
 ROOM = ("--max-total-tokens", "6144")
 TIGHT = ("--max-total-tokens", "1536")
 HOST = ("--enable-hierarchical-cache", "--hicache-ratio", "4")
+FEW = ("ngram",)
+"""Drafts without a model. Those of models are compared with tiers in `test_draft_tiers`, and with
+stock's cache in the whole matrix."""
 
 
 def drafted(
@@ -37,8 +40,10 @@ def drafted(
     return found
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FEW else pytest.mark.full) for name in KINDS],
+)
 def test_tokens_are_those_without_drafts(zygote: Zygote, tmp_path: Path, name: str) -> None:
     kind = KINDS[name]
     plain = [*kind.without(), *COMMON, *PAGE, *ROOM, "--disable-radix-cache"]

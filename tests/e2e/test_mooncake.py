@@ -34,7 +34,7 @@ def test_a_conversation_goes_on_elsewhere_and_the_store_may_die(  # noqa: ANN201
     # neither what a busy machine needs for a read, nor for the way from a read to the next call
     # makes a difference
     with store_running(tmp_path / "mooncake.log", lease_s=600) as store:
-        settings = {"prefetch_threshold": PAGE, "prefetch_timeout_base": 6}
+        settings = {"prefetch_threshold": PAGE, "prefetch_timeout_base": 10}
         options = [
             *(*OURS, *TIERS, "--page-size", str(PAGE), *store.options(**settings)),
             *("--hicache-storage-prefetch-policy", "timeout"),

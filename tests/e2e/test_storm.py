@@ -15,9 +15,13 @@ LEAST = 21
 that is given here."""
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
-    ("minutes", "dp"), [(0.25, 1), (1.5, 1), pytest.param(1.5, 2, id="dp ranks")]
+    ("minutes", "dp"),
+    [
+        (0.25, 1),
+        pytest.param(1.5, 1, marks=pytest.mark.full),
+        pytest.param(1.5, 2, marks=pytest.mark.full, id="dp ranks"),
+    ],
 )
 def test_a_storm_of_calls_costs_no_token_and_no_server(serve, minutes: float, dp: int) -> None:  # noqa: ANN001
     # conversations of fewer tokens than the device has

@@ -127,7 +127,6 @@ def test_long_conversations_are_token_exact(serve, reference, cell: Cell, tmp_pa
     assert rates["host_share"] >= host_share, rates
 
 
-@pytest.mark.full
 def test_hit_rate_is_not_below_stock_under_host_pressure(serve) -> None:  # noqa: ANN001
     # one request at a time: no admission race, so the hits are the caches' own
     traffic = Traffic(conversations=8, rounds=5, fork=0.0, parallel=1, seed=3)
