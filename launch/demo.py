@@ -24,7 +24,7 @@ from launch.server import (
     ServerError,
     explained_by,
     start,
-    wait_until_healthy,
+    wait_until_ready,
 )
 from sglang_ext.arguments import Parser, output_folder, whole
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
             stack.callback(servers[name].stop)
         for name, server in servers.items():
             try:
-                wait_until_healthy(server)
+                wait_until_ready(server)
             except ServerError as error:
                 sys.exit(f"{name}: {str(error).partition(':')[0]}; see {server.log}")
         results = {}

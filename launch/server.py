@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,8 @@ class Server:
         return self._answers("/health", timeout_s)
 
     def ready(self) -> bool:
-        """Whether the server has started. The engine says so at once; behind a check of its health
-        it waits for a second, whatever the check has found."""
+        """Whether the server takes requests. The engine says so at once; a check of its health
+        takes a second, whatever it finds."""
         return self._answers("/ready", 30.0)
 
     def _answers(self, path: str, timeout_s: float) -> bool:
@@ -247,31 +247,20 @@ def start(
     return Server(process, port, log)
 
 
-def wait_until_healthy(server: Server, timeout_s: float = 600.0) -> None:
-    """Block until the server answers.
+def wait_until_ready(server: Server, timeout_s: float = 600.0) -> None:
+    """Block until the server takes requests.
 
     Raises:
-        ServerError: it exited or did not answer in time; with the end of its log.
+        ServerError: it exited or did not start in time; with the end of its log.
     """
-    _wait_until(server, server.healthy, timeout_s, 0.25)
-
-
-def wait_until_ready(server: Server, timeout_s: float = 600.0) -> None:
-    """Block until the server takes requests; raises what ``wait_until_healthy`` raises."""
-    _wait_until(server, server.ready, timeout_s, 0.05)
-
-
-def _wait_until(
-    server: Server, answers: Callable[[], bool], timeout_s: float, pause_s: float
-) -> None:
     deadline = time.monotonic() + timeout_s
-    while not answers():
+    while not server.ready():
         if not server.is_alive():
             raise ServerError(f"server exited with {server.process.poll()}:\n{server.tail()}")
         if time.monotonic() > deadline:
             server.stop()
-            raise ServerError(f"server not healthy after {timeout_s:.0f} s:\n{server.tail()}")
-        time.sleep(pause_s)
+            raise ServerError(f"server not ready after {timeout_s:.0f} s:\n{server.tail()}")
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -291,7 +280,7 @@ def running(
     """A healthy server for the length of a with-block."""
     server = start(arguments, log, environment)
     try:
-        wait_until_healthy(server)
+        wait_until_ready(server)
         with explained_by(server):
             yield server
     finally:

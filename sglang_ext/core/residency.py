@@ -109,8 +109,9 @@ class Residency:
     def adopt(self, rows: Rows, full: Slots, swa: Slots) -> None:
         """Merge a request's slots into rows that exist."""
         table = self.table
-        spare, windows = copies.adopted(self.candidates.state, rows, np.ascontiguousarray(swa))
-        if spare == windows == len(rows):  # what was computed a second time is in the way
+        state = self.candidates.state
+        there, windows = copies.already_there(state, rows, np.ascontiguousarray(swa))
+        if there == windows == len(rows):  # the usual case: nothing is missing, all goes back
             self.device_pool.release_window(full, swa)
             self.device_pool.release(full)
             return

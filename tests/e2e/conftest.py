@@ -144,5 +144,6 @@ def assert_idle_and_alive(server: Server) -> None:
     for _ in range(3):
         server.get("/server_info")
         time.sleep(0.1)
+    server.get("/server_info")  # behind the last check
     assert server.is_alive(), server.tail()
     assert "memory leak detected" not in server.log.read_text(errors="replace")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.server import STRICT_CHECKS, ServerError, dp_attention, wait_until_healthy
+from launch.server import STRICT_CHECKS, ServerError, dp_attention, wait_until_ready
 from launch.traffic import Traffic, generate, tokens
 from tests.e2e.conftest import COMMON, RANKS, assert_idle_and_alive
 from tests.e2e.conversations import converse, differences, hit_rates
@@ -112,7 +112,7 @@ def test_trees_of_a_draft_model_are_refused(zygote: Zygote, tmp_path: Path) -> N
     with pytest.raises(
         ServerError, match="eagle-topk 2 is not supported on this platform; allowed: 1"
     ):
-        wait_until_healthy(server)
+        wait_until_ready(server)
 
 
 @pytest.mark.full

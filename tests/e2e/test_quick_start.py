@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import serve
-from launch.server import Server, free_port, wait_until_healthy
+from launch.server import Server, free_port, wait_until_ready
 from tests.conftest import ROOT
 from tests.fixtures.zygote import Zygote
 
@@ -45,7 +45,7 @@ def as_typed(words: list[str], log: Path) -> Iterator[Server]:
         )
     server = Server(process, port, log)
     try:
-        wait_until_healthy(server)
+        wait_until_ready(server)
         yield server
     finally:
         server.stop()

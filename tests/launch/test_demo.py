@@ -42,7 +42,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeServer]:
         return servers[-1]
 
     monkeypatch.setattr(demo, "start", start)
-    monkeypatch.setattr(demo, "wait_until_healthy", lambda _: None)
+    monkeypatch.setattr(demo, "wait_until_ready", lambda _: None)
     return servers
 
 
@@ -53,7 +53,7 @@ def test_a_server_that_does_not_start_is_one_line_with_its_log(
         if server is started[1]:
             raise ServerError("server exited with 1:\nTraceback and so on")
 
-    monkeypatch.setattr(demo, "wait_until_healthy", wait)
+    monkeypatch.setattr(demo, "wait_until_ready", wait)
     with pytest.raises(SystemExit) as ended:
         demo.run(demo.parse_args(["--out", str(tmp_path)]), tmp_path)
     log = tmp_path / "server_stock_hicache.log"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench import machine
-from launch.server import CPU, Server, ServerError, start, wait_until_healthy
+from launch.server import CPU, Server, ServerError, start, wait_until_ready
 
 ROOT = Path(__file__).resolve().parents[3]
 START_S = {"cuda": 120.0, "cpu": math.inf}
@@ -80,7 +80,7 @@ class Setting:
         failed, until = {}, time.monotonic() + min(START_S[self.device], self.left_s())
         for name, server in started.items():
             try:
-                wait_until_healthy(server, max(1.0, until - time.monotonic()))
+                wait_until_ready(server, max(1.0, until - time.monotonic()))
             except ServerError as error:
                 failed[name] = str(error)[-2000:]
         return {n: server for n, server in started.items() if n not in failed}, failed

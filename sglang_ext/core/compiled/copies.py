@@ -147,23 +147,23 @@ def evicted(state, rows, windows, alone):
 
 
 @compiled(UniTuple(int64, 2)(STATE, _LONGS, SLOTS))
-def adopted(state, rows, windows):
-    """What becomes of pages that a request has computed and the table has already.
+def already_there(state, rows, windows):
+    """Pages that a request has computed and that have a row already.
 
     Args:
         windows: slots of the request's windows.
 
     Returns:
-        How many of the pages are where the table needs nothing of the request: on the device, with
-        a window there unless the request has none; and how many windows the request has.
+        How many of them are on the device, with a window there unless the request has none; and
+        how many windows the request has.
     """
     c = fields(state)
-    spare, live = int64(0), int64(0)
+    there, live = int64(0), int64(0)
     for i in range(rows.size):
         row, has_window = rows[i], windows[i, 0] != ABSENT
         live += has_window
-        spare += c.device[row] and (c.swa_device[row] or not has_window)
-    return spare, live
+        there += c.device[row] and (c.swa_device[row] or not has_window)
+    return there, live
 
 
 @compiled(UniTuple(int64, 2)(STATE, _LONGS, _LONGS))
