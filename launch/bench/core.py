@@ -166,7 +166,8 @@ class Rig:
         geometry = Geometry(params.page_size, WINDOW)
         pool = EngineDevicePool(self.allocator, geometry)
         rows = self.allocator.size_full // geometry.page_tokens
-        index = PrefixCache(geometry, rows, pool, spare=Spare.for_device(rows, rows))
+        spare = Spare.for_device(rows, rows, has_host=False)
+        index = PrefixCache(geometry, rows, pool, spare=spare)
         admission = Admission(_UNLIMITED, geometry.retained_tokens, params.page_size, None)
         inside = InsidePages(index, pool, None) if geometry.resumes_inside else None
         self.cache = cache = SwaHiCache(params, index, pool, admission, inside=inside)

@@ -101,9 +101,10 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
     device_tokens, window_tokens = tokens_of(params.token_to_kv_pool_allocator)
     window_pages = window_tokens // geometry.page_tokens
     device_pages = device_tokens // geometry.page_tokens
-    spare = Spare.for_device(device_pages, window_pages)
+    has_host = ctx.enable_hierarchical_cache
+    spare = Spare.for_device(device_pages, window_pages, has_host=has_host)
     host_pages, tier, policy = 0, None, None
-    if ctx.enable_hierarchical_cache:
+    if has_host:
         host = kv.build_host()
         memory = host.memory
         host_pages = memory.arena.shape.pages(0)
@@ -111,7 +112,7 @@ def build_tree_cache(ctx: "TreeCacheBuildContext") -> "BasePrefixCache":
         # what the host keeps of a prefix lies in the table, whatever of it has KV
         host_pages *= ROWS_PER_WINDOW_PAGE
         device_pages *= ROWS_PER_WINDOW_PAGE
-    if ctx.enable_hierarchical_cache:
+    if has_host:
         policy = _backup_policy(params, geometry, memory.arena, (device_pages, window_pages))
         if window_only:
             tier = HostTier.of_windows(numbers(host_pages, geometry), memory.arena)

@@ -283,13 +283,6 @@ class Candidates:
         from what would be lost with it, or it is on the device too."""
         return bool(copies.tail_stays(self.state, end, self._window_pages))
 
-    def led_nowhere(self, end: int) -> tuple[Rows, Rows]:
-        """Pages from ``end`` up that lead to no kept window: (copies of what is on the device too
-        that nobody holds, pages that are not there)."""
-        rows = np.empty(int(self._table.depth[end]) + 1, dtype=np.int64)
-        copies, lost = loops.led_nowhere(self.state, end, rows)
-        return rows[:copies], rows[len(rows) - lost :]
-
     def look_at_tails(self) -> Tails:
         """The tails as they are now."""
         self._look()

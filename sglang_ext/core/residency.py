@@ -7,7 +7,7 @@ from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.compiled import copies
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.host.compaction import Compaction
-from sglang_ext.core.host.kept import KeptWindows
+from sglang_ext.core.host.kept import KeptWindows, Tail
 from sglang_ext.core.host.space import HostSpace, NoHost
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.plan import Hold
@@ -232,6 +232,11 @@ class Residency:
     def forget_window(self, end: int) -> int:
         """The same for one."""
         return self.drop_unneeded(self.kept.remove(end))
+
+    def forget_tail(self, end: int) -> Tail:
+        """Keep the last window of a prefix no longer; returns what is to be dropped with it. Those
+        of several prefixes can be dropped together, which costs little more than one."""
+        return self.kept.remove_tail(end, self.candidates.state)
 
     def are_in_use(self, windows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which kept windows (n, window_pages; -1 in front of shorter ones) cannot go now: a

@@ -120,7 +120,9 @@ class Replay:
             tier,
             backups,
             POLICIES[eviction],
-            Spare.for_device(budget.device_pages, budget.device_window_pages),
+            Spare.for_device(
+                budget.device_pages, budget.device_window_pages, has_host=tier is not None
+            ),
         )
         self._counted = Result()
 

@@ -49,7 +49,7 @@ class Scheduler:
             checkpoint_pages=32 * geometry.window_pages,
             write=write,
             extent_pages=4,
-            spare=Spare.for_device(pages, windows),
+            spare=Spare.for_device(pages, windows, has_host=ratio > 0),
             as_on_a_server=True,
         )
         self.engine = SimEngine(geometry, sizes, seed=seed)

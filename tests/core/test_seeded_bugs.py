@@ -1,6 +1,7 @@
 """The test of the tests: each bug seeded here must be found by the seeded traffic."""
 
 import dataclasses
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import Loops
 from sglang_ext.core.device.eviction import DeviceEviction
 from sglang_ext.core.host.arena import Arena, ArenaShape
-from sglang_ext.core.host.kept import KeptWindows
+from sglang_ext.core.host.kept import KeptWindows, Tail
 from sglang_ext.core.host.room import Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
 from sglang_ext.core.host.tails import Tails
@@ -35,7 +36,7 @@ from sglang_ext.testing.simulation import Simulation
 Patch = pytest.MonkeyPatch
 PATHS = INTERPRETED.paths
 SEEDS, STEPS = 150, 600
-FIRST = (3, 5, 78, 12, 17, 14, 19, 8, 18, 7, 21)
+FIRST = (3, 5, 78, 12, 17, 14, 19, 8, 18, 7, 21, 138)
 """Seeds that find what few others do; they come first."""
 
 
@@ -345,16 +346,35 @@ def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
 
 
 def pages_stay_that_lead_nowhere(patch: Patch) -> None:
-    def drop_tail(self: HostRoom, end: int | None) -> bool:
-        return end is not None and self._residency.forget_windows(np.array([end])) >= 0
+    def drop(self: HostRoom, gone: list[Tail]) -> None:
+        for tail in gone:
+            self._host_window.drop(tail.windows)
 
-    patch.setattr(HostRoom, "drop_tail", drop_tail)
+    patch.setattr(HostRoom, "_drop", drop)
+
+
+def a_prefix_gives_way_twice(patch: Patch) -> None:
+    def take(self: Tails, heap: list[tuple[int, int]]) -> None:
+        heapq.heappop(heap)
+        self._entries -= 1
+
+    patch.setattr(Tails, "_take_first", take)
+
+
+def a_page_stays_behind_the_last_window(patch: Patch) -> None:
+    original = Residency.forget_tail
+
+    def forget(self: Residency, end: int) -> Tail:
+        tail = original(self, end)
+        return tail._replace(lost=tail.lost[1:])
+
+    patch.setattr(Residency, "forget_tail", forget)
 
 
 def a_younger_prefix_gives_way(patch: Patch) -> None:
-    original = HostRoom.next_tail
+    original = HostRoom.tails
     patch.setattr(
-        HostRoom, "next_tail", lambda self, limit, spared: original(self, float("inf"), spared)
+        HostRoom, "tails", lambda self, limit, spared: original(self, float("inf"), spared)
     )
 
 
@@ -460,6 +480,8 @@ BUGS: list[Callable[[Patch], None]] = [
     a_window_takes_pages_along_that_others_need,
     a_window_gives_up_pages_that_are_being_loaded,
     pages_stay_that_lead_nowhere,
+    a_prefix_gives_way_twice,
+    a_page_stays_behind_the_last_window,
     a_younger_prefix_gives_way,
     a_flush_forgets_what_is_in_flight,
     a_moved_page_leaves_its_contents_behind,

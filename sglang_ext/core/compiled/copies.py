@@ -9,8 +9,9 @@ from numba.core.types import Array, UniTuple, boolean, int64
 
 from sglang_ext.core.compiled.arrays import SLOTS
 from sglang_ext.core.compiled.build import compiled
-from sglang_ext.core.compiled.candidates import STATE, fields
+from sglang_ext.core.compiled.candidates import STATE, fields, led_nowhere
 from sglang_ext.core.compiled.constants import ABSENT, FREE, INSIDE_BAND
+from sglang_ext.core.compiled.kept import remove
 from sglang_ext.core.compiled.windows import complete_windows, deepest_resume
 
 _LONGS = Array(int64, 1, "C")
@@ -109,6 +110,25 @@ def unneeded(state, rows, out):
             out[count] = row
             count += 1
     return count
+
+
+@compiled(UniTuple(int64, 4)(STATE, int64, int64, _LONGS, _LONGS, _LONGS))
+def forget_tail(state, end, window, changed, windows, pages):
+    """Keep the last kept window of a prefix no longer, see ``Residency.forget_tail``.
+
+    Args:
+        changed: as for ``kept.remove``.
+        windows: gets window pages on the host that are needed no longer.
+        pages: gets copies and lost pages, as for ``led_nowhere``.
+
+    Returns:
+        How many are changed, windows, copies, and lost pages.
+    """
+    c = fields(state)
+    n_changed, free = remove(c.parent, c.ends, c.uses, c.below, end, window, changed, windows)
+    n_windows = unneeded(state, windows[:free], windows)
+    copies, lost = led_nowhere(state, end, pages)
+    return n_changed, n_windows, copies, lost
 
 
 @compiled(int64(STATE, _LONGS, int64, boolean, _LONGS))

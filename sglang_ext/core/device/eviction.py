@@ -15,7 +15,7 @@ from sglang_ext.core.retention.expiry import Expiry, NoExpiry
 from sglang_ext.core.table.columns import Rows
 from sglang_ext.core.write_policy import WritePolicy, worth_keeping
 
-COMPARED = 16
+COMPARED = 32
 """Of so many times the pages that have to go, those go that are worth least."""
 
 

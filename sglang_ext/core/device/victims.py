@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-_SPARE_SHARE = 32
-"""One eviction frees at most this part of the device beyond what was asked for,"""
+_SPARE_SHARE, _SPARE_SHARE_IF_LOST = 32, 64
+"""One eviction frees at most this part of the device beyond what was asked for, less where there is
+no host and what goes is lost,"""
 _SPARE_TIMES = 63
 """and at most so many times what was asked for."""
 
@@ -25,9 +26,10 @@ class Spare:
     window_pages: int = 0
 
     @classmethod
-    def for_device(cls, pages: int, window_pages: int) -> "Spare":
+    def for_device(cls, pages: int, window_pages: int, *, has_host: bool) -> "Spare":
         """What a server with so many device pages of each component runs with."""
-        return cls(pages // _SPARE_SHARE, window_pages // _SPARE_SHARE)
+        share = _SPARE_SHARE if has_host else _SPARE_SHARE_IF_LOST
+        return cls(pages // share, window_pages // share)
 
     def beside(self, pages: int) -> int:
         """Pages beyond ``pages`` asked for."""

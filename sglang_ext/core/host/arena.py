@@ -31,6 +31,7 @@ _ALIGNMENT = 256
 """Bytes; as far as pages are multiples of it."""
 _FEWEST, _MOST = 32, 1024
 """Extents of a small and of a large memory."""
+_LEFT_OUT = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -241,7 +242,10 @@ class Arena:
         # its pages fit into the holes of the others
         fit = self._holes[component] >= self._size[component]
         extents = np.flatnonzero((self.owner == component) & fit)
-        for extent in extents[np.argsort(self._used[extents], kind="stable")].tolist():
+        used = self._used[extents]
+        for _ in range(len(extents)):
+            emptiest = int(used.argmin())
+            extent, used[emptiest] = extents[emptiest], _LEFT_OUT
             begin, end = int(first[extent]), int(stop[extent])
             pages: Pages = np.flatnonzero(self._taken[component][begin:end]) + begin
             if are_movable(pages):

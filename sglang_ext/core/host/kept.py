@@ -1,13 +1,29 @@
 """Windows on the host, each as one unit: kept whole, dropped whole."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sglang_ext.core.compiled import copies
 from sglang_ext.core.compiled import kept as loops
 from sglang_ext.core.table.columns import Rows, resident_zeros
 from sglang_ext.core.table.table import PageTable
+
+
+class Tail(NamedTuple):
+    """What nothing on the host leads to when the last kept window of a prefix is gone; rows.
+
+    Attributes:
+        windows: pages of it that are needed no longer.
+        copies: of what is on the device too, and that nobody holds.
+        lost: what is nowhere else, in the order of the path.
+    """
+
+    windows: Rows
+    copies: Rows
+    lost: Rows
 
 
 class KeptWindows:
@@ -68,6 +84,21 @@ class KeptWindows:
         )
         self._note(changed[:count])
         return unneeded[:free]
+
+    def remove_tail(self, end: int, state: int) -> "Tail":
+        """``remove`` of a window with no other below it, and what that leaves without one.
+
+        Args:
+            state: see ``Candidates``.
+        """
+        self.beyond.discard(end)
+        changed, rows = np.empty((2, int(self._table.depth[end]) + 1), dtype=np.int64)
+        windows = np.empty(self._window_pages, dtype=np.int64)
+        count, free, n_copies, n_lost = copies.forget_tail(
+            state, end, self._window_pages, changed, windows, rows
+        )
+        self._note(changed[:count])
+        return Tail(windows[:free], rows[:n_copies], rows[len(rows) - n_lost :])
 
     def _note(self, rows: Rows) -> None:
         self._changed(rows)

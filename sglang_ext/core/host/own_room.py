@@ -343,15 +343,16 @@ class OwnRoom:
         """Drop the last window of the prefix that is worth least, and the pages that led to
         nothing else. Nothing that the host as a whole goes by learns of it: it has room."""
         self._candidates.look_at_tails()
-        while (end := victims.tails.take(limit)) is not None:
+        for end in victims.tails.rising(limit):
             if self._candidates.tail_is_held(end):
                 held.tails.append(end)
                 continue
-            self._forget_window(end)
-            copies, lost = self._candidates.led_nowhere(end)
-            self._drop_copies(copies)
-            self._counters.evicted_host_pages += len(lost)
-            self._residency.remove(lost)
+            tail = self._residency.forget_tail(end)
+            self._residency.host_window.drop(tail.windows)
+            self._drop_copies(tail.copies)
+            self._counters.evicted_host_window_pages += len(tail.windows)
+            self._counters.evicted_host_pages += len(tail.lost)
+            self._residency.remove(tail.lost)
             return True
         return False
 

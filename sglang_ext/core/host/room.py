@@ -10,6 +10,7 @@ from sglang_ext.core.candidates import YOUNGEST_FIRST, Kind
 from sglang_ext.core.compiled import candidates as loops
 from sglang_ext.core.compiled.candidates import ANY_AGE
 from sglang_ext.core.device.victims import cheapest_first
+from sglang_ext.core.host.kept import Tail
 from sglang_ext.core.host.sampling import Sampling
 from sglang_ext.core.host.space import SPARE, HostSpace
 from sglang_ext.core.residency import Residency
@@ -24,6 +25,7 @@ _PAGES_DROPPED = 16
 _SUPERSEDED_AT_ONCE = 512
 """Of windows that others make up for, so many of the least recently used are compared."""
 _WINDOWS_AT_ONCE = 64
+_NEVER = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,18 +151,18 @@ class HostRoom:
         spared: list[int],
     ) -> Iterator[Callable[[], int]]:
         """What gives way, one after the other; each returns what it has dropped. ``spared`` is
-        for ``next_tail``."""
+        for ``tails``."""
         yield self.drop_spare
         yield self._drop_useless
         if self._expiry.copies_stay:
             yield self._drop_superseded
-            yield lambda: self.drop_tail(self.next_tail(claim.worth, spared))
+            yield lambda: self._drop_tails(space, other, pages, claim.worth, spared)
         yield lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age)
         if other is not None and (compaction := other.compaction) is not None:
             yield lambda: self._drop_duplicates(other, compaction.missing, claim.age)
         yield self._drop_superseded
         yield lambda: self._drop_duplicate_pages(_PAGES_DROPPED, claim.age, leaves=False)
-        yield lambda: self.drop_tail(self.next_tail(claim.worth, spared))
+        yield lambda: self._drop_tails(space, other, pages, claim.worth, spared)
 
     # ---- a memory that both components share ---------------------------------
 
@@ -336,31 +338,55 @@ class HostRoom:
 
     # ---- what is worth least --------------------------------------------------
 
-    def next_tail(self, limit: float, spared: list[int]) -> int | None:
-        """The end of a kept window with none below that is worth least, if less than ``limit``;
-        the one above is such a window when the last one below it is gone. Those that are on the
-        device too are the matter of ``_drop_duplicates``.
+    def tails(self, limit: float, spared: list[int]) -> Iterator[int]:
+        """Ends of kept windows with none below that are worth less than ``limit``, those first that
+        are worth least; each is gone before the next one is asked for. The one above is such a
+        window when the last one below it is gone, but does not come before others are looked at
+        again. Those that are on the device too are the matter of ``_drop_duplicates``.
 
         Args:
             spared: this adds those that cannot go now; to be put back.
         """
-        while (end := self._candidates.look_at_tails().take(limit)) is not None:
-            if not self._candidates.tail_stays(end):
-                return end
-            spared.append(end)
-        return None
+        for end in self._candidates.look_at_tails().rising(limit):
+            if self._candidates.tail_stays(end):
+                spared.append(end)
+            else:
+                yield end
 
-    def drop_tail(self, end: int | None) -> bool:
+    def _drop_tails(
+        self, space: HostSpace, other: HostSpace | None, pages: int, limit: float, spared: list[int]
+    ) -> int:
+        """Drop the last kept windows of those prefixes that are worth least, and what led to
+        nothing else, until there is room for ``pages`` or an extent of the other component can be
+        vacated; how many. What they free is known before it is free, so they go together."""
+        missing, gone = pages - space.free_pages, list[Tail]()
+        beside = other.compaction.missing if other and other.compaction else _NEVER
+        full = windows = 0
+        for end in self.tails(limit, spared):
+            gone.append(tail := self._residency.forget_tail(end))
+            full += len(tail.copies) + len(tail.lost)
+            windows += len(tail.windows)
+            own, others = (full, windows) if space is self._host else (windows, full)
+            if own >= missing or others >= beside:
+                break
+        if gone:
+            self._drop(gone)
+        return len(gone)
+
+    def drop_tail(self, end: int) -> None:
         """Drop the last kept window of a prefix, and the pages on the host alone that led to
         nothing else."""
-        if end is None:
-            return False
-        self._counters.evicted_host_window_pages += self._residency.forget_window(end)
-        copies, lost = self._candidates.led_nowhere(end)
+        self._drop([self._residency.forget_tail(end)])
+
+    def _drop(self, gone: list[Tail]) -> None:
+        """Drop what nothing leads to any more."""
+        parts = zip(*gone, strict=True) if len(gone) > 1 else None
+        windows, copies, lost = map(np.concatenate, parts) if parts else gone[0]
+        self._host_window.drop(windows)
+        self._counters.evicted_host_window_pages += len(windows)
         self._drop_copies(copies)
         if len(lost):
             self._counters.evicted_host_pages += len(lost)
             self._sampling.note_lost(len(lost))
             self._expiry.note_lost(lost)
             self._residency.remove(lost)
-        return True

@@ -1,6 +1,7 @@
 """The last kept windows of prefixes, those that are worth least first."""
 
 import heapq
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -81,42 +82,49 @@ class Tails:
         self.places = dict(zip(rows, self.places_of(rows), strict=True))
         self._forget_what_is_out_of_date()
 
-    def take(self, limit: float) -> int | None:
-        """The end that is worth least, if less than ``limit``; it has to be put back unless it is
-        a tail no longer."""
+    def rising(self, limit: float) -> Iterator[int]:
+        """Ends that are worth less than ``limit``, those first that are worth least. Each is taken:
+        it has to be put back unless it is a tail no longer. Nothing else changes meanwhile."""
         while self._classes:
             rank = min(self._classes)
             if rank == _PINNED:
-                return None
-            first = self._first_ones(rank)
-            if not first:
-                del self._classes[rank]
-                continue
-            worth_of = self._table.prospects.worth_of
-            worth, row, uses = min((worth_of(place), row, place[1]) for place, row in first)
-            if worth >= limit:
-                return None
-            heapq.heappop(self._classes[rank][uses])
-            self._entries -= 1
-            return row
-        return None
+                return
+            classes, worth_of = self._classes[rank], self._table.prospects.worth_of
+            first = [
+                (worth_of((rank, uses, last)), row, uses)
+                for uses in list(classes)
+                for last, row in self._first_of(rank, uses)
+            ]
+            heapq.heapify(first)
+            while first:
+                worth, row, uses = first[0]
+                if worth >= limit:
+                    return
+                heapq.heappop(first)
+                self._take_first(classes[uses])
+                for last, other in self._first_of(rank, uses):
+                    heapq.heappush(first, (worth_of((rank, uses, last)), other, uses))
+                yield row
+            del self._classes[rank]
 
-    def _first_ones(self, rank: int) -> list[tuple[Place, int]]:
-        """(where it belongs, row) of the first one of each class of a rank."""
-        places, classes = self.places, self._classes[rank]
-        first: list[tuple[Place, int]] = []
-        for uses, heap in list(classes.items()):
-            while heap:
-                last, row = heap[0]
-                place = (rank, uses, last)
-                if places.get(row) == place:
-                    first.append((place, row))
-                    break
-                heapq.heappop(heap)
-                self._entries -= 1
-            else:
-                del classes[uses]
-        return first
+    def _take_first(self, heap: list[tuple[int, int]]) -> None:
+        """Take the first one out of its class, where it may be more than once."""
+        entry = heap[0]
+        while heap and heap[0] == entry:
+            heapq.heappop(heap)
+            self._entries -= 1
+
+    def _first_of(self, rank: int, uses: int) -> list[tuple[int, int]]:
+        """(last use, row) of the first one of a class; empty if there is none."""
+        heap = self._classes[rank][uses]
+        while heap:
+            last, row = heap[0]
+            if self.places.get(row) == (rank, uses, last):
+                return heap[:1]
+            heapq.heappop(heap)
+            self._entries -= 1
+        del self._classes[rank][uses]
+        return []
 
     def waiting(self) -> list[int]:
         """All of them, in no order."""

@@ -340,17 +340,10 @@ class Backups:
             needed = np.union1d(needed, self._residency.in_windows(rows, stops))
             guard = self._guard(rows, needed, claim)
         reserved.note(done=self._reserve(self._host, full))
-        for missing in self._missing_windows(rows, stops):
-            pinned = self._pinned_window_pages + len(reserved.window) + len(missing)
-            if reserved.stops and pinned > self._policy.pinned_window_pages:
-                break
-            free, why = self._room_for(1, len(missing), rows, claim)
-            if len(missing) > free:
-                self._counters.declined[why] += 1
-                break
-            done = self._reserve(self._host_window, missing)
-            reserved.add_window(missing, stops[len(reserved.stops)], done=done)
-        else:
+        missing = list(self._missing_windows(rows, stops))
+        if missing and (lacks := self._reserve_windows(rows, stops, missing, claim, reserved)):
+            why = lacks
+        elif len(reserved.stops) == len(stops):
             self._reserve_spare(rows, reserved)
         reserved.take(self._leading_somewhere(rows, full, reserved.stops))
         self._drop_rest(full, reserved.full)
@@ -361,6 +354,32 @@ class Backups:
                 return why
             return DeclineReason.HOST_WINDOW_FULL if stops else DeclineReason.HOST_FULL
         return reserved
+
+    def _reserve_windows(
+        self,
+        rows: Rows,
+        stops: tuple[int, ...],
+        missing: list[Rows],
+        claim: Claim | None,
+        reserved: "_Reserved",
+    ) -> DeclineReason | None:
+        """Add as many windows as may be copied at a time, the first one in any case, and as there
+        is room for; what lacks if that is less.
+
+        Args:
+            missing: pages to copy for each of ``stops``.
+        """
+        pages = np.cumsum([len(window) for window in missing])
+        left = self._policy.pinned_window_pages - self._pinned_window_pages
+        count = max(1, int(np.searchsorted(pages, left, side="right")))
+        free, why = self._room_for(1, int(pages[count - 1]), rows, claim)
+        fit = min(count, int(np.searchsorted(pages, free, side="right")))
+        window = np.concatenate(missing[:fit]) if fit else _NO_ROWS
+        reserved.add_windows(window, stops[:fit], done=self._reserve(self._host_window, window))
+        if fit == count:
+            return None
+        self._counters.declined[why] += 1
+        return why
 
     def _room_for(
         self, number: int, pages: int, path: Rows, claim: Claim | None, *, windows: int = 0
@@ -419,7 +438,7 @@ class Backups:
             if own.is_on and own.windows_left(table.namespace(rows), len(missing)) < len(missing):
                 break
             done = self._reserve(self._host_window, missing)
-            reserved.add_window(missing, stop, done=done, spare=True)
+            reserved.add_windows(missing, (stop,), done=done, are_spare=True)
 
     def _guard(self, rows: Rows, needed: Rows, claim: Claim | None) -> Hold:
         """Holds what a backup needs; where nothing gives way to it, nothing has to be held."""
@@ -540,13 +559,15 @@ class _Reserved:
         """Slots were asked for."""
         self.done &= done
 
-    def add_window(self, pages: Rows, stop: int, *, done: bool, spare: bool = False) -> None:
-        """The window before a resume point is whole with these pages."""
+    def add_windows(
+        self, pages: Rows, stops: tuple[int, ...], *, done: bool, are_spare: bool = False
+    ) -> None:
+        """The windows before resume points are whole with these pages."""
         self.note(done=done)
-        self.window = np.concatenate((self.window, pages))
-        self.stops = (*self.stops, stop)
-        if spare:
-            self.spare = (*self.spare, stop)
+        self.window = np.concatenate((self.window, pages)) if len(self.window) else pages
+        self.stops += stops
+        if are_spare:
+            self.spare += stops
 
     def take(self, full: Rows) -> None:
         """These pages are copied."""
