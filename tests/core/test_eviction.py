@@ -23,6 +23,13 @@ def test_without_a_host_tier_the_spare_goes_along() -> None:
     check_all(engine, idle=True)
 
 
+def test_less_is_spare_where_what_goes_is_lost() -> None:
+    lost, copied = (Spare.for_device(6400, 3200, has_host=has_host) for has_host in (False, True))
+    assert (lost.beside(100), lost.beside_windows(100)) == (100, 50)
+    assert (copied.beside(100), copied.beside_windows(100)) == (200, 100)
+    assert lost.beside(1) == 63, "an eviction of a single page frees what many more will need"
+
+
 def test_a_page_without_a_copy_is_never_spare() -> None:
     """It could still be copied; a policy that writes back has not done so yet."""
     engine = engine_with(

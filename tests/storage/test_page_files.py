@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import time
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,51 @@ def test_a_page_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert get(pages, 1) is None
     assert put(pages, 1)
     assert get(pages, 1) == content(1)
+
+
+def test_a_clear_takes_what_is_its_own_alone(tmp_path: Path) -> None:
+    """Stock's takes the whole directory, see ``findings/sglang-file-storage-clear.sh``."""
+    pages, other = (
+        files(tmp_path),
+        PageFiles(
+            tmp_path / "another model" / "0-of-1", b"another", Eviction(Share(tmp_path), None)
+        ),
+    )
+    note = tmp_path / "notes.txt"
+    note.write_text("of somebody else")
+    assert put(pages, 1) and put(other, 1)
+    pages.clear()
+    assert get(pages, 1) is None
+    assert get(other, 1) == content(1)
+    assert note.exists()
+
+
+def _clear_with_others(root: Path, together: Barrier, failed: "SimpleQueue[str]") -> None:
+    pages = files(root)
+    together.wait(60)
+    try:
+        pages.clear()
+    except OSError as error:
+        failed.put(str(error))
+
+
+def test_ranks_that_share_a_directory_may_clear_it_at_once(tmp_path: Path) -> None:
+    """DP ranks do; who finds a page gone goes on."""
+    ranks, pages = 4, files(tmp_path)
+    for number in range(500):
+        assert put(pages, number, 10)
+    together = multiprocessing.Barrier(ranks)
+    failed: SimpleQueue[str] = multiprocessing.SimpleQueue()
+    processes = [
+        multiprocessing.Process(target=_clear_with_others, args=(tmp_path, together, failed))
+        for _ in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert failed.empty(), failed.get()
+    assert not any(get(pages, number, 10) for number in range(500))
 
 
 def test_every_kind_of_damage_is_a_miss_and_is_counted(tmp_path: Path) -> None:
