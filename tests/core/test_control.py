@@ -131,7 +131,7 @@ def test_pins_that_are_worth_nothing_are_looked_at_once() -> None:
     end = int(pin(index, rank, prompt(1))[-1])
     tails = index.residency.candidates.look_at_tails()
     assert end in tails.places
-    assert next(tails.rising(float("inf")), None) is None
+    assert next(tails.rising(float("inf"), []), None) is None
 
 
 def test_a_drop_leaves_what_others_share() -> None:

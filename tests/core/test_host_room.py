@@ -116,7 +116,7 @@ def test_a_prefix_that_many_share_outlives_a_younger_conversation() -> None:
     assert index.table.forks[rows_of(engine, shared)[-1]] == len(requests) - 1
     assert not index.table.forks[rows_of(engine, conversation)].any()
     assert len(find(engine, shared).rows) == 4
-    while (end := next(index.room.tails(math.inf, []), None)) is not None:
+    while (end := next(index.room.tails(math.inf, [], []), None)) is not None:
         index.room.drop_tail(end)
         if len(find(engine, conversation).rows) == 0:
             break

@@ -374,7 +374,7 @@ def a_page_stays_behind_the_last_window(patch: Patch) -> None:
 def a_younger_prefix_gives_way(patch: Patch) -> None:
     original = HostRoom.tails
     patch.setattr(
-        HostRoom, "tails", lambda self, limit, spared: original(self, float("inf"), spared)
+        HostRoom, "tails", lambda self, limit, *lists: original(self, float("inf"), *lists)
     )
 
 

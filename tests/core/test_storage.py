@@ -86,7 +86,7 @@ def test_what_has_been_read_for_a_request_does_not_leave_before_it(eviction: str
     read = rows_of(fresh, tokens(10))
     assert match(fresh, tokens(10)) == len(read) == 10
     left: list[int] = []
-    while (end := next(fresh.index.room.tails(float("inf"), []), None)) is not None:
+    while (end := next(fresh.index.room.tails(float("inf"), [], []), None)) is not None:
         left.append(end)
         fresh.index.room.drop_tail(end)
     assert len(left) > 1

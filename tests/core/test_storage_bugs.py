@@ -18,7 +18,7 @@ from sglang_ext.testing.simulation import Simulation
 
 Patch = pytest.MonkeyPatch
 SEEDS, STEPS = 360, 800
-FIRST = (7, 3, 44, 394, 281, 20, 5)
+FIRST = (7, 3, 44, 281, 20, 5)
 """Seeds that find what few others do; they come first."""
 
 

@@ -112,7 +112,7 @@ def unneeded(state, rows, out):
     return count
 
 
-@compiled(UniTuple(int64, 4)(STATE, int64, int64, _LONGS, _LONGS, _LONGS))
+@compiled(UniTuple(int64, 5)(STATE, int64, int64, _LONGS, _LONGS, _LONGS))
 def forget_tail(state, end, window, changed, windows, pages):
     """Keep the last kept window of a prefix no longer, see ``Residency.forget_tail``.
 
@@ -122,13 +122,18 @@ def forget_tail(state, end, window, changed, windows, pages):
         pages: gets copies and lost pages, as for ``led_nowhere``.
 
     Returns:
-        How many are changed, windows, copies, and lost pages.
+        How many are changed, windows, copies, and lost pages; and the end of the last kept window
+        of the prefix then, or -1 if it has none or others go on from there.
     """
     c = fields(state)
     n_changed, free = remove(c.parent, c.ends, c.uses, c.below, end, window, changed, windows)
     n_windows = unneeded(state, windows[:free], windows)
     copies, lost = led_nowhere(state, end, pages)
-    return n_changed, n_windows, copies, lost
+    above = int64(-1)
+    for i in range(n_changed):
+        if c.ends[changed[i]] and c.below[changed[i]] == 1:
+            above = changed[i]
+    return n_changed, n_windows, copies, lost, above
 
 
 @compiled(int64(STATE, _LONGS, int64, boolean, _LONGS))

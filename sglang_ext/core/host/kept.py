@@ -19,11 +19,14 @@ class Tail(NamedTuple):
         windows: pages of it that are needed no longer.
         copies: of what is on the device too, and that nobody holds.
         lost: what is nowhere else, in the order of the path.
+        above: end of what is the last kept window of the prefix then; -1 for none, and where other
+            prefixes go on from there.
     """
 
     windows: Rows
     copies: Rows
     lost: Rows
+    above: int
 
 
 class KeptWindows:
@@ -94,11 +97,11 @@ class KeptWindows:
         self.beyond.discard(end)
         changed, rows = np.empty((2, int(self._table.depth[end]) + 1), dtype=np.int64)
         windows = np.empty(self._window_pages, dtype=np.int64)
-        count, free, n_copies, n_lost = copies.forget_tail(
+        count, free, n_copies, n_lost, above = copies.forget_tail(
             state, end, self._window_pages, changed, windows, rows
         )
         self._note(changed[:count])
-        return Tail(windows[:free], rows[:n_copies], rows[len(rows) - n_lost :])
+        return Tail(windows[:free], rows[:n_copies], rows[len(rows) - n_lost :], above)
 
     def _note(self, rows: Rows) -> None:
         self._changed(rows)

@@ -343,7 +343,7 @@ class OwnRoom:
         """Drop the last window of the prefix that is worth least, and the pages that led to
         nothing else. Nothing that the host as a whole goes by learns of it: it has room."""
         self._candidates.look_at_tails()
-        for end in victims.tails.rising(limit):
+        for end in victims.tails.rising(limit, []):
             if self._candidates.tail_is_held(end):
                 held.tails.append(end)
                 continue

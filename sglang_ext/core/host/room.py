@@ -338,16 +338,16 @@ class HostRoom:
 
     # ---- what is worth least --------------------------------------------------
 
-    def tails(self, limit: float, spared: list[int]) -> Iterator[int]:
+    def tails(self, limit: float, spared: list[int], come: list[int]) -> Iterator[int]:
         """Ends of kept windows with none below that are worth less than ``limit``, those first that
-        are worth least; each is gone before the next one is asked for. The one above is such a
-        window when the last one below it is gone, but does not come before others are looked at
-        again. Those that are on the device too are the matter of ``_drop_duplicates``.
+        are worth least; each is gone before the next one is asked for. Those that are on the device
+        too are the matter of ``_drop_duplicates``.
 
         Args:
             spared: this adds those that cannot go now; to be put back.
+            come: the one above is such a window when the last one below it is gone; see ``Tails``.
         """
-        for end in self._candidates.look_at_tails().rising(limit):
+        for end in self._candidates.look_at_tails().rising(limit, come):
             if self._candidates.tail_stays(end):
                 spared.append(end)
             else:
@@ -359,11 +359,13 @@ class HostRoom:
         """Drop the last kept windows of those prefixes that are worth least, and what led to
         nothing else, until there is room for ``pages`` or an extent of the other component can be
         vacated; how many. What they free is known before it is free, so they go together."""
-        missing, gone = pages - space.free_pages, list[Tail]()
+        missing, gone, come = pages - space.free_pages, list[Tail](), list[int]()
         beside = other.compaction.missing if other and other.compaction else _NEVER
         full = windows = 0
-        for end in self.tails(limit, spared):
+        for end in self.tails(limit, spared, come):
             gone.append(tail := self._residency.forget_tail(end))
+            if tail.above >= 0:
+                come.append(tail.above)
             full += len(tail.copies) + len(tail.lost)
             windows += len(tail.windows)
             own, others = (full, windows) if space is self._host else (windows, full)
@@ -380,8 +382,11 @@ class HostRoom:
 
     def _drop(self, gone: list[Tail]) -> None:
         """Drop what nothing leads to any more."""
-        parts = zip(*gone, strict=True) if len(gone) > 1 else None
-        windows, copies, lost = map(np.concatenate, parts) if parts else gone[0]
+        windows, copies, lost, _ = gone[0]
+        if len(gone) > 1:
+            windows = np.concatenate([tail.windows for tail in gone])
+            copies = np.concatenate([tail.copies for tail in gone])
+            lost = np.concatenate([tail.lost for tail in gone])
         self._host_window.drop(windows)
         self._counters.evicted_host_window_pages += len(windows)
         self._drop_copies(copies)

@@ -11,6 +11,8 @@ from sglang_ext.core.table.table import PageTable
 _FEW = 64
 _PINNED = 1 << 30
 """Rank of those that stay whatever they are worth; no policy has so many."""
+_COME = -1
+"""In place of uses, for what is in no class yet."""
 
 
 class Tails:
@@ -82,9 +84,16 @@ class Tails:
         self.places = dict(zip(rows, self.places_of(rows), strict=True))
         self._forget_what_is_out_of_date()
 
-    def rising(self, limit: float) -> Iterator[int]:
+    def rising(self, limit: float, come: list[int]) -> Iterator[int]:
         """Ends that are worth less than ``limit``, those first that are worth least. Each is taken:
-        it has to be put back unless it is a tail no longer. Nothing else changes meanwhile."""
+        it has to be put back unless it is a tail no longer.
+
+        Args:
+            come: whoever takes one adds what is a tail in its place, and this empties it; nothing
+                else changes meanwhile. If that is of another rank, this ends with its own: a look
+                tells where it belongs.
+        """
+        is_complete = True
         while self._classes:
             rank = min(self._classes)
             if rank == _PINNED:
@@ -101,11 +110,22 @@ class Tails:
                 if worth >= limit:
                     return
                 heapq.heappop(first)
-                self._take_first(classes[uses])
-                for last, other in self._first_of(rank, uses):
-                    heapq.heappush(first, (worth_of((rank, uses, last)), other, uses))
+                if uses != _COME:
+                    self._take_first(classes[uses])
                 yield row
+                # these have no place before the next look
+                for place, row in zip(self.places_of(come), come, strict=True) if come else ():
+                    if place[0] == rank:
+                        heapq.heappush(first, (worth_of(place), row, _COME))
+                    else:
+                        is_complete = False
+                come.clear()
+                if uses != _COME:
+                    for last, row in self._first_of(rank, uses):
+                        heapq.heappush(first, (worth_of((rank, uses, last)), row, uses))
             del self._classes[rank]
+            if not is_complete:
+                return
 
     def _take_first(self, heap: list[tuple[int, int]]) -> None:
         """Take the first one out of its class, where it may be more than once."""

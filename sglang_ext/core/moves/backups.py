@@ -340,10 +340,9 @@ class Backups:
             needed = np.union1d(needed, self._residency.in_windows(rows, stops))
             guard = self._guard(rows, needed, claim)
         reserved.note(done=self._reserve(self._host, full))
-        missing = list(self._missing_windows(rows, stops))
-        if missing and (lacks := self._reserve_windows(rows, stops, missing, claim, reserved)):
-            why = lacks
-        elif len(reserved.stops) == len(stops):
+        if stops:
+            why = self._reserve_windows(rows, stops, claim, reserved)
+        if len(reserved.stops) == len(stops):
             self._reserve_spare(rows, reserved)
         reserved.take(self._leading_somewhere(rows, full, reserved.stops))
         self._drop_rest(full, reserved.full)
@@ -356,33 +355,43 @@ class Backups:
         return reserved
 
     def _reserve_windows(
-        self,
-        rows: Rows,
-        stops: tuple[int, ...],
-        missing: list[Rows],
-        claim: Claim | None,
-        reserved: "_Reserved",
-    ) -> DeclineReason | None:
-        """Add as many windows as may be copied at a time, the first one in any case, and as there
-        is room for; what lacks if that is less.
-
-        Args:
-            missing: pages to copy for each of ``stops``.
-        """
-        pages = np.cumsum([len(window) for window in missing])
-        left = self._policy.pinned_window_pages - self._pinned_window_pages
-        count = max(1, int(np.searchsorted(pages, left, side="right")))
-        free, why = self._room_for(1, int(pages[count - 1]), rows, claim)
-        fit = min(count, int(np.searchsorted(pages, free, side="right")))
-        window = np.concatenate(missing[:fit]) if fit else _NO_ROWS
-        reserved.add_windows(window, stops[:fit], done=self._reserve(self._host_window, window))
-        if fit == count:
-            return None
-        self._counters.declined[why] += 1
+        self, rows: Rows, stops: tuple[int, ...], claim: Claim | None, reserved: "_Reserved"
+    ) -> DeclineReason:
+        """Add as many windows as there is room for, and as may be copied at a time, the first one
+        in any case; what lacks if these are not all."""
+        missing = list(self._missing_windows(rows, stops))
+        # each of those that leave room for others leaves it, and none gives way in vain to a quota
+        at_once = 1 if claim is None or self._own_room.is_on else len(missing)
+        for begin in range(0, len(missing), at_once):
+            some = missing[begin : begin + at_once]
+            pages = np.cumsum([len(window) for window in some])
+            left = self._policy.pinned_window_pages - self._pinned_window_pages
+            count = int(np.searchsorted(pages, left - len(reserved.window), side="right"))
+            if begin == 0:
+                count = max(1, count)
+            elif count == 0:
+                break
+            most = int(pages[count - 1])
+            free, why = self._room_for(1, most, rows, claim, least=len(some[0]))
+            fit = min(count, int(np.searchsorted(pages, free, side="right")))
+            window = np.concatenate(some[:fit]) if fit else _NO_ROWS
+            done = self._reserve(self._host_window, window)
+            reserved.add_windows(window, stops[begin : begin + fit], done=done)
+            if fit < count:
+                self._counters.declined[why] += 1
+            if fit < len(some):
+                break
         return why
 
     def _room_for(
-        self, number: int, pages: int, path: Rows, claim: Claim | None, *, windows: int = 0
+        self,
+        number: int,
+        pages: int,
+        path: Rows,
+        claim: Claim | None,
+        *,
+        windows: int = 0,
+        least: int | None = None,
     ) -> tuple[int, DeclineReason]:
         """Pages of a component that a backup may take, of as many as it needs, when others have
         given way to it; and what it lacks if these are fewer.
@@ -390,6 +399,7 @@ class Backups:
         Args:
             number: of the component; 0 for full attention.
             windows: that its namespace is to have room for beside them.
+            least: so many of them are of use; all unless told.
         """
         space, left = (self._host, self._host_window)[number], pages
         if self._own_room.is_on:
@@ -398,18 +408,21 @@ class Backups:
             if left < pages and claim is not None and claim is not NEEDED_NOW:
                 self._own_room.refuse(namespace)
         if left == pages or left > 0:
-            self._make_room(space, left, claim)
+            self._make_room(space, left, claim, left if least is None else least)
         free = space.free_for_copies(needed_now=claim is not None)
         if left < pages and left <= free:
             return left, DeclineReason.QUOTA
         return free, (DeclineReason.HOST_FULL, DeclineReason.HOST_WINDOW_FULL)[number]
 
-    def _make_room(self, space: HostSpace, pages: int, claim: Claim | None) -> None:
+    def _make_room(self, space: HostSpace, pages: int, claim: Claim | None, least: int) -> None:
         """Free host pages for a backup; without a claim nothing is lost for it."""
         if claim is None:
             self._room.make_without_loss(space, pages, recycle=self._attachment.is_there)
-        else:
-            self._ahead.note_room(self._room.make(space, pages, claim))
+            return
+        freed = self._room.make(space, pages, claim)
+        if not freed.is_enough and space.free_pages >= least:
+            freed = dataclasses.replace(freed, pages=0)  # what was dropped is of use
+        self._ahead.note_room(freed)
 
     def _reserve_spare(self, rows: Rows, reserved: "_Reserved") -> None:
         """Add windows inside a prompt that are kept as long as nothing else needs the room; not
