@@ -459,7 +459,7 @@ class ModelledIndex(PrefixCache):
             require(key in after or worth < most, "a backup took a prefix that is worth more")
         own = self._quota.take()
         others = [key for key in taken if key not in own]
-        if not self.expiry.copies_stay and any(not before[key][0] for key in others):
+        if not self.room.copies_stay and any(not before[key][0] for key in others):
             require(not first_ones - set(taken), "a page on the host alone went first")
         self.accept(after)
         if isinstance(plan, Transfer):

@@ -32,14 +32,14 @@ class RoomRules:
         as old would take each other's place forever. But those that no kept window needs any more,
         and windows that others make up for, go at any age.
 
-        Where copies stay (see ``Expiry``), both go only when there is nothing on the host alone
+        Where copies stay (see ``HostRoom``), both go only when there is nothing on the host alone
         that is to go before them.
         """
         table, kept = self._table, self._kept
         copies = table.device.ready & table.host.ready
         ends = np.flatnonzero(kept.ends & table.resume)
         windows = ends[[self._is_on_device(row) for row in ends.tolist()]]
-        first = self._goes_first(claim) if self._index.expiry.copies_stay else set()
+        first = self._goes_first(claim) if self._index.room.copies_stay else set()
         freed = make(space, pages, claim)
         gone = np.flatnonzero(copies & ~table.host.present & (kept.below > 0))
         gone_windows = windows[~kept.ends[windows]]

@@ -100,6 +100,7 @@ class Simulation:
             storage_share=rng.choice([1, 1, 4]) if storage else 1,
             more_ticks=(0, 2, 50)[seed // 2 % 3],
             dense_pages=(0, 1, 3)[seed // 4 % 3],
+            host_is_ample=seed % 4 == 1,
             storage_dense=(0, 2, 5)[seed // 12 % 3],
         )
         if eviction is not None:

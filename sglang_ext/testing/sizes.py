@@ -40,6 +40,7 @@ class Sizes:
         storage_threshold: fewest pages worth a prefetch; 0 for no storage.
         storage_stop, storage_dense: see StorageLimits.
         low_pages, low_window_pages: see BackupPolicy; None for what ``low_share`` makes of it.
+        host_is_ample: see BackupPolicy.
         as_on_a_server: the policy is what a server has with these sizes.
         spare: what an eviction may free beyond what is asked for.
         more_ticks: what ages have bits for, beyond what the table needs; 0 for a server's.
@@ -66,6 +67,7 @@ class Sizes:
     storage_share: int = 1
     more_ticks: int = 0
     dense_pages: int = 0
+    host_is_ample: bool = False
     storage_dense: int = 0
     low_pages: int | None = None
     low_window_pages: int | None = None
@@ -114,4 +116,5 @@ class Sizes:
                 self.device_window_pages // self.low_share if low_window is None else low_window
             ),
             dense_pages=self.dense_pages,
+            host_is_ample=self.host_is_ample,
         )

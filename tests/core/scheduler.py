@@ -24,6 +24,7 @@ class Scheduler:
     Args:
         tokens: of the device.
         ratio: host memory, as the engine's ``--hicache-ratio``.
+        most_running: as the engine's ``--max-running-requests``.
 
     Attributes:
         found: cached tokens of each request when it was first admitted.
@@ -35,8 +36,8 @@ class Scheduler:
         tokens: int,
         ratio: int,
         write: WritePolicy,
-        chunk: int = 512,
         seed: int = 0,
+        most_running: int = 1000,
     ) -> None:
         geometry = Geometry(page, 127)
         pages = tokens // geometry.page_tokens
@@ -53,6 +54,7 @@ class Scheduler:
             as_on_a_server=True,
         )
         self.engine = SimEngine(geometry, sizes, seed=seed)
+        self._most_running = most_running
         self.found: dict[Hashable, int] = {}
         self._queue: deque[tuple[Hashable, NDArray[np.int64], int]] = deque()
         self._running: list[tuple[Hashable, SimRequest]] = []
@@ -97,6 +99,8 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._queue and all(self._has_prompt(request) for _, request in self._running):
+            if len(self._running) == self._most_running:
+                return
             key, tokens, answer = self._queue[0]
             if not self._fits(tokens[: len(tokens) - answer]):
                 return

@@ -16,7 +16,7 @@ from sglang_ext.testing.simulation import Simulation
 from sglang_ext.testing.watch import ModelError
 
 SEEDS, STEPS = 60, 600
-FEW = (*range(20), 33, 37)
+FEW = (*range(20), 52, 56)
 """Without ``--full``. In the last two pages move on the host."""
 
 

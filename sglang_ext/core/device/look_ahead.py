@@ -187,7 +187,7 @@ class LookAhead:
         self._is_due = False
         demotion = self._demotion
         # few are marked where the host is full: of the others no more is asked
-        demotion.windows_to_save(self._marked(), self._is_worth)
+        demotion.windows_to_save(self._marked(), self.are_worth)
         with_window = demotion.with_window
         pages, windows = self._copying(pins)
         full = demotion.look_ahead(Kind.VICTIMS, self._is_lossy, pages, free, self.low_pages())
@@ -207,10 +207,10 @@ class LookAhead:
         lossy: NDArray[np.bool_] = self._demotion.with_window[rows]
         # most of what is about to go has its copy
         rest = np.flatnonzero(~(self._residency.table.host.present[rows] | lossy))
-        lossy[rest] = self._is_worth(rows[rest])
+        lossy[rest] = self.are_worth(rows[rest])
         return lossy
 
-    def _is_worth(self, rows: Rows) -> NDArray[np.bool_]:
+    def are_worth(self, rows: Rows) -> NDArray[np.bool_]:
         """Which pages are worth a copy."""
         table = self._residency.table
         worth = worth_a_copy(table, self._policy.write, rows)

@@ -76,9 +76,20 @@ _ENOUGH = Freed(is_enough=True)
 
 
 class HostRoom:
-    """Frees host pages: decides what gives way."""
+    """Frees host pages: decides what gives way.
 
-    def __init__(self, residency: Residency, sampling: Sampling, expiry: Expiry | NoExpiry) -> None:
+    Args:
+        is_ample: see ``BackupPolicy.host_is_ample``.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        sampling: Sampling,
+        expiry: Expiry | NoExpiry,
+        *,
+        is_ample: bool = False,
+    ) -> None:
         self._residency = residency
         self._table = residency.table
         self._host, self._host_window = residency.host, residency.host_window
@@ -87,6 +98,13 @@ class HostRoom:
         self._counters = residency.counters
         self._sampling = sampling
         self._expiry = expiry
+        self._is_ample = is_ample
+
+    @property
+    def copies_stay(self) -> bool:
+        """Whether copies of what is on the device too go after the ends of prefixes that are worth
+        less than what needs the room."""
+        return self._is_ample or self._expiry.copies_stay
 
     def make(self, space: HostSpace, pages: int, claim: Claim) -> Freed:
         """Free host pages of a component until there are ``pages``, as far as possible.
@@ -95,7 +113,7 @@ class HostRoom:
         that lead to no window on the host; copies of what is on the device too; then windows
         inside conversations that others near them make up for; then copies of what is on the
         device and has descendants on the host alone; then the ends of those prefixes that are
-        worth least. Where copies stay (see ``Expiry``), windows that others make up for and such
+        worth least. Where copies stay (see ``copies_stay``), windows that others make up for and such
         ends go before copies of what is on the device. Where both components share a memory, each
         gives way to the other.
 
@@ -154,7 +172,7 @@ class HostRoom:
         for ``tails``."""
         yield self.drop_spare
         yield self._drop_useless
-        if self._expiry.copies_stay:
+        if self.copies_stay:
             yield self._drop_superseded
             yield lambda: self._drop_tails(space, other, pages, claim.worth, spared)
         yield lambda: self._drop_duplicates(space, pages - space.free_pages, claim.age)

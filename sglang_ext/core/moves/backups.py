@@ -83,31 +83,38 @@ class Backups:
 
         None: there is nothing to copy.
         """
-        rows = rows[: pages_to_copy_now(self._write_policy(), self._table.hits[rows])]
+        write = self._policy.write
+        if write is WritePolicy.WRITE_BACK and self._is_device_tight():
+            write = WritePolicy.WRITE_THROUGH
+        rows = rows[: pages_to_copy_now(write, self._table.hits[rows])]
         if len(rows) == 0:
             return None
-        # a copy that is not needed yet takes nothing away from those that are
-        no_room = (
-            not self._attachment.is_there and self._host.free_for_copies(needed_now=False) == 0
-        )
-        no_room &= len(self._kept.beyond) == 0
-        if no_room and not self._table.host.present[rows].all():
-            # the usual answer where nothing comes twice, so it is given before anything is planned
-            return self._counters.decline(DeclineReason.HOST_FULL)
-        plan = self.begin(rows, make_room=False)
+        plan = self._begin_early(rows)
         if plan == _BACKLOG:
             self._late.append((int(rows[-1]), int(self._table.generation[rows[-1]])))
         return plan
 
-    def _write_policy(self) -> WritePolicy:
-        """Where running requests hold nearly all of the device, what they leave is needed at
-        once when they end: it is too late then to copy it ahead of its eviction."""
-        write = self._policy.write
-        if write is WritePolicy.WRITE_BACK:
-            free = self._residency.device_pool.free_pages() + self._table.device.n_evictable
-            if free < self._ahead.low_pages():
-                return WritePolicy.WRITE_THROUGH
-        return write
+    def _is_device_tight(self) -> bool:
+        """Whether running requests hold nearly all of the device: what they leave is needed at once
+        when they end, and it is too late then to copy it ahead of its eviction."""
+        free = self._residency.device_pool.free_pages() + self._table.device.n_evictable
+        return free < self._ahead.low_pages()
+
+    def _begin_early(self, rows: Rows) -> Transfer | Declined | None:
+        """Copy a path before its eviction is near."""
+        no_room = (
+            not self._attachment.is_there and self._host.free_for_copies(needed_now=False) == 0
+        )
+        no_room &= len(self._kept.beyond) == 0
+        if not no_room or self._table.host.present[rows].all():
+            return self.begin(rows, make_room=False)
+        if self._policy.host_is_ample and self._is_device_tight() and not self._ahead.is_paused:
+            # its eviction will be near as soon as its request has ended
+            worth = self._ahead.are_worth(rows) & ~self._table.host.present[rows]
+            return self.begin(rows, make_room=True, pages=rows[worth])
+        # A copy that is not needed yet takes nothing away from those that are. That is the usual
+        # answer where nothing comes twice, so it is given before anything is planned.
+        return self._counters.decline(DeclineReason.HOST_FULL)
 
     def demote_ahead(self) -> list[Transfer]:
         """Start copies of what eviction takes next, if room gets low; once a step."""
@@ -138,7 +145,7 @@ class Backups:
         for _ in range(min(len(self._late), _MOST_PATHS_A_STEP)):
             last, generation = self._late[0]
             if self._table.is_current(last, generation) and self._table.device.ready[last]:
-                plan = self.begin(self._table.path(last), make_room=False)
+                plan = self._begin_early(self._table.path(last))
                 if plan == _BACKLOG:
                     self._refused_at = self._copied_pages
                     break

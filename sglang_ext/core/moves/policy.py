@@ -12,6 +12,8 @@ _AHEAD_SHARE = 12
 """And not more than one in this many host pages,"""
 _MOST_AHEAD_SHARE = 4
 """or, where single steps take more, in this many of those that the device would not fill."""
+_AMPLE_SHARE = 8
+"""A host of so many times the device has room for all of it a second time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class BackupPolicy:
         low_window_pages: the same for sliding-window copies.
         most_low_pages: where single steps take more than that, they are as many as this.
         step_pages: what a step is taken to need before any was seen.
+        host_is_ample: whether what is on both tiers takes a small part of the host.
     """
 
     write: WritePolicy
@@ -43,6 +46,7 @@ class BackupPolicy:
     step_pages: int = 0
     dense_pages: int = 0
     window_cost: int = 0
+    host_is_ample: bool = False
 
     @classmethod
     def for_device(
@@ -74,6 +78,7 @@ class BackupPolicy:
             most_low_pages=min(pages // _PINNED_SHARE, (host_pages - pages) // _MOST_AHEAD_SHARE),
             dense_pages=dense_pages,
             window_cost=window_cost,
+            host_is_ample=host_pages >= _AMPLE_SHARE * pages,
             # other policies have made their copies by then
             step_pages=max(0, step_pages) if write is WritePolicy.WRITE_BACK else 0,
         )
