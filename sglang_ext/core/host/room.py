@@ -113,9 +113,9 @@ class HostRoom:
         that lead to no window on the host; copies of what is on the device too; then windows
         inside conversations that others near them make up for; then copies of what is on the
         device and has descendants on the host alone; then the ends of those prefixes that are
-        worth least. Where copies stay (see ``copies_stay``), windows that others make up for and such
-        ends go before copies of what is on the device. Where both components share a memory, each
-        gives way to the other.
+        worth least. Where copies stay (see ``copies_stay``), windows that others make up for and
+        such ends go before copies of what is on the device. Where both components share a memory,
+        each gives way to the other.
 
         Args:
             claim: for what. Copies of what is on the device too give way only if they are
