@@ -140,9 +140,7 @@ class PrefixCache:
         self.residency = residency
         self.sampling = Sampling(table.host if self.host_tier else None, attachment)
         self.expiry.watch(residency, attachment)
-        self.room = HostRoom(
-            residency, self.sampling, self.expiry, is_ample=policy.host_is_ample
-        )
+        self.room = HostRoom(residency, self.sampling, self.expiry, is_ample=policy.host_is_ample)
         self.own_room = own_room = OwnRoom(residency, self.quotas)
         demotion = Demotion(table, residency.candidates)
         self.ahead = LookAhead(
