@@ -92,7 +92,7 @@ class IndexMachine(RuleBasedStateMachine):
             rebuild=2 + pages % 3,
             more_ticks=(0, 1, 9)[pages % 3],
             dense_pages=(0, 1, 3)[pages % 5 % 3],
-            host_is_ample=data.draw(st.booleans()),
+            host_is_ample=pages % 4 == 1,
             spare=Spare(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))),
         )
         self.demotes = data.draw(st.booleans())
