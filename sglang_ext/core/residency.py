@@ -7,7 +7,7 @@ from sglang_ext.core.candidates import Candidates
 from sglang_ext.core.compiled import copies
 from sglang_ext.core.counters import Counters
 from sglang_ext.core.host.compaction import Compaction
-from sglang_ext.core.host.kept import KeptWindows, Tail
+from sglang_ext.core.host.kept import Forgotten, KeptWindows
 from sglang_ext.core.host.space import HostSpace, NoHost
 from sglang_ext.core.host.tier import HostTier
 from sglang_ext.core.plan import Hold
@@ -233,7 +233,7 @@ class Residency:
         """The same for one."""
         return self.drop_unneeded(self.kept.remove(end))
 
-    def forget_tail(self, end: int) -> Tail:
+    def forget_tail(self, end: int) -> Forgotten:
         """Keep the last window of a prefix no longer; returns what is to be dropped with it. Those
         of several prefixes can be dropped together, which costs little more than one."""
         return self.kept.remove_tail(end, self.candidates.state)

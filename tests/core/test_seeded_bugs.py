@@ -14,7 +14,7 @@ from sglang_ext.core.compiled.constants import PAD, TICK_SHIFT
 from sglang_ext.core.compiled.loop_sets import Loops
 from sglang_ext.core.device.eviction import DeviceEviction
 from sglang_ext.core.host.arena import Arena, ArenaShape
-from sglang_ext.core.host.kept import KeptWindows, Tail
+from sglang_ext.core.host.kept import Forgotten, KeptWindows
 from sglang_ext.core.host.room import Claim, HostRoom
 from sglang_ext.core.host.space import HostSpace
 from sglang_ext.core.host.tails import Tails
@@ -346,7 +346,7 @@ def a_window_gives_up_pages_that_are_being_loaded(patch: Patch) -> None:
 
 
 def pages_stay_that_lead_nowhere(patch: Patch) -> None:
-    def drop(self: HostRoom, gone: list[Tail]) -> None:
+    def drop(self: HostRoom, gone: list[Forgotten]) -> None:
         for tail in gone:
             self._host_window.drop(tail.windows)
 
@@ -364,7 +364,7 @@ def a_prefix_gives_way_twice(patch: Patch) -> None:
 def a_page_stays_behind_the_last_window(patch: Patch) -> None:
     original = Residency.forget_tail
 
-    def forget(self: Residency, end: int) -> Tail:
+    def forget(self: Residency, end: int) -> Forgotten:
         tail = original(self, end)
         return tail._replace(lost=tail.lost[1:])
 

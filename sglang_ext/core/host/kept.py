@@ -12,7 +12,7 @@ from sglang_ext.core.table.columns import Rows, resident_zeros
 from sglang_ext.core.table.table import PageTable
 
 
-class Tail(NamedTuple):
+class Forgotten(NamedTuple):
     """What nothing on the host leads to when the last kept window of a prefix is gone; rows.
 
     Attributes:
@@ -88,7 +88,7 @@ class KeptWindows:
         self._note(changed[:count])
         return unneeded[:free]
 
-    def remove_tail(self, end: int, state: int) -> "Tail":
+    def remove_tail(self, end: int, state: int) -> Forgotten:
         """``remove`` of a window with no other below it, and what that leaves without one.
 
         Args:
@@ -101,7 +101,7 @@ class KeptWindows:
             state, end, self._window_pages, changed, windows, rows
         )
         self._note(changed[:count])
-        return Tail(windows[:free], rows[:n_copies], rows[len(rows) - n_lost :], above)
+        return Forgotten(windows[:free], rows[:n_copies], rows[len(rows) - n_lost :], above)
 
     def _note(self, rows: Rows) -> None:
         self._changed(rows)

@@ -10,7 +10,7 @@ from sglang_ext.core.candidates import YOUNGEST_FIRST, Kind
 from sglang_ext.core.compiled import candidates as loops
 from sglang_ext.core.compiled.candidates import ANY_AGE
 from sglang_ext.core.device.victims import cheapest_first
-from sglang_ext.core.host.kept import Tail
+from sglang_ext.core.host.kept import Forgotten
 from sglang_ext.core.host.sampling import Sampling
 from sglang_ext.core.host.space import SPARE, HostSpace
 from sglang_ext.core.residency import Residency
@@ -377,7 +377,7 @@ class HostRoom:
         """Drop the last kept windows of those prefixes that are worth least, and what led to
         nothing else, until there is room for ``pages`` or an extent of the other component can be
         vacated; how many. What they free is known before it is free, so they go together."""
-        missing, gone, come = pages - space.free_pages, list[Tail](), list[int]()
+        missing, gone, come = pages - space.free_pages, list[Forgotten](), list[int]()
         beside = other.compaction.missing if other and other.compaction else _NEVER
         full = windows = 0
         for end in self.tails(limit, spared, come):
@@ -398,7 +398,7 @@ class HostRoom:
         nothing else."""
         self._drop([self._residency.forget_tail(end)])
 
-    def _drop(self, gone: list[Tail]) -> None:
+    def _drop(self, gone: list[Forgotten]) -> None:
         """Drop what nothing leads to any more."""
         windows, copies, lost, _ = gone[0]
         if len(gone) > 1:

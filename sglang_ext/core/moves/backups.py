@@ -106,12 +106,13 @@ class Backups:
             not self._attachment.is_there and self._host.free_for_copies(needed_now=False) == 0
         )
         no_room &= len(self._kept.beyond) == 0
-        if not no_room or self._table.host.present[rows].all():
+        absent = ~self._table.host.present[rows]
+        if not no_room or not absent.any():
             return self.begin(rows, make_room=False)
         if self._policy.host_is_ample and self._is_device_tight() and not self._ahead.is_paused:
             # its eviction will be near as soon as its request has ended
-            worth = self._ahead.are_worth(rows) & ~self._table.host.present[rows]
-            return self.begin(rows, make_room=True, pages=rows[worth])
+            pages = rows[absent & self._ahead.are_worth(rows)]
+            return self.begin(rows, make_room=True, pages=pages)
         # A copy that is not needed yet takes nothing away from those that are. That is the usual
         # answer where nothing comes twice, so it is given before anything is planned.
         return self._counters.decline(DeclineReason.HOST_FULL)
